@@ -1,0 +1,451 @@
+//! The job file: one TOML document that says what is trained, on which data and how.
+//!
+//! The types here are plain data with defaults and units. Reading, merging (`--set`,
+//! environment, file) and checking live beside them in [`load`] and [`validate`].
+
+pub mod load;
+pub mod validate;
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A whole job: the graph of stages and everything that they share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Job {
+    /// Name of the job, shown in status and report.
+    pub name: String,
+    /// Seed of every random choice: the plan, initial weights, text templates.
+    #[serde(default)]
+    pub seed: u64,
+    /// Canonical virtual workers. Each contributes `batch_size / lanes` samples to a step,
+    /// whatever the number of workers, so that the bits do not depend on it.
+    #[serde(default = "default_lanes")]
+    pub lanes: u32,
+    /// How gradients are summed over lanes.
+    #[serde(default)]
+    pub reduction: Reduction,
+    /// `cpu`, `cuda` (the worker's local rank picks the device) or `cuda:N`.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// Threads of libtorch in each worker. Part of what fixes the bits on a CPU.
+    #[serde(default = "default_threads")]
+    pub threads: u32,
+    /// Corpora by name: what `[[stage.data]]` refers to.
+    #[serde(default)]
+    pub data: BTreeMap<String, Corpus>,
+    /// The tokenizer that a bootstrap stage trains.
+    #[serde(default)]
+    pub tokenizer: Tokenizer,
+    /// Shapes of the model.
+    pub model: Model,
+    /// When checkpoints are made and which are kept.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// The stages, in the order in which they run.
+    #[serde(rename = "stage", default)]
+    pub stages: Vec<Stage>,
+}
+
+/// How gradients are summed over lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduction {
+    /// 64-bit fixed point: the same bits for any number of workers.
+    #[default]
+    Exact,
+    /// Plain fp32 all-reduce: less traffic, bits depend on the number of workers.
+    Fast,
+}
+
+/// An imported corpus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Corpus {
+    /// Where `mks2 data import` wrote it: a path or any object store URL.
+    pub url: String,
+}
+
+/// The byte-level BPE tokenizer trained by a bootstrap stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Tokenizer {
+    /// Entries of the vocabulary, the special tokens included.
+    pub vocab_size: u32,
+}
+
+impl Default for Tokenizer {
+    fn default() -> Self {
+        Self { vocab_size: 2048 }
+    }
+}
+
+/// Shapes of every module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Model {
+    /// The language model.
+    pub decoder: Decoder,
+    /// The visual encoder.
+    pub vision: Vision,
+    /// The text side of the small CLIP that a bootstrap stage trains.
+    pub text_tower: TextTower,
+    /// The modular visual memory.
+    pub memory: Memory,
+    /// The retrieval head.
+    #[serde(default)]
+    pub retrieval: Retrieval,
+}
+
+/// A LLaMA-like decoder. Names are those of Hugging Face's `LlamaConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Decoder {
+    /// Width of the residual stream, `d`.
+    pub hidden_size: u32,
+    /// Width of the SwiGLU MLP.
+    pub intermediate_size: u32,
+    /// Blocks, `L`.
+    pub num_hidden_layers: u32,
+    /// Query heads.
+    pub num_attention_heads: u32,
+    /// Key and value heads; divides the query heads.
+    pub num_key_value_heads: u32,
+    /// Base of the rotary frequencies.
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f64,
+    /// Epsilon of RMSNorm.
+    #[serde(default = "default_norm_eps")]
+    pub rms_norm_eps: f64,
+    /// The output head shares the embedding matrix.
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+    /// Text tokens of a sample, padded or cut to this length; image tokens come on top.
+    pub max_text_tokens: u32,
+}
+
+/// A CLIP-like vision transformer. Names are those of `CLIPVisionConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Vision {
+    /// Side of the square input, pixels.
+    pub image_size: u32,
+    /// Side of a square patch, pixels; divides `image_size`.
+    pub patch_size: u32,
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// Width of the MLP.
+    pub intermediate_size: u32,
+    /// Blocks.
+    pub num_hidden_layers: u32,
+    /// Attention heads.
+    pub num_attention_heads: u32,
+    /// Epsilon of LayerNorm.
+    #[serde(default = "default_norm_eps")]
+    pub layer_norm_eps: f64,
+    /// Size of the global image feature, `e`.
+    pub projection_dim: u32,
+}
+
+/// The text side of the bootstrap CLIP: decoder blocks read at the end token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TextTower {
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// Width of the SwiGLU MLP.
+    pub intermediate_size: u32,
+    /// Blocks.
+    pub num_hidden_layers: u32,
+    /// Attention heads.
+    pub num_attention_heads: u32,
+}
+
+/// The modular visual memory (MVM) of every block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Memory {
+    /// Hidden width of the two-layer network.
+    pub width: u32,
+    /// Two matrices with GELU, or three with SwiGLU.
+    #[serde(default)]
+    pub form: MemoryForm,
+}
+
+/// Forms of the modular visual memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryForm {
+    /// `down(gelu(up(x)))`
+    #[default]
+    Plain,
+    /// `down(silu(gate(x)) * up(x))`
+    Gated,
+}
+
+/// The retrieval head: projections of text state and image feature, and the temperature.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Retrieval {
+    /// Size of the shared space.
+    pub dim: u32,
+    /// Temperature `tau` of InfoNCE at the start.
+    pub temperature: f64,
+    /// Whether `tau` is trained (bounded below by 0.01) or stays fixed.
+    pub learn_temperature: bool,
+    /// Blocks (counted from 1) after which the text state is read as well, each with a head
+    /// of its own; the losses are averaged. The last block is always read.
+    pub extra_blocks: Vec<u32>,
+}
+
+impl Default for Retrieval {
+    fn default() -> Self {
+        Self { dim: 128, temperature: 0.07, learn_temperature: true, extra_blocks: Vec::new() }
+    }
+}
+
+/// When checkpoints are made and which are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Checkpoint {
+    /// Steps between two checkpoints inside a stage; each stage also ends in one.
+    pub every_steps: u64,
+    /// How many of the latest checkpoints inside stages stay; the last of a stage always stays.
+    pub keep_last: u32,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_steps: 100, keep_last: 2 }
+    }
+}
+
+/// One stage of the job graph.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Stage {
+    /// Name, unique in the job.
+    pub name: String,
+    /// What kind of stage it is; the table of the same name holds its own settings.
+    pub kind: StageKind,
+    /// Stages from whose last checkpoints this one starts, oldest first.
+    #[serde(default)]
+    pub from: Vec<String>,
+    /// Steps of the optimizer; 0 for `evaluate`.
+    #[serde(default)]
+    pub steps: u64,
+    /// Samples of a step over all lanes; `lanes` divides it.
+    #[serde(default = "default_batch_size")]
+    pub batch_size: u32,
+    /// Where the samples come from.
+    #[serde(default)]
+    pub data: Vec<Source>,
+    /// Optimizer and schedule.
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    /// Settings of a `bootstrap` stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootstrap: Option<Bootstrap>,
+    /// Settings of a `memory` stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryStage>,
+    /// Settings of an `experts` stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
+    /// Settings of an `evaluate` stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluate: Option<Evaluate>,
+}
+
+/// Kinds of stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StageKind {
+    /// No pretrained weights at hand: tokenizer, small LLM and small CLIP from scratch.
+    Bootstrap,
+    /// Stage 1 of the paper: visual information storage.
+    Memory,
+    /// Stage 2 of the paper: multimodal knowledge collaboration.
+    Experts,
+    /// Measures what the stages before it have learned; trains nothing.
+    Evaluate,
+}
+
+/// A share of a stage's samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Source {
+    /// Name of a corpus in `[data]`.
+    pub corpus: String,
+    /// Share of the samples, relative to the other sources.
+    #[serde(default = "default_weight")]
+    pub weight: f64,
+}
+
+/// AdamW with warm-up and cosine decay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Optimizer {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Learning rate at the end, as a share of the peak.
+    pub min_lr_ratio: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// Decay rate of the first moment.
+    pub beta1: f64,
+    /// Decay rate of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay; matrices only, never norms, biases or the temperature.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 switches clipping off.
+    pub clip_norm: f64,
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self {
+            lr: 1e-3,
+            min_lr_ratio: 0.1,
+            warmup_steps: 20,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        }
+    }
+}
+
+/// Settings of a `bootstrap` stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Bootstrap {
+    /// Texts of the language model, one chosen by (seed, step, row). Fields of the row stand in
+    /// braces: `{caption}`, `{question}`, `{answer}` or a name from its metadata.
+    pub texts: Vec<String>,
+    /// Texts of the small CLIP, likewise.
+    pub clip_texts: Vec<String>,
+    /// Largest share of a picture's side by which it is shifted at random (augmentation).
+    pub shift: f64,
+}
+
+impl Default for Bootstrap {
+    fn default() -> Self {
+        Self { texts: vec!["{caption}".into()], clip_texts: vec!["{caption}".into()], shift: 0.0 }
+    }
+}
+
+/// Settings of a `memory` stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct MemoryStage {
+    /// Captions, one chosen by (seed, step, row).
+    pub captions: Vec<String>,
+    /// Texts of the retrieval loss, one chosen by (seed, step, row).
+    pub retrieval_texts: Vec<String>,
+    /// Weight of the captioning loss.
+    pub caption_weight: f64,
+    /// Weight of the retrieval loss.
+    pub retrieval_weight: f64,
+}
+
+impl Default for MemoryStage {
+    fn default() -> Self {
+        Self {
+            captions: vec!["{caption}".into()],
+            retrieval_texts: vec!["{caption}".into()],
+            caption_weight: 1.0,
+            retrieval_weight: 1.0,
+        }
+    }
+}
+
+/// Settings of an `experts` stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Experts {
+    /// Names of `memory` stages whose memories join the MLP in the mixture. None: LoRA alone.
+    pub memories: Vec<String>,
+    /// Permutes each memory's hidden units between its two layers: the control that destroys
+    /// what was stored and keeps every statistic of the weights.
+    pub shuffle_memory: bool,
+    /// Rank of the adapters.
+    pub lora_rank: u32,
+    /// Scale `alpha`: the adapter's output is multiplied by `alpha / rank`.
+    pub lora_alpha: f64,
+    /// Share of the adapter's inputs that is dropped in training.
+    pub lora_dropout: f64,
+    /// Adapters on the attention's four projections as well.
+    pub adapt_attention: bool,
+    /// Blocks (counted from 1) whose experts get adapters; empty: all.
+    pub adapter_blocks: Vec<u32>,
+    /// Blocks (counted from 1) whose router is trained; empty: all. Every block has the mixture;
+    /// a router that is not trained keeps its starting scores.
+    pub router_blocks: Vec<u32>,
+    /// Score of the memories at the start, before the softmax; the MLP's is 0.
+    pub router_bias: f64,
+    /// The question, as a template.
+    pub question: String,
+    /// The answer, as a template; the loss is on its tokens.
+    pub answer: String,
+    /// Put the end token between question and answer, so that the answer is predicted where the
+    /// retrieval head reads.
+    pub answer_after_end: bool,
+}
+
+impl Default for Experts {
+    fn default() -> Self {
+        Self {
+            memories: Vec::new(),
+            shuffle_memory: false,
+            lora_rank: 16,
+            lora_alpha: 16.0,
+            lora_dropout: 0.0,
+            adapt_attention: false,
+            adapter_blocks: Vec::new(),
+            router_blocks: Vec::new(),
+            router_bias: 0.0,
+            question: "{question}".into(),
+            answer: "{answer}".into(),
+            answer_after_end: false,
+        }
+    }
+}
+
+/// Settings of an `evaluate` stage.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Evaluate {
+    /// The `memory` stage to measure (retrieval, captions).
+    pub memory: Option<String>,
+    /// Corpus of the retrieval and caption measurements.
+    pub corpus: Option<String>,
+    /// Text of the retrieval queries, as a template.
+    pub retrieval_text: Option<String>,
+    /// Pictures for which captions are written and the five nearest shown.
+    pub examples: u32,
+    /// Corpus of held-out questions.
+    pub questions: Option<String>,
+    /// Corpus of the questions that were trained on, for the majority's share and the probes.
+    pub train_questions: Option<String>,
+    /// The `experts` stages to compare on the questions: `mks2`, `lora`, `shuffled`.
+    pub compare: BTreeMap<String, String>,
+}
+
+fn default_lanes() -> u32 {
+    8
+}
+fn default_device() -> String {
+    "cpu".into()
+}
+fn default_threads() -> u32 {
+    1
+}
+fn default_rope_theta() -> f64 {
+    10_000.0
+}
+fn default_norm_eps() -> f64 {
+    1e-5
+}
+fn default_batch_size() -> u32 {
+    64
+}
+fn default_weight() -> f64 {
+    1.0
+}

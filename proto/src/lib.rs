@@ -1,0 +1,26 @@
+//! What the processes of mks2 share.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`job`] | the job file: every setting, its unit and its default |
+//! | [`params`] | the parameter table of the model: names, shapes, initial values; no tensors |
+//! | [`ids`] | run, member, generation, term, rank, lane |
+//! | [`v1`] | the generated gRPC messages and services |
+//! | [`dial`] | connecting to a coordinator: endpoint, token, deadlines |
+//! | [`env`](mod@env) | the environment contract between launcher and worker |
+//! | [`failure`] | errors that a user sees: what, why, what to do, exit code |
+//! | [`telemetry`] | logs and OpenTelemetry export, set up once in each `main` |
+
+pub mod dial;
+pub mod env;
+pub mod failure;
+pub mod ids;
+pub mod job;
+pub mod params;
+pub mod telemetry;
+
+/// Generated from `proto/mks2/v1/coordinator.proto`; a test proves that it is current.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+#[rustfmt::skip]
+#[path = "gen/mks2.v1.rs"]
+pub mod v1;
