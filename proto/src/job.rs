@@ -72,11 +72,13 @@ pub struct Corpus {
 pub struct Tokenizer {
     /// Entries of the vocabulary, the special tokens included.
     pub vocab_size: u32,
+    /// Rows of each corpus, from its beginning, whose texts the tokenizer is trained on.
+    pub sample_rows: u64,
 }
 
 impl Default for Tokenizer {
     fn default() -> Self {
-        Self { vocab_size: 2048 }
+        Self { vocab_size: 2048, sample_rows: 100_000 }
     }
 }
 
@@ -384,6 +386,9 @@ pub struct Experts {
     pub question: String,
     /// The answer, as a template; the loss is on its tokens.
     pub answer: String,
+    /// Image tokens stand before the question where the row has a picture. Off: text alone, and
+    /// pictures are not even read.
+    pub pictures: bool,
     /// Put the end token between question and answer, so that the answer is predicted where the
     /// retrieval head reads.
     pub answer_after_end: bool,
@@ -403,6 +408,7 @@ impl Default for Experts {
             router_bias: 0.0,
             question: "{question}".into(),
             answer: "{answer}".into(),
+            pictures: false,
             answer_after_end: false,
         }
     }
