@@ -24,3 +24,6 @@ pub mod telemetry;
 #[rustfmt::skip]
 #[path = "gen/mks2.v1.rs"]
 pub mod v1;
+
+/// The protobuf descriptors of [`v1`], encoded: what gRPC reflection serves.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/mks2.v1.bin");
