@@ -1,0 +1,331 @@
+//! The parameters of every module, in a fixed order.
+//!
+//! ```text
+//! model.embed_tokens.weight                                    [vocab, d]
+//! model.layers.0.{self_attn.{q,k,v,o}_proj, mlp.{gate,up,down}_proj}.weight
+//! model.layers.0.{input_layernorm, post_attention_layernorm}.weight [d]
+//! model.norm.weight [d]     lm_head.weight [vocab, d] (absent when tied)
+//! vision_model.*  visual_projection.weight                     as CLIPVisionModelWithProjection
+//! text_tower.*  text_projection.weight [e, t]  logit_scale []  text side of the bootstrap CLIP
+//! bridge.{weight [d, v], bias [d]}                             patch feature -> soft token
+//! memory.<stage>.layers.0.{gate,up}_proj.weight [w, d], down_proj.weight [d, w]
+//! retrieval.{text_projection.weight [s, d], image_projection.weight [s, e],
+//!            log_inverse_temperature []}
+//! retrieval.blocks.3.*                                         a head read after block 3 (from 1)
+//! experts.layers.0.router.{weight [n, d], bias [n]}
+//! experts.layers.0.<mlp | memory stage | self_attn>.<matrix>.{lora_a [r, in], lora_b [out, r]}
+//! ```
+
+use super::{Init, ParamSpec};
+use crate::job::{
+    Decoder, Experts, MemoryForm, Model, Retrieval, Stage, StageKind, TextTower, Vision,
+};
+
+/// Names that a memory stage must not have, since they stand beside the experts' names.
+pub const RESERVED_EXPERT_NAMES: [&str; 3] = ["mlp", "router", "self_attn"];
+
+/// Standard deviation of embeddings (GPT-2's and LLaMA's).
+const EMBEDDING_STD: f32 = 0.02;
+
+/// A normal with the variance of PyTorch's default for linear layers, `1 / (3 fan_in)`.
+fn fan_in(inputs: usize) -> Init {
+    Init::Normal { std: (1.0 / (3.0 * inputs as f32)).sqrt() }
+}
+
+/// The same for a matrix that writes into the residual stream, which adds up `2 layers` of them.
+fn residual(inputs: usize, layers: usize) -> Init {
+    Init::Normal { std: (1.0 / (6.0 * inputs as f32 * layers as f32)).sqrt() }
+}
+
+fn normal(std: f32) -> Init {
+    Init::Normal { std }
+}
+
+/// The language model.
+pub fn decoder(model: &Model, vocab: u32) -> Vec<ParamSpec> {
+    let shape = &model.decoder;
+    let (d, vocab) = (shape.hidden_size as usize, vocab as usize);
+    let mut specs =
+        vec![ParamSpec::new("model.embed_tokens.weight", &[vocab, d], normal(EMBEDDING_STD))];
+    decoder_blocks("model", &Blocks::from(shape), &mut specs);
+    specs.push(ParamSpec::new("model.norm.weight", &[d], Init::Ones));
+    if !shape.tie_word_embeddings {
+        specs.push(ParamSpec::new("lm_head.weight", &[vocab, d], normal(EMBEDDING_STD)));
+    }
+    specs
+}
+
+/// The text side of the bootstrap CLIP: its own embedding and decoder blocks, its projection
+/// into the space of the global image feature, and CLIP's `logit_scale`.
+pub fn text_tower(model: &Model, vocab: u32) -> Vec<ParamSpec> {
+    let shape = &model.text_tower;
+    let (t, e) = (shape.hidden_size as usize, model.vision.projection_dim as usize);
+    let vocab = vocab as usize;
+    let mut specs =
+        vec![ParamSpec::new("text_tower.embed_tokens.weight", &[vocab, t], normal(EMBEDDING_STD))];
+    decoder_blocks("text_tower", &Blocks::from(shape), &mut specs);
+    specs.push(ParamSpec::new("text_tower.norm.weight", &[t], Init::Ones));
+    specs.push(ParamSpec::new("text_projection.weight", &[e, t], fan_in(t)));
+    specs.push(ParamSpec::new("logit_scale", &[], Init::Constant((1.0_f32 / 0.07).ln())));
+    specs
+}
+
+/// Sizes of a stack of LLaMA blocks.
+struct Blocks {
+    layers: usize,
+    hidden: usize,
+    key_value: usize,
+    intermediate: usize,
+}
+
+impl From<&Decoder> for Blocks {
+    fn from(shape: &Decoder) -> Self {
+        let head = shape.hidden_size / shape.num_attention_heads.max(1);
+        Self {
+            layers: shape.num_hidden_layers as usize,
+            hidden: shape.hidden_size as usize,
+            key_value: (head * shape.num_key_value_heads) as usize,
+            intermediate: shape.intermediate_size as usize,
+        }
+    }
+}
+
+impl From<&TextTower> for Blocks {
+    fn from(shape: &TextTower) -> Self {
+        Self {
+            layers: shape.num_hidden_layers as usize,
+            hidden: shape.hidden_size as usize,
+            key_value: shape.hidden_size as usize,
+            intermediate: shape.intermediate_size as usize,
+        }
+    }
+}
+
+impl Blocks {
+    /// Name, outputs and inputs of the attention's matrices.
+    fn attention(&self) -> [(&'static str, usize, usize); 4] {
+        let (d, kv) = (self.hidden, self.key_value);
+        [("q_proj", d, d), ("k_proj", kv, d), ("v_proj", kv, d), ("o_proj", d, d)]
+    }
+}
+
+/// Name, outputs and inputs of a gated network's matrices, or of a plain one's.
+fn feed_forward(form: MemoryForm, d: usize, width: usize) -> Vec<(&'static str, usize, usize)> {
+    let mut matrices = vec![("up_proj", width, d), ("down_proj", d, width)];
+    if form == MemoryForm::Gated {
+        matrices.insert(0, ("gate_proj", width, d));
+    }
+    matrices
+}
+
+fn decoder_blocks(prefix: &str, blocks: &Blocks, specs: &mut Vec<ParamSpec>) {
+    let (d, layers) = (blocks.hidden, blocks.layers);
+    for layer in 0..layers {
+        let at = format!("{prefix}.layers.{layer}");
+        let init = |name: &str, inputs| match name {
+            "o_proj" | "down_proj" => residual(inputs, layers),
+            _ => fan_in(inputs),
+        };
+        for (name, out, inputs) in blocks.attention() {
+            let name_of = format!("{at}.self_attn.{name}.weight");
+            specs.push(ParamSpec::new(name_of, &[out, inputs], init(name, inputs)));
+        }
+        for (name, out, inputs) in feed_forward(MemoryForm::Gated, d, blocks.intermediate) {
+            let name_of = format!("{at}.mlp.{name}.weight");
+            specs.push(ParamSpec::new(name_of, &[out, inputs], init(name, inputs)));
+        }
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            specs.push(ParamSpec::new(format!("{at}.{norm}.weight"), &[d], Init::Ones));
+        }
+    }
+}
+
+/// The visual encoder. Starts as Hugging Face's CLIP does.
+pub fn vision(model: &Model) -> Vec<ParamSpec> {
+    let shape = &model.vision;
+    let (v, patch) = (shape.hidden_size as usize, shape.patch_size as usize);
+    let side = (shape.image_size / shape.patch_size.max(1)) as usize;
+    let width_std = (v as f32).powf(-0.5);
+    let embeddings = "vision_model.embeddings";
+    let mut specs = vec![
+        ParamSpec::new(format!("{embeddings}.class_embedding"), &[v], normal(width_std)),
+        ParamSpec::new(
+            format!("{embeddings}.patch_embedding.weight"),
+            &[v, 3, patch, patch],
+            normal(EMBEDDING_STD),
+        ),
+        ParamSpec::new(
+            format!("{embeddings}.position_embedding.weight"),
+            &[side * side + 1, v],
+            normal(EMBEDDING_STD),
+        ),
+    ];
+    layer_norm("vision_model.pre_layrnorm", v, &mut specs);
+    for layer in 0..shape.num_hidden_layers {
+        vision_block(&format!("vision_model.encoder.layers.{layer}"), shape, &mut specs);
+    }
+    layer_norm("vision_model.post_layernorm", v, &mut specs);
+    let e = shape.projection_dim as usize;
+    specs.push(ParamSpec::new("visual_projection.weight", &[e, v], normal(width_std)));
+    specs
+}
+
+fn vision_block(at: &str, shape: &Vision, specs: &mut Vec<ParamSpec>) {
+    let (v, width) = (shape.hidden_size as usize, shape.intermediate_size as usize);
+    let width_std = (v as f32).powf(-0.5);
+    let deep_std = width_std * (2.0 * shape.num_hidden_layers as f32).powf(-0.5);
+    for (name, out, inputs, std) in [
+        ("self_attn.q_proj", v, v, deep_std),
+        ("self_attn.k_proj", v, v, deep_std),
+        ("self_attn.v_proj", v, v, deep_std),
+        ("self_attn.out_proj", v, v, width_std),
+        ("mlp.fc1", width, v, (2.0 * v as f32).powf(-0.5)),
+        ("mlp.fc2", v, width, deep_std),
+    ] {
+        specs.push(ParamSpec::new(format!("{at}.{name}.weight"), &[out, inputs], normal(std)));
+        specs.push(ParamSpec::new(format!("{at}.{name}.bias"), &[out], Init::Zeros));
+    }
+    layer_norm(&format!("{at}.layer_norm1"), v, specs);
+    layer_norm(&format!("{at}.layer_norm2"), v, specs);
+}
+
+fn layer_norm(at: &str, width: usize, specs: &mut Vec<ParamSpec>) {
+    specs.push(ParamSpec::new(format!("{at}.weight"), &[width], Init::Ones));
+    specs.push(ParamSpec::new(format!("{at}.bias"), &[width], Init::Zeros));
+}
+
+/// The bridge: a linear layer from each patch feature to one soft token.
+pub fn bridge(model: &Model) -> Vec<ParamSpec> {
+    let (d, v) = (model.decoder.hidden_size as usize, model.vision.hidden_size as usize);
+    vec![
+        ParamSpec::new("bridge.weight", &[d, v], fan_in(v)),
+        ParamSpec::new("bridge.bias", &[d], Init::Zeros),
+    ]
+}
+
+/// The modular visual memory that the stage called `stage` stores into.
+pub fn memory(model: &Model, stage: &str) -> Vec<ParamSpec> {
+    let d = model.decoder.hidden_size as usize;
+    let width = model.memory.width as usize;
+    let layers = model.decoder.num_hidden_layers as usize;
+    let mut specs = Vec::new();
+    for layer in 0..layers {
+        for (name, out, inputs) in feed_forward(model.memory.form, d, width) {
+            let init =
+                if name == "down_proj" { residual(inputs, layers) } else { fan_in(inputs) };
+            let name_of = format!("memory.{stage}.layers.{layer}.{name}.weight");
+            specs.push(ParamSpec::new(name_of, &[out, inputs], init));
+        }
+    }
+    specs
+}
+
+/// Prefixes of the retrieval heads with the block (from 1) after which each reads: the extra
+/// blocks in ascending order, the last block at the end.
+pub fn retrieval_heads(model: &Model) -> Vec<(u32, String)> {
+    let last = model.decoder.num_hidden_layers;
+    let mut blocks: Vec<u32> =
+        model.retrieval.extra_blocks.iter().copied().filter(|block| *block != last).collect();
+    blocks.sort_unstable();
+    blocks.dedup();
+    let mut heads: Vec<(u32, String)> =
+        blocks.into_iter().map(|block| (block, format!("retrieval.blocks.{block}"))).collect();
+    heads.push((last, "retrieval".to_owned()));
+    heads
+}
+
+/// The retrieval heads.
+pub fn retrieval(model: &Model) -> Vec<ParamSpec> {
+    let d = model.decoder.hidden_size as usize;
+    let e = model.vision.projection_dim as usize;
+    let Retrieval { dim, temperature, learn_temperature, .. } = model.retrieval;
+    let dim = dim as usize;
+    let mut specs = Vec::new();
+    for (_, at) in retrieval_heads(model) {
+        specs.push(ParamSpec::new(format!("{at}.text_projection.weight"), &[dim, d], fan_in(d)));
+        specs.push(ParamSpec::new(format!("{at}.image_projection.weight"), &[dim, e], fan_in(e)));
+        if learn_temperature {
+            let start = Init::Constant(-(temperature.ln()) as f32);
+            specs.push(ParamSpec::new(format!("{at}.log_inverse_temperature"), &[], start));
+        }
+    }
+    specs
+}
+
+/// The adapters and routers of an `experts` stage. A stage without memories has no routers; a
+/// block whose router is not trained has none here and keeps its starting scores.
+pub fn experts(model: &Model, settings: &Experts) -> Vec<ParamSpec> {
+    let d = model.decoder.hidden_size as usize;
+    let count = settings.memories.len() + 1;
+    let mut bias = vec![settings.router_bias as f32; count];
+    bias[0] = 0.0;
+    let mut specs = Vec::new();
+    for layer in 0..model.decoder.num_hidden_layers {
+        let at = format!("experts.layers.{layer}");
+        if count > 1 && chosen(&settings.router_blocks, layer) {
+            specs.push(ParamSpec::new(format!("{at}.router.weight"), &[count, d], Init::Zeros));
+            let bias = Init::Values(bias.clone());
+            specs.push(ParamSpec::new(format!("{at}.router.bias"), &[count], bias));
+        }
+        if chosen(&settings.adapter_blocks, layer) {
+            adapters(&at, model, settings, &mut specs);
+        }
+    }
+    specs
+}
+
+/// Whether `layer` (from 0) is among `blocks` (from 1); an empty list means all.
+fn chosen(blocks: &[u32], layer: u32) -> bool {
+    blocks.is_empty() || blocks.contains(&(layer + 1))
+}
+
+fn adapters(at: &str, model: &Model, settings: &Experts, specs: &mut Vec<ParamSpec>) {
+    let rank = settings.lora_rank as usize;
+    let blocks = Blocks::from(&model.decoder);
+    let (d, memory) = (blocks.hidden, &model.memory);
+    let mut adapter = |of: &str, (name, out, inputs): (&str, usize, usize)| {
+        let matrix = format!("{at}.{of}.{name}");
+        specs.push(ParamSpec::new(format!("{matrix}.lora_a"), &[rank, inputs], fan_in(inputs)));
+        specs.push(ParamSpec::new(format!("{matrix}.lora_b"), &[out, rank], Init::Zeros));
+    };
+    if settings.adapt_attention {
+        blocks.attention().into_iter().for_each(|matrix| adapter("self_attn", matrix));
+    }
+    for matrix in feed_forward(MemoryForm::Gated, d, blocks.intermediate) {
+        adapter("mlp", matrix);
+    }
+    for name in &settings.memories {
+        for matrix in feed_forward(memory.form, d, memory.width as usize) {
+            adapter(name, matrix);
+        }
+    }
+}
+
+/// What `stage` trains, in a fixed order.
+pub fn trained_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
+    match stage.kind {
+        StageKind::Bootstrap => {
+            [decoder(model, vocab), vision(model), text_tower(model, vocab)].concat()
+        }
+        StageKind::Memory => [memory(model, &stage.name), bridge(model), retrieval(model)].concat(),
+        StageKind::Experts => {
+            stage.experts.as_ref().map(|settings| experts(model, settings)).unwrap_or_default()
+        }
+        StageKind::Evaluate => Vec::new(),
+    }
+}
+
+/// What `stage` reads and leaves as it is.
+pub fn frozen_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
+    match stage.kind {
+        StageKind::Bootstrap | StageKind::Evaluate => Vec::new(),
+        StageKind::Memory => [decoder(model, vocab), vision(model)].concat(),
+        StageKind::Experts => {
+            let mut specs = decoder(model, vocab);
+            for name in stage.experts.iter().flat_map(|settings| &settings.memories) {
+                specs.extend(memory(model, name));
+            }
+            specs
+        }
+    }
+}
