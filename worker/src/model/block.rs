@@ -1,0 +1,305 @@
+//! A stack of LLaMA blocks whose second halves the caller chooses.
+//!
+//! ```text
+//! h_s = h + Attention(RMSNorm(h))
+//! h   = h_s + second half(RMSNorm'(h_s))
+//! ```
+//!
+//! Where only some positions are read, the last block computes queries, its second half and the
+//! final norm for these alone; keys and values come from all.
+
+use mks2_proto::job::MemoryForm;
+use tch::{Device, Kind, Tensor};
+
+use super::attention::{Attention, AttentionShape, Rotary, Sight};
+use super::experts::Experts;
+use super::feed_forward::FeedForward;
+use super::memory::Memory;
+use super::ops::rms_norm;
+use super::weights::expect_shape;
+use super::{ModelError, Result, Weights};
+
+/// What stands in the second half of every block.
+#[derive(Clone, Copy, Debug)]
+pub enum SecondHalves<'a> {
+    /// The decoder's own MLPs.
+    Mlp,
+    /// The visual memory in their place: stage 1.
+    Memory(&'a Memory),
+    /// The soft mixture of both, with adapters: stage 2.
+    Experts(&'a Experts),
+}
+
+/// Positions whose states the caller wants.
+#[derive(Clone, Copy, Debug)]
+pub enum Read<'a> {
+    /// All.
+    All,
+    /// All from this position on.
+    From(i64),
+    /// These, `[b, n]` of int64.
+    At(&'a Tensor),
+}
+
+/// One forward pass through the blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass<'a> {
+    second: SecondHalves<'a>,
+    read: Read<'a>,
+    keys_bt: Option<&'a Tensor>,
+    blocks: &'a [u32],
+    record_scores: bool,
+}
+
+impl<'a> Pass<'a> {
+    /// A causal pass over rows padded on the right that reads all positions.
+    pub fn new(second: SecondHalves<'a>) -> Self {
+        Self { second, read: Read::All, keys_bt: None, blocks: &[], record_scores: false }
+    }
+
+    /// Reads these positions alone.
+    #[must_use]
+    pub fn reading(self, read: Read<'a>) -> Self {
+        Self { read, ..self }
+    }
+
+    /// Only these keys may be seen, `[b, t]` of bool: for rows with gaps or padding on the left.
+    /// A position always sees itself.
+    #[must_use]
+    pub fn keys(self, keys_bt: &'a Tensor) -> Self {
+        Self { keys_bt: Some(keys_bt), ..self }
+    }
+
+    /// Also returns the states after these blocks (from 1), at the positions read.
+    #[must_use]
+    pub fn after_blocks(self, blocks: &'a [u32]) -> Self {
+        Self { blocks, ..self }
+    }
+
+    /// Also returns the routers' scores.
+    #[must_use]
+    pub fn recording_scores(self) -> Self {
+        Self { record_scores: true, ..self }
+    }
+}
+
+/// What a pass returns.
+#[derive(Debug)]
+pub struct States {
+    /// States after the last block and the final norm, at the positions read.
+    pub last_bnd: Tensor,
+    /// States after the blocks asked for (from 1), before any norm, at the positions read.
+    pub after_blocks: Vec<(u32, Tensor)>,
+    /// Scores `[b, t, x]` of each block's mixture if recorded; `[b, n, x]` in the last block.
+    pub scores: Vec<Tensor>,
+}
+
+/// Sizes and constants of a stack.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StackShape {
+    pub(super) layers: u32,
+    pub(super) attention: AttentionShape,
+    pub(super) intermediate: i64,
+    pub(super) theta: f64,
+    pub(super) eps: f64,
+}
+
+/// The blocks and the final norm.
+#[derive(Debug)]
+pub(super) struct Stack {
+    shape: StackShape,
+    blocks: Vec<Block>,
+    norm_d: Tensor,
+}
+
+impl Stack {
+    /// The stack `<at>.layers.*`, `<at>.norm.weight`.
+    pub(super) fn new(at: &str, shape: StackShape, weights: &Weights) -> Result<Self> {
+        let blocks = (0..shape.layers)
+            .map(|layer| Block::new(&format!("{at}.layers.{layer}"), shape, weights))
+            .collect::<Result<_>>()?;
+        let norm_d = weights.shaped(&format!("{at}.norm.weight"), &[shape.attention.hidden])?;
+        Ok(Self { shape, blocks, norm_d })
+    }
+
+    pub(super) fn forward(&self, h_btd: &Tensor, pass: &Pass) -> Result<States> {
+        self.check(h_btd, pass)?;
+        let size = h_btd.size();
+        let plan = Plan::new(&self.shape, pass, [size[0], size[1]], h_btd.device());
+        let mut states = States { last_bnd: Tensor::new(), after_blocks: vec![], scores: vec![] };
+        let mut h = h_btd.shallow_clone();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let is_last = layer + 1 == self.blocks.len();
+            h = block.attend(&h, pass, layer, if is_last { &plan.last } else { &plan.inner });
+            let (out, scores) = block.second_half(&h, pass, layer);
+            h += out;
+            states.scores.extend(scores);
+            let number = layer as u32 + 1;
+            if pass.blocks.contains(&number) {
+                let read = if is_last { h.shallow_clone() } else { plan.last.select(&h) };
+                states.after_blocks.push((number, read));
+            }
+        }
+        states.last_bnd = rms_norm(&h, &self.norm_d, self.shape.eps);
+        Ok(states)
+    }
+
+    fn check(&self, h_btd: &Tensor, pass: &Pass) -> Result<()> {
+        expect_shape("h_btd", h_btd, &[-1, -1, self.shape.attention.hidden])?;
+        let size = h_btd.size();
+        if let Some(keys_bt) = pass.keys_bt {
+            expect_shape("keys_bt", keys_bt, &size[..2])?;
+        }
+        if let Read::At(positions_bn) = pass.read {
+            expect_shape("positions_bn", positions_bn, &[size[0], -1])?;
+        }
+        let blocks = self.blocks.len();
+        match pass.blocks.iter().find(|block| **block == 0 || **block as usize > blocks) {
+            Some(block) => Err(ModelError::NoBlock { block: *block, blocks }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What the inner blocks and the last one see: made once for a pass.
+struct Plan {
+    inner: View,
+    last: View,
+}
+
+/// The positions that a block computes, and what they see.
+struct View {
+    sight: Sight,
+    select: Selection,
+}
+
+/// How the positions to compute are taken out of all.
+enum Selection {
+    All,
+    From(i64),
+    /// Row numbers of the flattened `[b t]`, and `[b, n]`.
+    Rows(Tensor, [i64; 2]),
+}
+
+impl Plan {
+    fn new(shape: &StackShape, pass: &Pass, [b, t]: [i64; 2], device: Device) -> Self {
+        let head = shape.attention.hidden / shape.attention.heads;
+        let rotary = || Rotary::new(t, head, shape.theta, device);
+        let options = (Kind::Int64, device);
+        let all = Tensor::arange(t, options);
+        let inner_mask = pass.keys_bt.map(|keys_bt| allowed(&all.unsqueeze(0), &all, Some(keys_bt)));
+        let inner = Sight { keys: rotary(), queries: None, mask: inner_mask };
+        let (select, queries, positions) = match pass.read {
+            Read::All | Read::From(0) => (Selection::All, None, None),
+            Read::From(start) => {
+                let queries = inner.keys.narrow(start, t - start);
+                let positions = all.narrow(0, start, t - start).unsqueeze(0);
+                (Selection::From(start), Some(queries), Some(positions))
+            }
+            Read::At(positions_bn) => {
+                let n = positions_bn.size()[1];
+                let first = Tensor::arange(b, options).unsqueeze(1) * t;
+                let rows = (positions_bn + first).flatten(0, -1);
+                let queries = inner.keys.at(positions_bn);
+                let positions = Some(positions_bn.shallow_clone());
+                (Selection::Rows(rows, [b, n]), Some(queries), positions)
+            }
+        };
+        let mask = match positions {
+            Some(positions) => Some(allowed(&positions, &all, pass.keys_bt)),
+            None => inner.mask.as_ref().map(Tensor::shallow_clone),
+        };
+        let last = View { sight: Sight { keys: rotary(), queries, mask }, select };
+        Self { inner: View { sight: inner, select: Selection::All }, last }
+    }
+}
+
+/// Which keys each query may see, `[b or 1, 1, n, t]`.
+fn allowed(queries: &Tensor, keys_t: &Tensor, real_bt: Option<&Tensor>) -> Tensor {
+    let queries = queries.unsqueeze(-1);
+    let causal = keys_t.le_tensor(&queries);
+    let seen = match real_bt {
+        Some(real_bt) => {
+            let itself = keys_t.eq_tensor(&queries);
+            causal.logical_and(&real_bt.unsqueeze(1).logical_or(&itself))
+        }
+        None => causal,
+    };
+    seen.unsqueeze(1)
+}
+
+impl View {
+    fn select(&self, x_btd: &Tensor) -> Tensor {
+        match &self.select {
+            Selection::All => x_btd.shallow_clone(),
+            Selection::From(start) => x_btd.narrow(1, *start, x_btd.size()[1] - start),
+            Selection::Rows(rows, [b, n]) => {
+                x_btd.flatten(0, 1).index_select(0, rows).view([*b, *n, -1])
+            }
+        }
+    }
+}
+
+/// One block.
+#[derive(Debug)]
+struct Block {
+    norm_d: Tensor,
+    attention: Attention,
+    second_norm_d: Tensor,
+    mlp: FeedForward,
+    eps: f64,
+}
+
+impl Block {
+    fn new(at: &str, shape: StackShape, weights: &Weights) -> Result<Self> {
+        let d = shape.attention.hidden;
+        let norm = |name: &str| weights.shaped(&format!("{at}.{name}.weight"), &[d]);
+        let sizes = [d, shape.intermediate];
+        Ok(Self {
+            norm_d: norm("input_layernorm")?,
+            attention: Attention::new(&format!("{at}.self_attn"), shape.attention, weights)?,
+            second_norm_d: norm("post_attention_layernorm")?,
+            mlp: FeedForward::new(&format!("{at}.mlp"), MemoryForm::Gated, sizes, weights)?,
+            eps: shape.eps,
+        })
+    }
+
+    /// `h_s`: self-attention and its residual, at the positions of `view`.
+    fn attend(&self, h_btd: &Tensor, pass: &Pass, layer: usize, view: &View) -> Tensor {
+        let adapters = match pass.second {
+            SecondHalves::Experts(experts) => experts.blocks[layer].attention.as_ref(),
+            _ => None,
+        };
+        let x_btd = rms_norm(h_btd, &self.norm_d, self.eps);
+        match view.select {
+            Selection::All => h_btd + self.attention.forward(&x_btd, None, &view.sight, adapters),
+            _ => {
+                let queries_bnd = view.select(&x_btd);
+                let queries = Some(&queries_bnd);
+                view.select(h_btd) + self.attention.forward(&x_btd, queries, &view.sight, adapters)
+            }
+        }
+    }
+
+    /// What the second half adds to `h_s`, and the mixture's scores if they are recorded.
+    fn second_half(&self, h_bnd: &Tensor, pass: &Pass, layer: usize) -> (Tensor, Option<Tensor>) {
+        let x_bnd = rms_norm(h_bnd, &self.second_norm_d, self.eps);
+        match pass.second {
+            SecondHalves::Mlp => (self.mlp.forward(&x_bnd, None), None),
+            SecondHalves::Memory(memory) => (memory.blocks[layer].forward(&x_bnd, None), None),
+            SecondHalves::Experts(experts) => {
+                experts.blocks[layer].forward(&x_bnd, &self.mlp, pass.record_scores)
+            }
+        }
+    }
+}
+
+/// A matrix `[rows, d]` looked up at `ids`.
+pub(super) fn look_up(table_vd: &Tensor, ids: &Tensor) -> Tensor {
+    Tensor::embedding(table_vd, ids, -1, false, false)
+}
+
+/// Positions `[b, 1]` of single ends `[b]`.
+pub(super) fn as_positions(end_b: &Tensor) -> Tensor {
+    end_b.to_kind(Kind::Int64).unsqueeze(-1)
+}

@@ -1,0 +1,72 @@
+//! The language model: LLaMA's architecture ([Touvron et al. 2023](https://arxiv.org/abs/2302.13971)),
+//! with Hugging Face's names and conventions.
+//!
+//! ```text
+//! logits_bnV = W_head states_bnd        W_head is the embedding where they are tied
+//! ```
+
+use mks2_proto::job;
+use tch::Tensor;
+
+use super::attention::AttentionShape;
+use super::block::{Pass, Stack, StackShape, States, look_up};
+use super::ops::linear;
+use super::weights::expect_shape;
+use super::{Result, Weights};
+
+/// A LLaMA-like decoder.
+#[derive(Debug)]
+pub struct Decoder {
+    embedding: Tensor,
+    head: Tensor,
+    stack: Stack,
+}
+
+impl Decoder {
+    /// The decoder `model.*`, `lm_head.weight` with `vocab` tokens.
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape.
+    pub fn new(shape: &job::Decoder, vocab: u32, weights: &Weights) -> Result<Self> {
+        let (vocab, d) = (i64::from(vocab), i64::from(shape.hidden_size));
+        let embedding = weights.shaped("model.embed_tokens.weight", &[vocab, d])?;
+        let head = match shape.tie_word_embeddings {
+            true => embedding.shallow_clone(),
+            false => weights.shaped("lm_head.weight", &[vocab, d])?,
+        };
+        let stack = StackShape {
+            layers: shape.num_hidden_layers,
+            attention: AttentionShape {
+                hidden: d,
+                heads: i64::from(shape.num_attention_heads),
+                groups: i64::from(shape.num_key_value_heads),
+            },
+            intermediate: i64::from(shape.intermediate_size),
+            theta: shape.rope_theta,
+            eps: shape.rms_norm_eps,
+        };
+        Ok(Self { embedding, head, stack: Stack::new("model", stack, weights)? })
+    }
+
+    /// Embeddings `[b, t, d]` of `ids_bt`, int64.
+    ///
+    /// # Errors
+    /// If the ids are not `[b, t]`.
+    pub fn embed(&self, ids_bt: &Tensor) -> Result<Tensor> {
+        expect_shape("ids_bt", ids_bt, &[-1, -1])?;
+        Ok(look_up(&self.embedding, ids_bt))
+    }
+
+    /// The states that `pass` reads, from the input embeddings `h_btd`.
+    ///
+    /// # Errors
+    /// If a shape does not fit, or a block is asked for that does not exist.
+    pub fn forward(&self, h_btd: &Tensor, pass: &Pass) -> Result<States> {
+        self.stack.forward(h_btd, pass)
+    }
+
+    /// Logits `[.., V]` of normed states `[.., d]`.
+    pub fn logits(&self, states: &Tensor) -> Tensor {
+        linear(states, &self.head)
+    }
+}

@@ -1,0 +1,82 @@
+//! The losses of the method, as sums that add up over lanes; the caller divides by the counts of
+//! the global batch.
+
+use tch::{Kind, Reduction, Tensor};
+
+use super::ops::unit_rows;
+use super::weights::expect_shape;
+use super::{Decoder, Result};
+
+/// A label at which there is nothing to predict.
+pub const IGNORE: i64 = -100;
+
+/// Learned temperatures never fall below 0.01: the logarithm of the inverse stays below this.
+const MAX_LOG_INVERSE_TEMPERATURE: f64 = 4.605_170_185_988_092;
+
+/// Captioning loss `L_c` before its division: the sum of next-token cross-entropies over the
+/// labels `labels_bn` that are not [`IGNORE`], and their number. Position `n` of the states
+/// predicts label `n`; logits are computed at labelled positions only.
+///
+/// # Errors
+/// If labels and states do not fit.
+pub fn next_token(decoder: &Decoder, states_bnd: &Tensor, labels_bn: &Tensor) -> Result<(Tensor, i64)> {
+    expect_shape("labels_bn", labels_bn, &states_bnd.size()[..2])?;
+    let labels = labels_bn.flatten(0, 1);
+    let rows_c = labels.not_equal(IGNORE).nonzero().squeeze_dim(1);
+    let count = rows_c.size()[0];
+    let states_cd = states_bnd.flatten(0, 1).index_select(0, &rows_c);
+    let logits_cv = decoder.logits(&states_cd);
+    Ok((cross_entropy_sum(&logits_cv, &labels.index_select(0, &rows_c)), count))
+}
+
+/// The retrieval loss of some rows of the global batch, summed over them: row `i` of the unit
+/// texts `text_ns` belongs to row `first_row + i` of the unit images `images_ms`.
+pub fn retrieval_rows(
+    text_ns: &Tensor,
+    images_ms: &Tensor,
+    first_row: i64,
+    log_inverse_temperature: &Tensor,
+) -> Tensor {
+    let scale = log_inverse_temperature.clamp_max(MAX_LOG_INVERSE_TEMPERATURE).exp();
+    let logits_nm = text_ns.matmul(&images_ms.tr()) * scale;
+    let last = first_row + text_ns.size()[0];
+    let targets = Tensor::arange_start(first_row, last, (Kind::Int64, text_ns.device()));
+    cross_entropy_sum(&logits_nm, &targets)
+}
+
+/// CLIP's symmetric loss over the global batch, and its gradients.
+#[derive(Debug)]
+pub struct ClipLoss {
+    /// Mean of both directions' mean cross-entropies.
+    pub loss: Tensor,
+    /// Gradient with respect to the text features, `[m, e]`.
+    pub grad_text_me: Tensor,
+    /// Gradient with respect to the image features, `[m, e]`.
+    pub grad_images_me: Tensor,
+    /// Gradient with respect to `logit_scale`; it belongs to the step once, not to every lane.
+    pub grad_logit_scale: Tensor,
+}
+
+/// CLIP's symmetric loss of all features of the global batch, not normalised, and its gradients
+/// with respect to them (Gao et al. 2021, "Scaling deep contrastive learning batch size"): each
+/// lane then runs backward from `(features * gradient).sum()` over its own rows.
+pub fn clip(text_me: &Tensor, images_me: &Tensor, logit_scale: &Tensor) -> ClipLoss {
+    let leaf = |x: &Tensor| x.detach().set_requires_grad(true);
+    let [text, images, scale] = [text_me, images_me, logit_scale].map(leaf);
+    let logits = unit_rows(&text).matmul(&unit_rows(&images).tr())
+        * scale.clamp_max(MAX_LOG_INVERSE_TEMPERATURE).exp();
+    let m = text.size()[0];
+    let targets = Tensor::arange(m, (Kind::Int64, text.device()));
+    let both = cross_entropy_sum(&logits, &targets) + cross_entropy_sum(&logits.tr(), &targets);
+    let loss = both / (2 * m) as f64;
+    let mut gradients = Tensor::run_backward(&[&loss], &[text, images, scale], false, false);
+    let mut next = || gradients.pop().unwrap_or_default();
+    let (grad_logit_scale, grad_images_me, grad_text_me) = (next(), next(), next());
+    ClipLoss { loss: loss.detach(), grad_text_me, grad_images_me, grad_logit_scale }
+}
+
+/// Sum over the rows of `-log softmax(logits)[target]`.
+fn cross_entropy_sum(logits_cv: &Tensor, targets_c: &Tensor) -> Tensor {
+    let weight = None::<Tensor>;
+    logits_cv.cross_entropy_loss(targets_c, weight, Reduction::Sum, IGNORE, 0.0)
+}

@@ -1,0 +1,40 @@
+//! Small functions that several modules share.
+
+use tch::{Kind, Tensor};
+
+/// `x W^T`, over the last dimension.
+pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
+    x.linear(weight, None::<Tensor>)
+}
+
+/// RMSNorm (Zhang and Sennrich 2019): `x / sqrt(mean(x^2) + eps) * w` over the last dimension.
+pub(super) fn rms_norm(x: &Tensor, weight_d: &Tensor, eps: f64) -> Tensor {
+    x.rms_norm(weight_d.size(), Some(weight_d), eps)
+}
+
+/// CLIP's activation `x sigmoid(1.702 x)`.
+pub(super) fn quick_gelu(x: &Tensor) -> Tensor {
+    x * (x * 1.702).sigmoid()
+}
+
+/// Rows of unit length, for cosine similarity.
+pub(super) fn unit_rows(x: &Tensor) -> Tensor {
+    let norm = x.square().sum_dim_intlist([-1].as_slice(), true, None::<Kind>).clamp_min(1e-24);
+    x * norm.rsqrt()
+}
+
+/// Scaled dot-product attention on `[b, heads, length, k]`; the output is `[b, n, h k]`.
+pub(super) fn attend(q_bhnk: &Tensor, kv_bgtk: [&Tensor; 2], mask: Option<&Tensor>, causal: bool) -> Tensor {
+    let [k_bgtk, v_bgtk] = kv_bgtk;
+    let (b, h, n, k) = sizes4(q_bhnk);
+    let grouped = h != k_bgtk.size()[1];
+    let out = Tensor::scaled_dot_product_attention(
+        q_bhnk, k_bgtk, v_bgtk, mask, 0.0, causal, None, grouped,
+    );
+    out.transpose(1, 2).reshape([b, n, h * k])
+}
+
+fn sizes4(x: &Tensor) -> (i64, i64, i64, i64) {
+    let size = x.size();
+    (size[0], size[1], size[2], size[3])
+}

@@ -1,0 +1,220 @@
+//! The visual encoder: CLIP's vision transformer ([Radford et al. 2021](https://arxiv.org/abs/2103.00020)),
+//! with Hugging Face's names.
+//!
+//! ```text
+//! h_0     = LN_pre([class, W_patch patches] + positions)         [b, 1 + p, v]
+//! block   h = h + Attention(LN_1 h);  h = h + fc2(quick_gelu(fc1(LN_2 h)))
+//! patches = h after the last block but one, without the class position
+//! global  = W_proj LN_post(h after the last block at the class position)
+//! ```
+//!
+//! Of the last block only the class position is ever used, so only that is computed.
+
+use mks2_proto::job;
+use tch::Tensor;
+
+use super::ops::{attend, quick_gelu};
+use super::weights::{expect_shape, fused};
+use super::{Result, Weights};
+
+/// Features of a batch of pictures.
+#[derive(Debug)]
+pub struct VisionFeatures {
+    /// Patch features after the last block but one, `[b, p, v]`.
+    pub patches_bpv: Tensor,
+    /// Global features, `[b, e]`, not normalised.
+    pub global_be: Tensor,
+}
+
+/// A CLIP-like vision transformer.
+#[derive(Debug)]
+pub struct Vision {
+    side: i64,
+    patch: i64,
+    class_v: Tensor,
+    patch_vc: Tensor,
+    positions_pv: Tensor,
+    pre: LayerNorm,
+    blocks: Vec<VisionBlock>,
+    post: LayerNorm,
+    projection_ev: Tensor,
+}
+
+impl Vision {
+    /// The encoder `vision_model.*`, `visual_projection.weight`.
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape.
+    pub fn new(shape: &job::Vision, weights: &Weights) -> Result<Self> {
+        let (v, patch) = (i64::from(shape.hidden_size), i64::from(shape.patch_size));
+        let side = i64::from(shape.image_size);
+        let count = (side / patch) * (side / patch) + 1;
+        let at = "vision_model.embeddings";
+        let kernel = weights.shaped(&format!("{at}.patch_embedding.weight"), &[v, 3, patch, patch])?;
+        let norm = |name: &str| LayerNorm::new(&format!("vision_model.{name}"), v, shape, weights);
+        let blocks = (0..shape.num_hidden_layers).map(|layer| {
+            VisionBlock::new(&format!("vision_model.encoder.layers.{layer}"), shape, weights)
+        });
+        let e = i64::from(shape.projection_dim);
+        Ok(Self {
+            side,
+            patch,
+            class_v: weights.shaped(&format!("{at}.class_embedding"), &[v])?,
+            patch_vc: kernel.flatten(1, -1),
+            positions_pv: weights.shaped(&format!("{at}.position_embedding.weight"), &[count, v])?,
+            pre: norm("pre_layrnorm")?,
+            blocks: blocks.collect::<Result<_>>()?,
+            post: norm("post_layernorm")?,
+            projection_ev: weights.shaped("visual_projection.weight", &[e, v])?,
+        })
+    }
+
+    /// Features of `pixels_bchw`: RGB, normalised, as wide and high as configured.
+    ///
+    /// # Errors
+    /// If the pictures have another size.
+    pub fn forward(&self, pixels_bchw: &Tensor) -> Result<VisionFeatures> {
+        expect_shape("pixels_bchw", pixels_bchw, &[-1, 3, self.side, self.side])?;
+        let mut h = self.pre.forward(&self.embed(pixels_bchw));
+        let mut patches_bpv = h.shallow_clone();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let is_last = layer + 1 == self.blocks.len();
+            if is_last {
+                patches_bpv = h.shallow_clone();
+            }
+            h = block.forward(&h, is_last);
+        }
+        let global = self.post.forward(&h.select(1, 0));
+        Ok(VisionFeatures {
+            patches_bpv: patches_bpv.narrow(1, 1, patches_bpv.size()[1] - 1),
+            global_be: global.linear(&self.projection_ev, None::<Tensor>),
+        })
+    }
+
+    /// Class and patch embeddings with positions. The convolution's stride is its size, so it is
+    /// one product over patches laid out as rows.
+    fn embed(&self, pixels_bchw: &Tensor) -> Tensor {
+        let (b, grid, patch) = (pixels_bchw.size()[0], self.side / self.patch, self.patch);
+        let patches_bpc = pixels_bchw
+            .view([b, 3, grid, patch, grid, patch])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([b, grid * grid, 3 * patch * patch]);
+        let rows_bpv = patches_bpc.linear(&self.patch_vc, None::<Tensor>);
+        let class_b1v = self.class_v.expand([b, 1, -1], false);
+        Tensor::cat(&[class_b1v, rows_bpv], 1) + &self.positions_pv
+    }
+}
+
+/// LayerNorm with bias.
+#[derive(Debug)]
+struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    fn new(at: &str, width: i64, shape: &job::Vision, weights: &Weights) -> Result<Self> {
+        Ok(Self {
+            weight: weights.shaped(&format!("{at}.weight"), &[width])?,
+            bias: weights.shaped(&format!("{at}.bias"), &[width])?,
+            eps: shape.layer_norm_eps,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// A linear layer with bias.
+#[derive(Debug)]
+struct Affine {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Affine {
+    fn new(at: &str, [out, inputs]: [i64; 2], weights: &Weights) -> Result<Self> {
+        Ok(Self {
+            weight: weights.shaped(&format!("{at}.weight"), &[out, inputs])?,
+            bias: weights.shaped(&format!("{at}.bias"), &[out])?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, Some(&self.bias))
+    }
+
+    /// Several layers on the same input as one, when they are frozen.
+    fn fused(parts: [&Self; 3]) -> Option<Self> {
+        let weight = fused(&parts.map(|part| &part.weight))?;
+        Some(Self { weight, bias: fused(&parts.map(|part| &part.bias))? })
+    }
+}
+
+/// One block of the encoder.
+#[derive(Debug)]
+struct VisionBlock {
+    heads: i64,
+    norm1: LayerNorm,
+    q: Affine,
+    k: Affine,
+    v: Affine,
+    qkv: Option<Affine>,
+    out: Affine,
+    norm2: LayerNorm,
+    fc1: Affine,
+    fc2: Affine,
+}
+
+impl VisionBlock {
+    fn new(at: &str, shape: &job::Vision, weights: &Weights) -> Result<Self> {
+        let (v, w) = (i64::from(shape.hidden_size), i64::from(shape.intermediate_size));
+        let affine = |name: &str, sizes| Affine::new(&format!("{at}.{name}"), sizes, weights);
+        let norm = |name: &str| LayerNorm::new(&format!("{at}.{name}"), v, shape, weights);
+        let parts = ["q_proj", "k_proj", "v_proj", "out_proj"]
+            .map(|name| affine(&format!("self_attn.{name}"), [v, v]));
+        let [q, k, value, out] = parts;
+        let (q, k, value) = (q?, k?, value?);
+        Ok(Self {
+            heads: i64::from(shape.num_attention_heads),
+            norm1: norm("layer_norm1")?,
+            qkv: Affine::fused([&q, &k, &value]),
+            q,
+            k,
+            v: value,
+            out: out?,
+            norm2: norm("layer_norm2")?,
+            fc1: affine("mlp.fc1", [w, v])?,
+            fc2: affine("mlp.fc2", [v, w])?,
+        })
+    }
+
+    /// All positions, or the class position alone, `[b, 1, v]`.
+    fn forward(&self, h_bpv: &Tensor, class_only: bool) -> Tensor {
+        let x_bpv = self.norm1.forward(h_bpv);
+        let class = |x: &Tensor| if class_only { x.narrow(1, 0, 1) } else { x.shallow_clone() };
+        let [q, k, v] = match (&self.qkv, class_only) {
+            (Some(qkv), false) => {
+                let parts = qkv.forward(&x_bpv).chunk(3, -1);
+                [0, 1, 2].map(|part| parts[part].shallow_clone())
+            }
+            _ => [
+                self.q.forward(&class(&x_bpv)),
+                self.k.forward(&x_bpv),
+                self.v.forward(&x_bpv),
+            ],
+        };
+        let [q, k, v] = [q, k, v].map(|x| self.split(&x));
+        let h = class(h_bpv) + self.out.forward(&attend(&q, [&k, &v], None, false));
+        let inner = quick_gelu(&self.fc1.forward(&self.norm2.forward(&h)));
+        h + self.fc2.forward(&inner)
+    }
+
+    /// `[b, p, v]` as `[b, heads, p, k]`.
+    fn split(&self, x: &Tensor) -> Tensor {
+        let size = x.size();
+        x.reshape([size[0], size[1], self.heads, -1]).transpose(1, 2)
+    }
+}

@@ -1,0 +1,120 @@
+//! Weights by their global names.
+
+use std::collections::BTreeMap;
+
+use mks2_proto::params::ParamSpec;
+use tch::{Device, Kind, Tensor};
+
+use super::{ModelError, Result};
+
+/// Name -> tensor. Tensors are handles: copies share storage.
+#[derive(Debug, Default)]
+pub struct Weights {
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Clone for Weights {
+    fn clone(&self) -> Self {
+        let tensors =
+            self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+        Self { tensors: tensors.collect() }
+    }
+}
+
+impl Weights {
+    /// No weights.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The initial values of `specs` on `device`, frozen.
+    pub fn initial(specs: &[ParamSpec], seed: u64, device: Device) -> Self {
+        let mut weights = Self::new();
+        for spec in specs {
+            let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
+            let values = Tensor::from_slice(&spec.initial_values(seed)).view(shape.as_slice());
+            weights.insert_frozen(&spec.name, &values.to_device(device));
+        }
+        weights
+    }
+
+    /// Adds a weight that gets no gradient. It shares `tensor`'s storage.
+    pub fn insert_frozen(&mut self, name: &str, tensor: &Tensor) {
+        self.tensors.insert(name.to_owned(), tensor.detach());
+    }
+
+    /// Adds a leaf that gets a gradient. It shares `tensor`'s storage, so it sees updates of a
+    /// flat buffer that `tensor` is a view of.
+    pub fn insert_trained(&mut self, name: &str, tensor: &Tensor) {
+        self.tensors.insert(name.to_owned(), tensor.detach().set_requires_grad(true));
+    }
+
+    /// Adds all of `other`'s weights; they win over those of the same name.
+    pub fn extend(&mut self, other: Self) {
+        self.tensors.extend(other.tensors);
+    }
+
+    /// Whether there is a weight of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Names in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The weight called `name`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        match self.tensors.get(name) {
+            Some(tensor) => Ok(tensor.shallow_clone()),
+            None => Err(ModelError::Missing { name: name.to_owned() }),
+        }
+    }
+
+    /// The weight called `name`, of shape `shape`.
+    ///
+    /// # Errors
+    /// If there is none or its shape differs.
+    pub fn shaped(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let tensor = self.get(name)?;
+        expect_shape(name, &tensor, shape)?;
+        Ok(tensor)
+    }
+
+    /// The leaves of `specs`, in their order: what gradients are asked for.
+    ///
+    /// # Errors
+    /// If one is missing.
+    pub fn leaves(&self, specs: &[ParamSpec]) -> Result<Vec<Tensor>> {
+        specs.iter().map(|spec| self.get(&spec.name)).collect()
+    }
+}
+
+/// Refuses a tensor whose shape is not `expected`, where -1 stands for any size.
+pub(super) fn expect_shape(name: &str, tensor: &Tensor, expected: &[i64]) -> Result<()> {
+    let found = tensor.size();
+    let fits = found.len() == expected.len()
+        && found.iter().zip(expected).all(|(size, wanted)| *wanted == -1 || size == wanted);
+    if fits {
+        return Ok(());
+    }
+    Err(ModelError::Shape { name: name.to_owned(), found, expected: expected.to_vec() })
+}
+
+/// One matrix out of several that read the same input, when none of them is trained: one large
+/// product instead of small ones. The parts are stacked along the outputs.
+pub(super) fn fused(parts: &[&Tensor]) -> Option<Tensor> {
+    if parts.iter().any(|part| part.requires_grad()) {
+        return None;
+    }
+    Some(Tensor::cat(parts, 0))
+}
+
+/// The options of a new tensor beside `like`.
+pub(super) fn options(kind: Kind, like: &Tensor) -> (Kind, Device) {
+    (kind, like.device())
+}

@@ -1,0 +1,310 @@
+"""Writes the parity fixtures: small random models, their outputs and gradients, in fp32.
+
+    python worker/tests/reference/make_fixtures.py [worker/tests/fixtures]
+
+Needs torch 2.11, transformers and safetensors. Each file holds `weight/*`, `input/*`, `output/*`
+and `grad/*`: gradients of the weights (and of some inputs) of the loss, which is `output/loss` or,
+for modules, the sum of every output times its `probe/*`. The `case` entry of the file's metadata
+is JSON: the model's shapes and the settings. The decoder and the visual encoder come from
+transformers; everything else from `mks2_reference.py`, and that is checked against transformers
+here as well.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from mks2_reference import IGNORE, MKS2, Config, Experts, RetrievalHead, TextTower, clip_loss
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaConfig, LlamaForCausalLM
+
+VOCAB = 37
+MODEL = {
+    "decoder": {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "max_text_tokens": 7,
+    },
+    "vision": {
+        "image_size": 12,
+        "patch_size": 4,
+        "hidden_size": 12,
+        "intermediate_size": 20,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": 10,
+    },
+    "text_tower": {
+        "hidden_size": 12,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+    },
+    "memory": {"width": 14, "form": "plain"},
+    "retrieval": {"dim": 8, "temperature": 0.2, "learn_temperature": True, "extra_blocks": []},
+}
+
+
+def shapes(**changes) -> dict:
+    """`MODEL` with some values changed, one table at a time."""
+    return {name: values | changes.get(name, {}) for name, values in MODEL.items()}
+
+
+def randomize(module: torch.nn.Module, seed: int) -> None:
+    """Weights large enough that every part matters, norms around one."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, p in sorted(module.named_parameters()):
+            if name.endswith(("log_inverse_temperature", "logit_scale")):
+                p.fill_(1.3)
+            elif "norm" in name and name.endswith("weight"):
+                p.copy_(1.0 + 0.2 * torch.randn_like(p))
+            else:
+                fan = p[0].numel() if p.ndim >= 2 else 4
+                p.copy_(torch.randn_like(p) / fan**0.5)
+
+
+def build(model: dict, seed: int, memories=()) -> MKS2:
+    mks2 = MKS2(Config.from_json(model, VOCAB))
+    for name in memories:
+        mks2.add_memory(name)
+    randomize(mks2, seed)
+    return mks2
+
+
+def write(path: Path, case: dict, groups: dict) -> None:
+    tensors = {
+        f"{group}/{name}": value.detach().clone().contiguous()
+        for group, values in groups.items()
+        for name, value in values.items()
+    }
+    save_file(tensors, path, metadata={"case": json.dumps({"vocab_size": VOCAB} | case)})
+
+
+def gradients(loss: torch.Tensor, leaves: dict) -> dict:
+    values = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {name: grad for name, grad in zip(leaves, values) if grad is not None}
+
+
+def probed(path: Path, case: dict, weights: dict, inputs: dict, outputs: dict, wanted=None) -> None:
+    """A module's case: gradients of the probed outputs for weights and float inputs."""
+    torch.manual_seed(77)
+    probes = {name: torch.randn_like(value) for name, value in outputs.items()}
+    loss = sum((probes[name] * value).sum() for name, value in outputs.items())
+    leaves = {n: w for n, w in weights.items() if wanted is None or n in wanted}
+    leaves |= {f"input/{n}": x for n, x in inputs.items() if x.requires_grad}
+    groups = {"weight": weights, "input": inputs, "probe": probes, "output": outputs}
+    write(path, case, groups | {"grad": gradients(loss, leaves)})
+
+
+def leaf(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, requires_grad=True)
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+# --- cases ----------------------------------------------------------------------------------
+
+
+def decoder_block(out: Path) -> None:
+    model = shapes(decoder={"num_hidden_layers": 1})
+    mks2 = build(model, 1)
+    h = leaf(2, 6, 16)
+    last, _ = mks2.model(h)
+    weights = {n: p for n, p in mks2.named_parameters() if n.startswith(("model.", "lm_head"))}
+    probed(out / "decoder_block.safetensors", {"model": model}, weights, {"h": h}, {"last": last})
+
+
+def llama(out: Path) -> None:
+    """The full decoder, from transformers; the reference agrees."""
+    model = shapes()
+    d = dict(model["decoder"])
+    d.pop("max_text_tokens")
+    peer = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, attn_implementation="eager", **d))
+    randomize(peer, 2)
+    ids = torch.randint(VOCAB, (3, 7))
+    logits = peer(ids).logits
+    mks2 = build(model, 2)
+    mks2.load_state_dict(peer.state_dict(), strict=False)
+    close(mks2.lm_head(mks2.model(mks2.model.embed_tokens(ids))[0]), logits)
+    path = out / "llama.safetensors"
+    probed(path, {"model": model}, dict(peer.named_parameters()), {"ids": ids}, {"logits": logits})
+
+
+def clip_vision(out: Path) -> None:
+    """The visual encoder, from transformers; the reference agrees."""
+    model = shapes()
+    peer = CLIPVisionModelWithProjection(CLIPVisionConfig(**model["vision"]))
+    randomize(peer, 3)
+    pixels = torch.randn(2, 3, 12, 12)
+    seen = peer(pixels, output_hidden_states=True)
+    patches, features = seen.hidden_states[-2][:, 1:], seen.image_embeds
+    mks2 = build(model, 3)
+    mks2.load_state_dict(peer.state_dict(), strict=False)
+    ours = mks2.see(pixels)
+    close(ours[0], patches)
+    close(ours[1], features)
+    outputs = {"patches": patches, "global": features}
+    weights = dict(peer.named_parameters())
+    probed(out / "clip_vision.safetensors", {"model": model}, weights, {"pixels": pixels}, outputs)
+
+
+def text_tower(out: Path) -> None:
+    tower = TextTower(Config.from_json(MODEL, VOCAB))
+    randomize(tower, 4)
+    inputs = {"ids": torch.randint(VOCAB, (3, 7)), "end": torch.tensor([6, 3, 1])}
+    outputs = {"features": tower(**inputs)}
+    weights = dict(tower.named_parameters())
+    path = out / "text_tower.safetensors"
+    probed(path, {"model": MODEL}, weights, inputs, outputs)
+
+
+def clip(out: Path) -> None:
+    torch.manual_seed(5)
+    inputs = {"text": leaf(6, 10), "images": leaf(6, 10), "logit_scale": torch.tensor(1.3)}
+    inputs["logit_scale"].requires_grad_(True)
+    loss = clip_loss(inputs["text"], inputs["images"], inputs["logit_scale"])
+    groups = {"input": inputs, "output": {"loss": loss}, "grad": gradients(loss, inputs)}
+    write(out / "clip_loss.safetensors", {}, groups)
+
+
+def bridge(out: Path) -> None:
+    mks2 = build(MODEL, 6)
+    mks2.prepare_memory_stage("see")
+    randomize(mks2.bridge, 6)
+    patches = leaf(2, 9, 12)
+    weights = {f"bridge.{n}": p for n, p in mks2.bridge.named_parameters()}
+    outputs = {"soft": mks2.bridge(patches)}
+    path = out / "bridge.safetensors"
+    probed(path, {"model": MODEL}, weights, {"patches": patches}, outputs)
+
+
+def memory(out: Path, form: str) -> None:
+    """Memories in the place of the MLPs, in every block."""
+    model = shapes(memory={"form": form}, decoder={"num_hidden_layers": 2})
+    mks2 = build(model, 7, ["see"])
+    mks2.stage = "see"
+    h = leaf(2, 5, 16)
+    last, after = mks2.model(h, mks2.storing)
+    used = {n: p for n, p in mks2.named_parameters() if n.startswith(("model.", "lm_head", "memory"))}
+    outputs = {"last": last, "after_1": after[0]}
+    path = out / f"memory_{form}.safetensors"
+    probed(path, {"model": model}, used, {"h": h}, outputs)
+
+
+def retrieval(out: Path) -> None:
+    torch.manual_seed(8)
+    config = Config.from_json(MODEL, VOCAB)
+    head = RetrievalHead(config)
+    randomize(head, 8)
+    inputs = {"text": leaf(5, 16), "images": leaf(5, 10)}
+    loss = head(**inputs)
+    weights = {f"retrieval.{n}": p for n, p in head.named_parameters()}
+    leaves = weights | {f"input/{n}": x for n, x in inputs.items() if n == "text"}
+    groups = {"weight": weights, "input": inputs, "output": {"loss": loss}}
+    write(out / "retrieval.safetensors", {"model": MODEL}, groups | {"grad": gradients(loss, leaves)})
+
+
+def mixture(out: Path, name: str, memories: list, form: str = "plain", **settings) -> None:
+    """Adapters and the soft mixture in every block; without memories, LoRA alone."""
+    model = shapes(memory={"form": form}, decoder={"num_hidden_layers": 2})
+    mks2 = build(model, 9, memories)
+    chosen = Experts(memories, lora_rank=3, lora_alpha=6.0, **settings)
+    mks2.prepare_experts_stage(chosen)
+    randomize(mks2.experts, 10)
+    trained = mks2.trained()
+    h = leaf(2, 5, 16)
+    last, _ = mks2.model(h, mks2.collaborating)
+    used = {n: p for n, p in mks2.named_parameters() if not n.startswith("vis")}
+    case = {"model": model, "experts": vars(chosen)}
+    path = out / f"{name}.safetensors"
+    probed(path, case, used, {"h": h}, {"last": last}, wanted=trained)
+
+
+def stage(path: Path, case: dict, mks2: MKS2, batch: SimpleNamespace, losses: dict) -> None:
+    loss = sum(losses.values())
+    groups = {
+        "weight": dict(mks2.named_parameters()),
+        "input": vars(batch),
+        "output": losses | {"loss": loss},
+        "grad": gradients(loss, mks2.trained()),
+    }
+    write(path, case, groups)
+
+
+def memory_stage(out: Path, form: str, extra: list) -> None:
+    model = shapes(memory={"form": form}, retrieval={"extra_blocks": extra})
+    mks2 = build(model, 11)
+    mks2.prepare_memory_stage("see")
+    randomize(mks2, 12)
+    captions = torch.randint(VOCAB, (4, 7))
+    labels = captions.clone()
+    for row, length in enumerate([7, 4, 5, 2]):
+        labels[row, length:] = IGNORE
+    batch = SimpleNamespace(
+        pixels=torch.randn(4, 3, 12, 12),
+        caption_ids=captions,
+        caption_labels=labels,
+        retrieval_ids=torch.randint(VOCAB, (4, 7)),
+        retrieval_end=torch.tensor([6, 2, 4, 3]),
+    )
+    caption, text_to_image = mks2.memory_loss(batch)
+    losses = {"caption": caption, "retrieval": text_to_image}
+    path = out / f"stage_memory_{form}.safetensors"
+    stage(path, {"model": model}, mks2, batch, losses)
+
+
+def experts_stage(out: Path) -> None:
+    model = shapes()
+    mks2 = build(model, 13, ["see", "hear"])
+    settings = Experts(
+        ["see", "hear"], 3, 6.0, adapter_blocks=[2, 3], router_blocks=[1, 3], router_bias=0.5
+    )
+    mks2.prepare_experts_stage(settings)
+    randomize(mks2.experts, 14)
+    labels = torch.full((3, 7), IGNORE)
+    labels[0, 3:5], labels[1, 2], labels[2, 4:6] = torch.tensor([5, 9]), 11, torch.tensor([2, 30])
+    batch = SimpleNamespace(ids=torch.randint(VOCAB, (3, 7)), labels=labels)
+    case = {"model": model, "experts": vars(settings)}
+    path = out / "stage_experts.safetensors"
+    stage(path, case, mks2, batch, {"answer": mks2.experts_loss(batch)})
+
+
+def main() -> None:
+    here = Path(__file__).resolve().parent
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else here.parent / "fixtures"
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    decoder_block(out)
+    llama(out)
+    clip_vision(out)
+    text_tower(out)
+    clip(out)
+    bridge(out)
+    memory(out, "plain")
+    memory(out, "gated")
+    retrieval(out)
+    mixture(out, "lora", [], adapt_attention=True)
+    mixture(out, "mixture_2", ["see"])
+    mixture(out, "mixture_3", ["see", "hear"], form="gated", adapt_attention=True)
+    memory_stage(out, "plain", [])
+    memory_stage(out, "gated", [1, 2])
+    experts_stage(out)
+    size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
+    print(f"{len(list(out.glob('*.safetensors')))} fixtures, {size / 1024:.0f} KiB, in {out}")
+
+
+if __name__ == "__main__":
+    main()
