@@ -4,7 +4,7 @@
 //! weights): of the first `n` slots of a node, `round(n * left / (left + right))` go to its left
 //! child and the others to its right one. So the number of slots of a source among the first `n`
 //! is a closed form, shares are exact in the long run, and at any moment each source is within
-//! one or two slots of its share.
+//! half a slot of its share if there are two of them, and well within two slots if there are more.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -5,7 +5,7 @@
 //! same few nanoseconds for three numbers or for 10^10.
 
 /// Rounds of the network; even. Eight leave no bias that the tests can see, for any length.
-const ROUNDS: u64 = 8;
+const ROUNDS: usize = 8;
 
 /// A pseudo-random permutation of `0..len`.
 #[derive(Clone, Debug)]
@@ -78,9 +78,9 @@ impl Permutation {
 
     /// The round function: one half, the round and the key, well stirred (the finalizer of
     /// splitmix64).
-    fn mix(&self, half: u64, round: u64) -> u64 {
-        let mut z = (half ^ self.keys[(round % 4) as usize])
-            .wrapping_add((round + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    fn mix(&self, half: u64, round: usize) -> u64 {
+        let mut z = (half ^ self.keys[round % 4])
+            .wrapping_add((round as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
