@@ -1,1 +1,23 @@
-//! Skeleton.
+//! Corpora on object storage: import, inspection, the plan, the loader. No tensors.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`store`] | object stores by path or URL |
+//! | [`manifest`] | what a corpus holds, with digests |
+//! | [`row`] | a sample, and text templates filled from it |
+//! | [`picture`] | decoding under limits, scaling to a square |
+//! | [`shard`] | parquet: schema, rows to batches and back |
+//! | [`import`](mod@import) | WebDataset tars and JSON lines to a corpus |
+//! | [`reader`] | opening a corpus, reading row groups |
+//! | [`error`] | what can go wrong, and what a user is told |
+//! | [`plan`] | which rows a lane gets at a step, as a pure function |
+
+pub mod error;
+pub mod import;
+pub mod manifest;
+pub mod picture;
+pub mod plan;
+pub mod reader;
+pub mod row;
+pub mod shard;
+pub mod store;

@@ -1,0 +1,297 @@
+//! What can go wrong with stores and corpora, and what a user is told about it.
+
+use mks2_proto::failure::Failure;
+
+use crate::picture::PictureError;
+
+/// Result of everything that touches a store or a corpus.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong with stores and corpora.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Text that is neither a path nor the URL of a known kind of store.
+    #[error("{location}: {reason}")]
+    Location {
+        /// What was given, without secrets.
+        location: String,
+        /// Why it can not be opened.
+        reason: String,
+    },
+    /// A store refused or failed.
+    #[error("{object} cannot be {verb}: {detail}")]
+    Store {
+        /// The object, without secrets.
+        object: String,
+        /// `read`, `written`, `listed` or `deleted`.
+        verb: &'static str,
+        /// What kind of trouble it is.
+        trouble: Trouble,
+        /// The store's own words, without secrets.
+        detail: String,
+    },
+    /// No manifest at the place of a corpus.
+    #[error("no corpus at {url}")]
+    MissingCorpus {
+        /// The corpus.
+        url: String,
+    },
+    /// A corpus without rows.
+    #[error("the corpus at {url} has no rows")]
+    EmptyCorpus {
+        /// The corpus.
+        url: String,
+    },
+    /// A manifest that can not be used.
+    #[error("the manifest of {url} cannot be used: {reason}")]
+    Manifest {
+        /// The corpus.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A shard that does not hold what the manifest promises.
+    #[error("{file} is damaged: {detail}")]
+    Corrupt {
+        /// The file.
+        file: String,
+        /// What is wrong, with the row if it is known.
+        detail: String,
+    },
+    /// A row or group that the corpus does not have.
+    #[error("{what} {index} is beyond the {count} of {url}")]
+    OutOfRange {
+        /// `row` or `row group`.
+        what: &'static str,
+        /// What was asked for.
+        index: u64,
+        /// How many there are.
+        count: u64,
+        /// The corpus.
+        url: String,
+    },
+    /// A template that a row can not fill.
+    #[error("the template {template:?} cannot be filled: {reason}")]
+    Template {
+        /// The template.
+        template: String,
+        /// The field and the row.
+        reason: String,
+    },
+    /// A picture of a row that can not be decoded.
+    #[error("the picture of row {row} ({key}): {problem}")]
+    Picture {
+        /// Global index of the row.
+        row: u64,
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        problem: PictureError,
+    },
+    /// A source of an import that is not there.
+    #[error("the source {name} does not exist")]
+    MissingSource {
+        /// The source, without secrets.
+        name: String,
+    },
+    /// A source of an import that can not be read as any known format.
+    #[error("the source {name} cannot be imported: {reason}")]
+    Source {
+        /// The source as given.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// An import that found no usable row.
+    #[error("no row could be imported: {reason}")]
+    NothingImported {
+        /// What became of the samples.
+        reason: String,
+        /// Where the bad ones are listed.
+        quarantine: String,
+    },
+    /// An import that would replace another finished corpus.
+    #[error("{url} already holds another corpus: {difference}")]
+    OtherCorpus {
+        /// The corpus that is there.
+        url: String,
+        /// The first difference found.
+        difference: String,
+    },
+    /// A setting of an import out of its range.
+    #[error("{0}")]
+    Setting(String),
+    /// A fault of this program.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Kinds of trouble with a store, as far as they matter to what a user can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The object does not exist.
+    Missing,
+    /// The object exists and was to be created.
+    Exists,
+    /// No permission, or no valid credentials.
+    Denied,
+    /// No space left.
+    Full,
+    /// A part of the path is a file.
+    NotAFolder,
+    /// The object was changed meanwhile.
+    Changed,
+    /// The store does not answer, or anything else.
+    Other,
+}
+
+impl Trouble {
+    /// What a user can do about it.
+    fn cure(self) -> &'static str {
+        match self {
+            Self::Missing => "check the name for typing errors",
+            Self::Exists => "choose another place, or remove what is there",
+            Self::Denied => {
+                "check permissions and credentials (AWS_*, GOOGLE_*, AZURE_* variables), or choose another place"
+            }
+            Self::Full => "free space, or choose another place; what is complete stays valid",
+            Self::NotAFolder => "choose a path whose parents are folders",
+            Self::Changed => "wait until nothing else writes there, then start again",
+            Self::Other => "check that the store can be reached, then start again",
+        }
+    }
+}
+
+impl Error {
+    /// A store's error about one object; secrets are removed from its words.
+    pub fn store(verb: &'static str, object: &str, error: &object_store::Error) -> Self {
+        let (trouble, detail) = crate::store::diagnose(error);
+        Self::Store {
+            object: crate::store::redact(object),
+            verb,
+            trouble,
+            detail,
+        }
+    }
+
+    /// Whether an object was simply not there.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(
+            self,
+            Self::Store {
+                trouble: Trouble::Missing,
+                ..
+            }
+        )
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let (what, why) = (error.to_string(), error.to_string());
+        match &error {
+            Error::Store { .. } | Error::Location { .. } => storage_failure(&error),
+            Error::Internal(_) => Self::internal("the corpus tools failed", why),
+            Error::Setting(_) => Self::usage(
+                "the import cannot start",
+                why,
+                "see `mks2 data import --help`",
+            ),
+            Error::Template { reason, .. } => Self::data(
+                "a text template does not fit the corpus",
+                format!("{reason} (template: {what})"),
+                "use fields that every row has: `mks2 data inspect` lists them",
+            ),
+            _ => corpus_failure(&error),
+        }
+        .with_source(error)
+    }
+}
+
+/// Trouble with a store, exit code 5.
+fn storage_failure(error: &Error) -> Failure {
+    match error {
+        Error::Store {
+            object,
+            verb,
+            trouble,
+            detail,
+        } => Failure::storage(format!("{object} cannot be {verb}"), detail, trouble.cure()),
+        other => Failure::storage(
+            "a location cannot be opened",
+            other.to_string(),
+            "give a path or a URL such as s3://bucket/folder, gs://, az:// or file:///folder",
+        ),
+    }
+}
+
+/// Trouble with a corpus or a source, exit code 4.
+fn corpus_failure(error: &Error) -> Failure {
+    let why = error.to_string();
+    match error {
+        Error::MissingCorpus { url } => Failure::data(
+            format!("there is no corpus at {url}"),
+            "it has no manifest.json",
+            format!("import one: mks2 data import SOURCE... --out {url}"),
+        ),
+        Error::EmptyCorpus { url } => Failure::data(
+            format!("the corpus at {url} cannot be used"),
+            "it has no rows",
+            format!("import at least one sample: mks2 data import SOURCE... --out {url}"),
+        ),
+        Error::MissingSource { name } => Failure::data(
+            "the import cannot start",
+            format!("the source {name} does not exist"),
+            "check the name for typing errors; {00000..00003} counts through shards",
+        ),
+        Error::Source { .. } => Failure::data(
+            "the import cannot start",
+            why,
+            "give WebDataset tars (.tar) or JSON lines (.jsonl)",
+        ),
+        Error::NothingImported { reason, quarantine } => Failure::data(
+            "the corpus would be empty",
+            reason,
+            format!("give sources with at least one good sample; {quarantine} lists the bad ones"),
+        ),
+        Error::OtherCorpus { url, difference } => Failure::data(
+            format!("{url} already holds another corpus"),
+            difference,
+            "choose another --out, or replace it with --overwrite",
+        ),
+        _ => Failure::data(
+            "the corpus cannot be read",
+            why,
+            "run `mks2 data verify` on it; import it again if it is damaged",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mks2_proto::failure::ExitCode;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_corpus_says_how_to_import_one() {
+        let failure = Failure::from(Error::MissingCorpus {
+            url: "/data/x".into(),
+        });
+        assert_eq!(failure.exit, ExitCode::Data);
+        assert!(failure.cure.contains("mks2 data import"));
+    }
+
+    #[test]
+    fn a_full_disk_is_a_storage_failure_with_its_own_cure() {
+        let io = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let generic = object_store::Error::Generic {
+            store: "test",
+            source: Box::new(io),
+        };
+        let failure = Failure::from(Error::store("written", "/x", &generic));
+        assert_eq!(failure.exit, ExitCode::Storage);
+        assert!(failure.cure.contains("free space"));
+    }
+}

@@ -1,0 +1,82 @@
+//! Whether an encoded picture has its end: decoders forgive what a corpus should not.
+
+use image::ImageFormat;
+
+/// Whether the file reaches the end that its own structure announces.
+pub(super) fn is_complete(bytes: &[u8], format: ImageFormat) -> bool {
+    match format {
+        ImageFormat::Png => png_has_end(bytes),
+        ImageFormat::Jpeg => jpeg_has_end(bytes).is_some(),
+        ImageFormat::WebP => webp_has_end(bytes),
+        _ => false,
+    }
+}
+
+/// Walks the chunks (length, name, data, checksum) to `IEND`.
+fn png_has_end(bytes: &[u8]) -> bool {
+    let mut rest = bytes.get(8..).unwrap_or_default();
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let whole = 4 + u32::from_be_bytes(*length) as usize + 4;
+        if after.len() < whole {
+            return false;
+        }
+        if after.starts_with(b"IEND") {
+            return true;
+        }
+        rest = &after[whole..];
+    }
+    false
+}
+
+/// The size in the RIFF header, rounded up to even, is there.
+fn webp_has_end(bytes: &[u8]) -> bool {
+    bytes
+        .get(4..8)
+        .and_then(|size| size.try_into().ok())
+        .is_some_and(|size| u32::from_le_bytes(size) as usize + 8 <= bytes.len())
+}
+
+/// Walks the segments, and the coded data between them, to the end marker.
+fn jpeg_has_end(bytes: &[u8]) -> Option<()> {
+    let mut at = 2;
+    loop {
+        // Markers may be preceded by any number of fill bytes.
+        while *bytes.get(at)? == 0xFF && *bytes.get(at + 1)? == 0xFF {
+            at += 1;
+        }
+        let marker = *bytes.get(at + 1)?;
+        let is_marker = bytes[at] == 0xFF;
+        at = match (is_marker, marker) {
+            (true, 0xD9) => return Some(()),
+            // Byte stuffing and restart markers belong to the coded data, as do plain bytes.
+            (true, 0x00 | 0x01 | 0xD0..=0xD8) => at + 2,
+            (true, _) => {
+                let length = u16::from_be_bytes([*bytes.get(at + 2)?, *bytes.get(at + 3)?]);
+                at + 2 + usize::from(length)
+            }
+            (false, _) => at + 1,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thumbnail_inside_a_segment_does_not_end_a_jpeg() {
+        // SOI, APP1 of 6 bytes that holds an end marker, then nothing.
+        let cut = [0xFF, 0xD8, 0xFF, 0xE1, 0x00, 0x06, 0xFF, 0xD9, 0x00, 0x00];
+        assert!(!is_complete(&cut, ImageFormat::Jpeg));
+        let whole = [&cut[..], &[0xFF, 0xD9]].concat();
+        assert!(is_complete(&whole, ImageFormat::Jpeg));
+    }
+
+    #[test]
+    fn endless_lengths_do_not_overflow() {
+        let png = [&[0u8; 8][..], &[0xFF; 4], b"IDAT"].concat();
+        assert!(!is_complete(&png, ImageFormat::Png));
+        assert!(!is_complete(b"RIFF\xFF\xFF\xFF\xFFWEBP", ImageFormat::WebP));
+        assert!(!is_complete(b"", ImageFormat::WebP));
+    }
+}
