@@ -20,7 +20,7 @@ pub mod params;
 pub mod telemetry;
 
 /// Generated from `proto/mks2/v1/coordinator.proto`; a test proves that it is current.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
 #[rustfmt::skip]
 #[path = "gen/mks2.v1.rs"]
 pub mod v1;
