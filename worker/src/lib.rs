@@ -1,1 +1,33 @@
-//! Skeleton.
+//! The data plane of mks2: model, collectives, training loop, checkpoints, on libtorch.
+//!
+//! ```text
+//! app ─► session (control plane)          who takes part, where to start, what is committed
+//!  └──► run      the job graph: stage after stage
+//!        ├─ train      one step: load, gather, compute, reduce, vote, update
+//!        │   ├─ objective    what a stage trains for; uses text, pixels, model
+//!        │   ├─ exact        the exact sum over lanes        ─► collectives
+//!        │   └─ flat, optim  buffers, AdamW, clipping        ─► dispatch
+//!        ├─ saver      checkpoints behind the trainer's back ─► checkpoint
+//!        ├─ lineage    what finished stages have left
+//!        └─ evaluate   retrieval, captions, questions, probes
+//! ```
+
+pub mod app;
+pub mod checkpoint;
+pub mod collectives;
+pub mod device;
+pub mod dispatch;
+pub mod evaluate;
+pub mod exact;
+mod exchange;
+pub mod flat;
+pub mod lineage;
+pub mod model;
+pub mod objective;
+pub mod optim;
+mod pixels;
+pub mod run;
+pub mod saver;
+pub mod session;
+pub mod text;
+pub mod train;

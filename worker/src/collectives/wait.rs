@@ -1,0 +1,111 @@
+//! What a rank does while nothing moves: spins for a moment, then gives the processor away, then
+//! sleeps, and looks for reasons to give up.
+#![allow(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use super::engine::Neighbour;
+use super::{AbortFlag, CollectiveError, Identity, Result};
+
+/// Polls without sleeping before the processor is given away.
+const SPINS: u32 = 100;
+/// Polls that give the processor to others before the first sleep.
+const YIELDS: u32 = 1000;
+/// First and longest sleep between two polls of shared memory.
+const SLEEPS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(500));
+/// How long a wait for sockets may last before the abort flag is looked at.
+const POLL_MS: i32 = 20;
+
+/// The reasons to give up that do not depend on an operation.
+pub(super) struct Watch {
+    pub(super) abort: AbortFlag,
+    /// Longest time in which nothing moves.
+    pub(super) silence: Duration,
+}
+
+/// A neighbour that is waited for.
+#[derive(Clone, Copy)]
+pub(super) struct Pending {
+    pub(super) neighbour: usize,
+    /// Waiting for its bytes, rather than for room to send.
+    pub(super) receive: bool,
+}
+
+/// The state of a wait.
+pub(super) struct Idle<'a> {
+    watch: &'a Watch,
+    polls: u32,
+    sleep: Duration,
+    since: Option<Instant>,
+}
+
+impl<'a> Idle<'a> {
+    pub(super) fn new(watch: &'a Watch) -> Self {
+        Self { watch, polls: 0, sleep: SLEEPS.0, since: None }
+    }
+
+    /// Something moved.
+    pub(super) fn reset(&mut self) {
+        (self.polls, self.sleep, self.since) = (0, SLEEPS.0, None);
+    }
+
+    /// Waits a little. Fails when the operation must be given up; `pending` is then asked for who
+    /// is waited for.
+    pub(super) fn wait(
+        &mut self,
+        neighbours: &mut [Neighbour],
+        during: Identity,
+        pending: impl FnOnce() -> Vec<Pending>,
+    ) -> Result<()> {
+        self.polls = self.polls.saturating_add(1);
+        if self.polls < SPINS {
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        if self.polls < YIELDS {
+            std::thread::yield_now();
+            return Ok(());
+        }
+        let pending = pending();
+        self.give_up(neighbours, during, &pending)?;
+        self.rest(neighbours, &pending);
+        Ok(())
+    }
+
+    fn give_up(&mut self, neighbours: &mut [Neighbour], during: Identity, pending: &[Pending]) -> Result<()> {
+        self.watch.abort.check()?;
+        let quiet = self.since.get_or_insert_with(Instant::now).elapsed();
+        for waiting in pending {
+            let neighbour = &mut neighbours[waiting.neighbour];
+            neighbour.link.check_alive().map_err(|error| neighbour.lost(during, &error))?;
+        }
+        let receiving = pending.iter().find(|waiting| waiting.receive);
+        match receiving.or(pending.first()) {
+            Some(waiting) if quiet > self.watch.silence => Err(CollectiveError::Deadline {
+                peer: neighbours[waiting.neighbour].peer,
+                during,
+                seconds: self.watch.silence.as_secs_f64(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn rest(&mut self, neighbours: &[Neighbour], pending: &[Pending]) {
+        if pending.iter().any(|waiting| neighbours[waiting.neighbour].link.is_shared()) {
+            std::thread::sleep(self.sleep);
+            self.sleep = (self.sleep * 2).min(SLEEPS.1);
+            return;
+        }
+        let mut sockets: Vec<libc::pollfd> = pending
+            .iter()
+            .map(|waiting| libc::pollfd {
+                fd: neighbours[waiting.neighbour].link.fd(),
+                events: if waiting.receive { libc::POLLIN } else { libc::POLLOUT },
+                revents: 0,
+            })
+            .collect();
+        // SAFETY: the pointer and length are those of a live vector of pollfd. The result does not
+        // matter: every stream is tried again after the wait.
+        unsafe { libc::poll(sockets.as_mut_ptr(), sockets.len() as libc::nfds_t, POLL_MS) };
+    }
+}

@@ -1,0 +1,429 @@
+//! Summing the lanes' gradients: exactly, by integers, or fast, in fp32.
+//!
+//! Floating-point addition depends on its order, integer addition does not. In exact mode each
+//! lane's gradient is multiplied by a power of two per tensor and rounded to int64; lanes are added
+//! on each rank, ranks by a reduce-scatter, and every sum goes back to fp32 once, before an
+//! all-gather. So neither the dealing of lanes to ranks nor any order of arrival changes a bit.
+//!
+//! ```text
+//! begin_step                     forget the last step's lanes
+//! add_lane (each lane held)      sums += round(gradient * 2^e)
+//! finish                         vote -> verdict; reduce; state.grads = sum * 2^-e; e follows
+//! ```
+//!
+//! 1. The exponents are part of the replicated state ([`Reducer::state_bytes`]): equal on all ranks,
+//!    saved with checkpoints. See [`exponents`] for how they follow the gradients.
+//! 2. A tensor that has no exponent yet (its first gradients, or zeros so far) has its lanes'
+//!    gradients kept until the vote has fixed one from all of them. What would not fit into
+//!    [`HELD_BYTES`] is dropped and the step repeated; both ways give the same bits.
+//! 3. The lanes' sums stay intact until `begin_step`: a `finish` that failed with a lost peer may be
+//!    called again with the collective of the next generation.
+//! 4. A verdict is the same on every rank.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mks2_proto::failure::Failure;
+use mks2_proto::job::Reduction;
+use tch::{Device, Kind, Tensor, no_grad};
+use thiserror::Error;
+
+use crate::collectives::{Collective, CollectiveError};
+use crate::flat::{FlatError, FlatLayout, FlatState, Span};
+
+mod ballot;
+mod cpu;
+mod device;
+mod exponents;
+pub(crate) mod kernels;
+
+pub use ballot::BallotError;
+use ballot::{Ballot, Tally};
+use exponents::NONE;
+
+/// Most lanes of a job: their sum must fit into int64.
+pub const MAX_LANES: u32 = 2048;
+/// Gradients without an exponent that a rank keeps until the vote, bytes.
+pub const HELD_BYTES: usize = 512 << 20;
+/// First bytes of the saved state.
+const STATE_MAGIC: &[u8; 8] = b"mks2exp1";
+
+/// The reduction failed on this rank.
+#[derive(Debug, Error)]
+pub enum ReduceError {
+    /// The exchange failed; after a new generation has formed, `finish` may be called again.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The ranks' ballots do not fit together.
+    #[error(transparent)]
+    Ballot(#[from] BallotError),
+    /// Buffers that can not be used.
+    #[error(transparent)]
+    Flat(#[from] FlatError),
+    /// libtorch refused.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+    /// Arguments that do not fit the layout.
+    #[error("{0}")]
+    Usage(String),
+    /// A saved state that does not belong to this layout.
+    #[error("the saved reduction state {0}")]
+    State(String),
+}
+
+impl From<ReduceError> for Failure {
+    fn from(error: ReduceError) -> Self {
+        match error {
+            ReduceError::Collective(error) => error.into(),
+            error => Self::internal("the gradients could not be summed", error.to_string()).with_source(error),
+        }
+    }
+}
+
+/// What became of a step; the same on every rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// `state.grads` holds the sum over all lanes.
+    Applied,
+    /// Gradients of these tensors had outgrown their fixed point, which is now coarser: compute
+    /// and add the step's lanes again.
+    Overflow {
+        /// Names of the tensors.
+        tensors: Vec<String>,
+    },
+    /// A gradient is infinite or undefined.
+    NonFinite {
+        /// Name of the first such tensor in the layout.
+        tensor: String,
+    },
+}
+
+/// A lane's gradient that waits for its tensor's first exponent.
+struct Held {
+    tensor: usize,
+    gradient: Tensor,
+    factor: f32,
+}
+
+/// Sums gradients over lanes and ranks.
+pub struct Reducer {
+    layout: Arc<FlatLayout>,
+    mode: Reduction,
+    lanes: u32,
+    exponents: Vec<i16>,
+    step: Step,
+    /// The lanes' sums, one per element of the layout: int64 in exact mode, fp32 in fast mode.
+    sums: Tensor,
+    /// Gradients are added by libtorch's operators, as on devices other than the CPU.
+    by_operators: bool,
+}
+
+/// What has been added since `begin_step`.
+#[derive(Default)]
+struct Step {
+    lanes: BTreeSet<u32>,
+    seen: Vec<i16>,
+    /// Tensors whose sums hold this step's lanes; the others hold an earlier step's.
+    filled: Vec<bool>,
+    /// Largest magnitudes that are still on the device: tensor, fp32 scalar, factor.
+    on_device: Vec<(usize, Tensor, f32)>,
+    held: Vec<Held>,
+    held_bytes: usize,
+    dropped: bool,
+}
+
+impl Step {
+    fn new(tensors: usize) -> Self {
+        Self { seen: vec![NONE; tensors], filled: vec![false; tensors], ..Self::default() }
+    }
+}
+
+impl Reducer {
+    /// A reducer for `lanes` lanes of gradients on `device`, without exponents.
+    ///
+    /// # Errors
+    /// [`ReduceError::Usage`] for no lanes or more than [`MAX_LANES`]; when memory is short.
+    pub fn new(
+        layout: Arc<FlatLayout>,
+        mode: Reduction,
+        lanes: u32,
+        device: Device,
+    ) -> Result<Self, ReduceError> {
+        if lanes == 0 || lanes > MAX_LANES {
+            return Err(ReduceError::Usage(format!("{lanes} lanes can not be summed: between 1 and {MAX_LANES} can")));
+        }
+        let kind = if mode == Reduction::Exact { Kind::Int64 } else { Kind::Float };
+        let sums = Tensor::f_zeros([layout.total() as i64], (kind, device))?;
+        let tensors = layout.spans().len();
+        let exponents = vec![NONE; tensors];
+        let by_operators = device != Device::Cpu;
+        Ok(Self { layout, mode, lanes, exponents, step: Step::new(tensors), sums, by_operators })
+    }
+
+    /// Forgets the lanes added so far; the exponents stay.
+    pub fn begin_step(&mut self) {
+        self.step = Step::new(self.layout.spans().len());
+    }
+
+    /// Adds one lane's gradients, times `factor` (1 where the loss is already over the global
+    /// batch). `grads` are in layout order and of the layout's shapes; an undefined tensor counts
+    /// as zeros.
+    ///
+    /// # Errors
+    /// [`ReduceError::Usage`] for a lane that was added before or does not exist, or gradients that
+    /// do not fit the layout. Nothing has then been added.
+    pub fn add_lane(&mut self, lane: u32, grads: &[Tensor], factor: f32) -> Result<(), ReduceError> {
+        self.check_lane(lane, grads)?;
+        no_grad(|| -> Result<(), ReduceError> {
+            for (tensor, gradient) in grads.iter().enumerate().filter(|(_, gradient)| gradient.defined()) {
+                let flat = gradient.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
+                match self.mode {
+                    Reduction::Fast => self.add_float(tensor, &flat, factor)?,
+                    Reduction::Exact => self.add_fixed(tensor, flat, factor)?,
+                }
+            }
+            Ok(())
+        })?;
+        self.step.lanes.insert(lane);
+        Ok(())
+    }
+
+    fn check_lane(&self, lane: u32, grads: &[Tensor]) -> Result<(), ReduceError> {
+        if lane >= self.lanes || self.step.lanes.contains(&lane) {
+            return Err(ReduceError::Usage(format!("lane {lane} of {} is unknown or was added before", self.lanes)));
+        }
+        let spans = self.layout.spans();
+        if grads.len() != spans.len() {
+            let (found, expected) = (grads.len(), spans.len());
+            return Err(ReduceError::Usage(format!("{found} gradients were given for {expected} parameters")));
+        }
+        match spans.iter().zip(grads).find(|(span, grad)| grad.defined() && grad.numel() != span.len) {
+            None => Ok(()),
+            Some((span, grad)) => Err(ReduceError::Usage(format!(
+                "the gradient of '{}' has shape {:?} instead of {:?}",
+                span.name,
+                grad.size(),
+                span.shape
+            ))),
+        }
+    }
+
+    fn add_fixed(&mut self, tensor: usize, gradient: Tensor, factor: f32) -> Result<(), ReduceError> {
+        if self.exponents[tensor] == NONE {
+            return self.hold(tensor, gradient, factor);
+        }
+        self.add_scaled(tensor, &gradient, factor)
+    }
+
+    /// `sums[tensor] += round(gradient * factor * 2^e)`. The product of two fp32 numbers and a
+    /// power of two is exact in f64, so the only rounding is the one to an integer.
+    fn add_scaled(&mut self, tensor: usize, gradient: &Tensor, factor: f32) -> Result<(), ReduceError> {
+        let span = &self.layout.spans()[tensor];
+        let scale = f64::from(factor) * exponents::power(self.exponents[tensor]);
+        let add = std::mem::replace(&mut self.step.filled[tensor], true);
+        if self.by_operators {
+            let largest = device::add(&mut self.sums, span, gradient, scale, add)?;
+            self.step.on_device.push((tensor, largest, factor));
+        } else {
+            let largest = cpu::add(&mut self.sums, span, gradient, scale, add)?;
+            self.note(tensor, largest, factor);
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, tensor: usize, gradient: Tensor, factor: f32) -> Result<(), ReduceError> {
+        if self.by_operators {
+            self.step.on_device.push((tensor, device::largest(&gradient)?, factor));
+        } else {
+            self.note(tensor, cpu::largest(&gradient)?, factor);
+        }
+        let bytes = gradient.numel() * 4;
+        if self.step.held_bytes + bytes > HELD_BYTES {
+            self.step.dropped = true;
+            return Ok(());
+        }
+        self.step.held_bytes += bytes;
+        // A copy: the caller may reuse the gradient's memory for the next lane.
+        self.step.held.push(Held { tensor, gradient: gradient.copy(), factor });
+        Ok(())
+    }
+
+    fn note(&mut self, tensor: usize, largest: u32, factor: f32) {
+        let seen = &mut self.step.seen[tensor];
+        *seen = (*seen).max(exponents::of_magnitude(largest, factor));
+    }
+
+    fn add_float(&mut self, tensor: usize, gradient: &Tensor, factor: f32) -> Result<(), ReduceError> {
+        let mut sum = part(&self.sums, &self.layout.spans()[tensor])?;
+        let scaled = if factor == 1.0 { gradient.shallow_clone() } else { gradient.f_mul_scalar(f64::from(factor))? };
+        if std::mem::replace(&mut self.step.filled[tensor], true) {
+            let _ = sum.f_add_(&scaled)?;
+        } else {
+            sum.f_copy_(&scaled)?;
+        }
+        Ok(())
+    }
+
+    /// Sums over ranks. On [`Verdict::Applied`] every rank's `state.grads` holds the sum over all
+    /// lanes; otherwise they are as before.
+    ///
+    /// # Errors
+    /// See [`ReduceError`]; `state.grads` may then hold anything.
+    pub fn finish(
+        &mut self,
+        collective: &mut dyn Collective,
+        state: &mut FlatState,
+    ) -> Result<Verdict, ReduceError> {
+        if state.layout().total() != self.layout.total() {
+            return Err(ReduceError::Usage("the state has another layout than the reducer".into()));
+        }
+        self.resolve()?;
+        let ballots = collective.all_gather(&self.ballot().encode())?;
+        let tally = Tally::count(&ballots, self.layout.spans().len(), self.lanes)?;
+        no_grad(|| match self.mode {
+            Reduction::Exact => self.finish_exact(&tally, collective, state),
+            Reduction::Fast => self.finish_fast(collective, state),
+        })
+    }
+
+    /// Brings magnitudes that are still on the device into `seen`.
+    fn resolve(&mut self) -> Result<(), ReduceError> {
+        let waiting = std::mem::take(&mut self.step.on_device);
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let scalars: Vec<&Tensor> = waiting.iter().map(|(_, largest, _)| largest).collect();
+        let values = Vec::<f32>::try_from(Tensor::f_stack(&scalars, 0)?.f_to_device(Device::Cpu)?)?;
+        for ((tensor, _, factor), value) in waiting.iter().zip(values) {
+            self.note(*tensor, value.to_bits(), *factor);
+        }
+        Ok(())
+    }
+
+    fn ballot(&self) -> Ballot {
+        Ballot {
+            lanes: self.step.lanes.iter().copied().collect(),
+            seen: self.step.seen.clone(),
+            exponents: self.exponents.clone(),
+            dropped: self.step.dropped,
+        }
+    }
+
+    fn finish_exact(
+        &mut self,
+        tally: &Tally,
+        collective: &mut dyn Collective,
+        state: &mut FlatState,
+    ) -> Result<Verdict, ReduceError> {
+        if let Some(tensor) = tally.not_finite() {
+            return Ok(Verdict::NonFinite { tensor: self.layout.spans()[tensor].name.clone() });
+        }
+        if let Some(overflow) = self.agree_on_exponents(tally) {
+            return Ok(overflow);
+        }
+        for held in std::mem::take(&mut self.step.held) {
+            self.add_scaled(held.tensor, &held.gradient, held.factor)?;
+        }
+        self.step.on_device.clear();
+        self.clear_unfilled()?;
+        if self.by_operators {
+            device::reduce(&self.sums, &self.scales(), &self.layout, collective, &mut state.grads)?;
+        } else {
+            cpu::reduce(&self.sums, &self.scales(), &self.layout, collective, &mut state.grads)?;
+        }
+        for (exponent, &seen) in self.exponents.iter_mut().zip(&tally.seen) {
+            *exponent = exponents::follow(*exponent, seen);
+        }
+        Ok(Verdict::Applied)
+    }
+
+    /// Takes the exponents that others have, fits those that nobody has, raises what overflowed.
+    fn agree_on_exponents(&mut self, tally: &Tally) -> Option<Verdict> {
+        let mut repeated = Vec::new();
+        for (tensor, span) in self.layout.spans().iter().enumerate() {
+            let (seen, shared) = (tally.seen[tensor], tally.exponents[tensor]);
+            let first = shared == NONE && seen != NONE;
+            if exponents::overflows(seen, shared) || (first && tally.dropped) {
+                repeated.push(span.name.clone());
+            }
+            let fits = !first && !exponents::overflows(seen, shared);
+            self.exponents[tensor] = if fits { shared } else { exponents::fit(seen) };
+        }
+        let repeat = tally.dropped || !repeated.is_empty();
+        repeat.then_some(Verdict::Overflow { tensors: repeated })
+    }
+
+    /// Zeroes the sums of tensors that got no gradient on this rank in this step.
+    fn clear_unfilled(&mut self) -> Result<(), ReduceError> {
+        for (tensor, span) in self.layout.spans().iter().enumerate() {
+            if !std::mem::replace(&mut self.step.filled[tensor], true) {
+                let _ = part(&self.sums, span)?.f_zero_()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// 2^-e per tensor; tensors without an exponent hold only zeros.
+    fn scales(&self) -> Vec<f64> {
+        let scale = |&exponent: &i16| if exponent == NONE { 0.0 } else { exponents::power(-exponent) };
+        self.exponents.iter().map(scale).collect()
+    }
+
+    fn finish_fast(
+        &mut self,
+        collective: &mut dyn Collective,
+        state: &mut FlatState,
+    ) -> Result<Verdict, ReduceError> {
+        self.clear_unfilled()?;
+        state.grads.f_copy_(&self.sums)?;
+        collective.all_reduce_tensor(&mut state.grads)?;
+        // Every rank holds the same bits now, so no second vote is needed.
+        for span in self.layout.spans() {
+            let sum = part(&state.grads, span)?;
+            if span.len > 0 && !f64::try_from(sum.f_abs()?.f_max()?)?.is_finite() {
+                return Ok(Verdict::NonFinite { tensor: span.name.clone() });
+            }
+        }
+        Ok(Verdict::Applied)
+    }
+
+    /// The replicated state, to be saved with a checkpoint taken at a step border: the exponents.
+    #[must_use]
+    pub fn state_bytes(&self) -> Vec<u8> {
+        let mut bytes = STATE_MAGIC.to_vec();
+        bytes.extend(&self.layout.digest().as_bytes()[..8]);
+        bytes.extend(self.exponents.iter().flat_map(|exponent| exponent.to_le_bytes()));
+        bytes
+    }
+
+    /// Takes the state that [`Reducer::state_bytes`] gave, for the same layout.
+    ///
+    /// # Errors
+    /// [`ReduceError::State`] when it belongs to another layout or is damaged.
+    pub fn load_state(&mut self, bytes: &[u8]) -> Result<(), ReduceError> {
+        let refuse = |why: &str| Err(ReduceError::State(why.into()));
+        let Some((magic, rest)) = bytes.split_at_checked(8).filter(|(magic, _)| magic == STATE_MAGIC) else {
+            return refuse("does not begin like one");
+        };
+        debug_assert_eq!(magic, STATE_MAGIC);
+        let Some((layout, values)) = rest.split_at_checked(8) else { return refuse("is cut short") };
+        if layout != &self.layout.digest().as_bytes()[..8] || values.len() != 2 * self.exponents.len() {
+            return refuse("belongs to other parameters");
+        }
+        let exponents: Vec<i16> = values.as_chunks().0.iter().map(|pair| i16::from_le_bytes(*pair)).collect();
+        if exponents.iter().any(|&exponent| exponent != NONE && exponent.abs() > 400) {
+            return refuse("holds exponents that can not arise");
+        }
+        self.exponents = exponents;
+        self.begin_step();
+        Ok(())
+    }
+}
+
+/// A tensor's part of a flat buffer.
+fn part(flat: &Tensor, span: &Span) -> Result<Tensor, tch::TchError> {
+    flat.f_narrow(0, span.offset as i64, span.len as i64)
+}
+
+#[cfg(test)]
+mod tests;

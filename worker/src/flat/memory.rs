@@ -1,0 +1,83 @@
+//! The memory of CPU tensors as slices. The only place that turns tensor pointers into slices.
+#![allow(unsafe_code)]
+
+use tch::{Device, Kind, Tensor};
+
+use super::FlatError;
+
+fn check(tensor: &Tensor, expected: Kind) -> Result<usize, FlatError> {
+    let fits = tensor.defined()
+        && tensor.kind() == expected
+        && tensor.device() == Device::Cpu
+        && tensor.is_contiguous();
+    if !fits {
+        return Err(FlatError::Memory { expected, found: format!("{tensor:?}") });
+    }
+    Ok(tensor.numel())
+}
+
+/// The values of a contiguous fp32 tensor on the CPU, in place.
+///
+/// # Errors
+/// [`FlatError::Memory`] for any other tensor.
+pub fn f32_slice(tensor: &Tensor) -> Result<&[f32], FlatError> {
+    let len = check(tensor, Kind::Float)?;
+    // SAFETY: the tensor is contiguous, on the CPU and holds `len` f32; the borrow keeps its
+    // storage alive; an empty tensor may have a null pointer, which the first arm takes.
+    Ok(if len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) } })
+}
+
+/// The values of a contiguous fp32 tensor on the CPU, for writing in place. Other tensors may view
+/// the same storage: nobody may read them through libtorch while the slice lives, which holds
+/// because a worker's tensors stay on one thread.
+///
+/// # Errors
+/// [`FlatError::Memory`] for any other tensor.
+pub fn f32_slice_mut(tensor: &mut Tensor) -> Result<&mut [f32], FlatError> {
+    let len = check(tensor, Kind::Float)?;
+    // SAFETY: as in `f32_slice`; the exclusive borrow and the single thread of tensors exclude
+    // other accesses while the slice lives.
+    Ok(if len == 0 { &mut [] } else { unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) } })
+}
+
+/// The values of a contiguous int64 tensor on the CPU, in place.
+///
+/// # Errors
+/// [`FlatError::Memory`] for any other tensor.
+pub fn i64_slice(tensor: &Tensor) -> Result<&[i64], FlatError> {
+    let len = check(tensor, Kind::Int64)?;
+    // SAFETY: as in `f32_slice`, for i64.
+    Ok(if len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) } })
+}
+
+/// The values of a contiguous int64 tensor on the CPU, for writing in place; see [`f32_slice_mut`].
+///
+/// # Errors
+/// [`FlatError::Memory`] for any other tensor.
+pub fn i64_slice_mut(tensor: &mut Tensor) -> Result<&mut [i64], FlatError> {
+    let len = check(tensor, Kind::Int64)?;
+    // SAFETY: as in `f32_slice_mut`, for i64.
+    Ok(if len == 0 { &mut [] } else { unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) } })
+}
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("digests, checkpoints and the wire are defined on little-endian machines");
+
+/// The values as little-endian bytes, in place.
+pub(crate) fn le_bytes<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: `Plain` types are numbers without padding; a byte has no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// The values as little-endian bytes, for writing in place.
+pub(crate) fn le_bytes_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: as in `le_bytes`; any bytes are a valid number.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+/// Numbers for which every bit pattern is a value.
+pub(crate) trait Plain: Copy {}
+impl Plain for f32 {}
+impl Plain for i64 {}
+impl Plain for i16 {}
+impl Plain for u32 {}
