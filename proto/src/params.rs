@@ -50,7 +50,11 @@ pub struct ParamSpec {
 impl ParamSpec {
     /// A parameter called `name`.
     pub fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
-        Self { name: name.into(), shape: shape.to_vec(), init }
+        Self {
+            name: name.into(),
+            shape: shape.to_vec(),
+            init,
+        }
     }
 
     /// Number of elements; 1 for a scalar.
@@ -79,7 +83,9 @@ impl ParamSpec {
             Init::Ones => out.fill(1.0),
             Init::Constant(value) => out.fill(*value),
             Init::Values(values) => {
-                out.iter_mut().zip(values).for_each(|(slot, value)| *slot = *value);
+                out.iter_mut()
+                    .zip(values)
+                    .for_each(|(slot, value)| *slot = *value);
             }
             Init::Normal { std } => draw::normal(draw::key(seed, &self.name), f64::from(*std), out),
         }

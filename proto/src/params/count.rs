@@ -35,12 +35,20 @@ pub struct StageCost {
 impl StageCost {
     /// Parameters that the stage trains.
     pub fn trained(&self) -> u64 {
-        self.modules.iter().filter(|m| m.trained).map(|m| m.parameters).sum()
+        self.modules
+            .iter()
+            .filter(|m| m.trained)
+            .map(|m| m.parameters)
+            .sum()
     }
 
     /// Parameters that the stage reads and leaves as they are.
     pub fn frozen(&self) -> u64 {
-        self.modules.iter().filter(|m| !m.trained).map(|m| m.parameters).sum()
+        self.modules
+            .iter()
+            .filter(|m| !m.trained)
+            .map(|m| m.parameters)
+            .sum()
     }
 }
 
@@ -52,8 +60,9 @@ pub fn stage_cost(model: &Model, vocab: u32, stage: &Stage) -> StageCost {
     modules.extend(by_module(&frozen, false));
     let decoder = specs::decoder(model, vocab);
     let mlp = matching(&decoder, |name| name.contains(".mlp."));
-    let rest = matching(&decoder, |name| !name.contains(".mlp.") && name.starts_with("model.la"))
-        + head(model, vocab);
+    let rest = matching(&decoder, |name| {
+        !name.contains(".mlp.") && name.starts_with("model.la")
+    }) + head(model, vocab);
     let patches = u64::from(model.vision.image_size / model.vision.patch_size.max(1)).pow(2);
     let vision = numel(&specs::vision(model));
     let (flops_per_token, flops_per_image) = match stage.kind {
@@ -64,11 +73,21 @@ pub fn stage_cost(model: &Model, vocab: u32, stage: &Stage) -> StageCost {
         ),
         StageKind::Experts => {
             let memories = matching(&frozen, |name| name.starts_with("memory."));
-            (6 * numel(&trained) + 4 * (rest + mlp + memories), 0)
+            let seen = matching(&frozen, |name| {
+                name.starts_with("vis") || name.starts_with("br")
+            });
+            (
+                6 * numel(&trained) + 4 * (rest + mlp + memories),
+                2 * seen * patches,
+            )
         }
         StageKind::Evaluate => (2 * (rest + mlp), 2 * vision * patches),
     };
-    StageCost { modules, flops_per_token, flops_per_image }
+    StageCost {
+        modules,
+        flops_per_token,
+        flops_per_image,
+    }
 }
 
 /// Weights of the output head; the embedding's when they are shared.
@@ -77,7 +96,11 @@ fn head(model: &Model, vocab: u32) -> u64 {
 }
 
 fn matching(specs: &[ParamSpec], wanted: impl Fn(&str) -> bool) -> u64 {
-    specs.iter().filter(|spec| wanted(&spec.name)).map(|spec| spec.numel() as u64).sum()
+    specs
+        .iter()
+        .filter(|spec| wanted(&spec.name))
+        .map(|spec| spec.numel() as u64)
+        .sum()
 }
 
 /// Sums by the first part of the name, in order of appearance; a memory keeps its stage's name.

@@ -29,12 +29,16 @@ const EMBEDDING_STD: f32 = 0.02;
 
 /// A normal with the variance of PyTorch's default for linear layers, `1 / (3 fan_in)`.
 fn fan_in(inputs: usize) -> Init {
-    Init::Normal { std: (1.0 / (3.0 * inputs as f32)).sqrt() }
+    Init::Normal {
+        std: (1.0 / (3.0 * inputs as f32)).sqrt(),
+    }
 }
 
 /// The same for a matrix that writes into the residual stream, which adds up `2 layers` of them.
 fn residual(inputs: usize, layers: usize) -> Init {
-    Init::Normal { std: (1.0 / (6.0 * inputs as f32 * layers as f32)).sqrt() }
+    Init::Normal {
+        std: (1.0 / (6.0 * inputs as f32 * layers as f32)).sqrt(),
+    }
 }
 
 fn normal(std: f32) -> Init {
@@ -45,12 +49,19 @@ fn normal(std: f32) -> Init {
 pub fn decoder(model: &Model, vocab: u32) -> Vec<ParamSpec> {
     let shape = &model.decoder;
     let (d, vocab) = (shape.hidden_size as usize, vocab as usize);
-    let mut specs =
-        vec![ParamSpec::new("model.embed_tokens.weight", &[vocab, d], normal(EMBEDDING_STD))];
+    let mut specs = vec![ParamSpec::new(
+        "model.embed_tokens.weight",
+        &[vocab, d],
+        normal(EMBEDDING_STD),
+    )];
     decoder_blocks("model", &Blocks::from(shape), &mut specs);
     specs.push(ParamSpec::new("model.norm.weight", &[d], Init::Ones));
     if !shape.tie_word_embeddings {
-        specs.push(ParamSpec::new("lm_head.weight", &[vocab, d], normal(EMBEDDING_STD)));
+        specs.push(ParamSpec::new(
+            "lm_head.weight",
+            &[vocab, d],
+            normal(EMBEDDING_STD),
+        ));
     }
     specs
 }
@@ -59,14 +70,24 @@ pub fn decoder(model: &Model, vocab: u32) -> Vec<ParamSpec> {
 /// into the space of the global image feature, and CLIP's `logit_scale`.
 pub fn text_tower(model: &Model, vocab: u32) -> Vec<ParamSpec> {
     let shape = &model.text_tower;
-    let (t, e) = (shape.hidden_size as usize, model.vision.projection_dim as usize);
+    let (t, e) = (
+        shape.hidden_size as usize,
+        model.vision.projection_dim as usize,
+    );
     let vocab = vocab as usize;
-    let mut specs =
-        vec![ParamSpec::new("text_tower.embed_tokens.weight", &[vocab, t], normal(EMBEDDING_STD))];
+    let mut specs = vec![ParamSpec::new(
+        "text_tower.embed_tokens.weight",
+        &[vocab, t],
+        normal(EMBEDDING_STD),
+    )];
     decoder_blocks("text_tower", &Blocks::from(shape), &mut specs);
     specs.push(ParamSpec::new("text_tower.norm.weight", &[t], Init::Ones));
     specs.push(ParamSpec::new("text_projection.weight", &[e, t], fan_in(t)));
-    specs.push(ParamSpec::new("logit_scale", &[], Init::Constant((1.0_f32 / 0.07).ln())));
+    specs.push(ParamSpec::new(
+        "logit_scale",
+        &[],
+        Init::Constant((1.0_f32 / 0.07).ln()),
+    ));
     specs
 }
 
@@ -105,7 +126,12 @@ impl Blocks {
     /// Name, outputs and inputs of the attention's matrices.
     fn attention(&self) -> [(&'static str, usize, usize); 4] {
         let (d, kv) = (self.hidden, self.key_value);
-        [("q_proj", d, d), ("k_proj", kv, d), ("v_proj", kv, d), ("o_proj", d, d)]
+        [
+            ("q_proj", d, d),
+            ("k_proj", kv, d),
+            ("v_proj", kv, d),
+            ("o_proj", d, d),
+        ]
     }
 }
 
@@ -135,7 +161,11 @@ fn decoder_blocks(prefix: &str, blocks: &Blocks, specs: &mut Vec<ParamSpec>) {
             specs.push(ParamSpec::new(name_of, &[out, inputs], init(name, inputs)));
         }
         for norm in ["input_layernorm", "post_attention_layernorm"] {
-            specs.push(ParamSpec::new(format!("{at}.{norm}.weight"), &[d], Init::Ones));
+            specs.push(ParamSpec::new(
+                format!("{at}.{norm}.weight"),
+                &[d],
+                Init::Ones,
+            ));
         }
     }
 }
@@ -148,7 +178,11 @@ pub fn vision(model: &Model) -> Vec<ParamSpec> {
     let width_std = (v as f32).powf(-0.5);
     let embeddings = "vision_model.embeddings";
     let mut specs = vec![
-        ParamSpec::new(format!("{embeddings}.class_embedding"), &[v], normal(width_std)),
+        ParamSpec::new(
+            format!("{embeddings}.class_embedding"),
+            &[v],
+            normal(width_std),
+        ),
         ParamSpec::new(
             format!("{embeddings}.patch_embedding.weight"),
             &[v, 3, patch, patch],
@@ -162,11 +196,19 @@ pub fn vision(model: &Model) -> Vec<ParamSpec> {
     ];
     layer_norm("vision_model.pre_layrnorm", v, &mut specs);
     for layer in 0..shape.num_hidden_layers {
-        vision_block(&format!("vision_model.encoder.layers.{layer}"), shape, &mut specs);
+        vision_block(
+            &format!("vision_model.encoder.layers.{layer}"),
+            shape,
+            &mut specs,
+        );
     }
     layer_norm("vision_model.post_layernorm", v, &mut specs);
     let e = shape.projection_dim as usize;
-    specs.push(ParamSpec::new("visual_projection.weight", &[e, v], normal(width_std)));
+    specs.push(ParamSpec::new(
+        "visual_projection.weight",
+        &[e, v],
+        normal(width_std),
+    ));
     specs
 }
 
@@ -182,8 +224,16 @@ fn vision_block(at: &str, shape: &Vision, specs: &mut Vec<ParamSpec>) {
         ("mlp.fc1", width, v, (2.0 * v as f32).powf(-0.5)),
         ("mlp.fc2", v, width, deep_std),
     ] {
-        specs.push(ParamSpec::new(format!("{at}.{name}.weight"), &[out, inputs], normal(std)));
-        specs.push(ParamSpec::new(format!("{at}.{name}.bias"), &[out], Init::Zeros));
+        specs.push(ParamSpec::new(
+            format!("{at}.{name}.weight"),
+            &[out, inputs],
+            normal(std),
+        ));
+        specs.push(ParamSpec::new(
+            format!("{at}.{name}.bias"),
+            &[out],
+            Init::Zeros,
+        ));
     }
     layer_norm(&format!("{at}.layer_norm1"), v, specs);
     layer_norm(&format!("{at}.layer_norm2"), v, specs);
@@ -196,7 +246,10 @@ fn layer_norm(at: &str, width: usize, specs: &mut Vec<ParamSpec>) {
 
 /// The bridge: a linear layer from each patch feature to one soft token.
 pub fn bridge(model: &Model) -> Vec<ParamSpec> {
-    let (d, v) = (model.decoder.hidden_size as usize, model.vision.hidden_size as usize);
+    let (d, v) = (
+        model.decoder.hidden_size as usize,
+        model.vision.hidden_size as usize,
+    );
     vec![
         ParamSpec::new("bridge.weight", &[d, v], fan_in(v)),
         ParamSpec::new("bridge.bias", &[d], Init::Zeros),
@@ -211,8 +264,11 @@ pub fn memory(model: &Model, stage: &str) -> Vec<ParamSpec> {
     let mut specs = Vec::new();
     for layer in 0..layers {
         for (name, out, inputs) in feed_forward(model.memory.form, d, width) {
-            let init =
-                if name == "down_proj" { residual(inputs, layers) } else { fan_in(inputs) };
+            let init = if name == "down_proj" {
+                residual(inputs, layers)
+            } else {
+                fan_in(inputs)
+            };
             let name_of = format!("memory.{stage}.layers.{layer}.{name}.weight");
             specs.push(ParamSpec::new(name_of, &[out, inputs], init));
         }
@@ -224,12 +280,19 @@ pub fn memory(model: &Model, stage: &str) -> Vec<ParamSpec> {
 /// blocks in ascending order, the last block at the end.
 pub fn retrieval_heads(model: &Model) -> Vec<(u32, String)> {
     let last = model.decoder.num_hidden_layers;
-    let mut blocks: Vec<u32> =
-        model.retrieval.extra_blocks.iter().copied().filter(|block| *block != last).collect();
+    let mut blocks: Vec<u32> = model
+        .retrieval
+        .extra_blocks
+        .iter()
+        .copied()
+        .filter(|block| *block != last)
+        .collect();
     blocks.sort_unstable();
     blocks.dedup();
-    let mut heads: Vec<(u32, String)> =
-        blocks.into_iter().map(|block| (block, format!("retrieval.blocks.{block}"))).collect();
+    let mut heads: Vec<(u32, String)> = blocks
+        .into_iter()
+        .map(|block| (block, format!("retrieval.blocks.{block}")))
+        .collect();
     heads.push((last, "retrieval".to_owned()));
     heads
 }
@@ -238,15 +301,32 @@ pub fn retrieval_heads(model: &Model) -> Vec<(u32, String)> {
 pub fn retrieval(model: &Model) -> Vec<ParamSpec> {
     let d = model.decoder.hidden_size as usize;
     let e = model.vision.projection_dim as usize;
-    let Retrieval { dim, temperature, learn_temperature, .. } = model.retrieval;
+    let Retrieval {
+        dim,
+        temperature,
+        learn_temperature,
+        ..
+    } = model.retrieval;
     let dim = dim as usize;
     let mut specs = Vec::new();
     for (_, at) in retrieval_heads(model) {
-        specs.push(ParamSpec::new(format!("{at}.text_projection.weight"), &[dim, d], fan_in(d)));
-        specs.push(ParamSpec::new(format!("{at}.image_projection.weight"), &[dim, e], fan_in(e)));
+        specs.push(ParamSpec::new(
+            format!("{at}.text_projection.weight"),
+            &[dim, d],
+            fan_in(d),
+        ));
+        specs.push(ParamSpec::new(
+            format!("{at}.image_projection.weight"),
+            &[dim, e],
+            fan_in(e),
+        ));
         if learn_temperature {
             let start = Init::Constant(-(temperature.ln()) as f32);
-            specs.push(ParamSpec::new(format!("{at}.log_inverse_temperature"), &[], start));
+            specs.push(ParamSpec::new(
+                format!("{at}.log_inverse_temperature"),
+                &[],
+                start,
+            ));
         }
     }
     specs
@@ -263,7 +343,11 @@ pub fn experts(model: &Model, settings: &Experts) -> Vec<ParamSpec> {
     for layer in 0..model.decoder.num_hidden_layers {
         let at = format!("experts.layers.{layer}");
         if count > 1 && chosen(&settings.router_blocks, layer) {
-            specs.push(ParamSpec::new(format!("{at}.router.weight"), &[count, d], Init::Zeros));
+            specs.push(ParamSpec::new(
+                format!("{at}.router.weight"),
+                &[count, d],
+                Init::Zeros,
+            ));
             let bias = Init::Values(bias.clone());
             specs.push(ParamSpec::new(format!("{at}.router.bias"), &[count], bias));
         }
@@ -285,11 +369,22 @@ fn adapters(at: &str, model: &Model, settings: &Experts, specs: &mut Vec<ParamSp
     let (d, memory) = (blocks.hidden, &model.memory);
     let mut adapter = |of: &str, (name, out, inputs): (&str, usize, usize)| {
         let matrix = format!("{at}.{of}.{name}");
-        specs.push(ParamSpec::new(format!("{matrix}.lora_a"), &[rank, inputs], fan_in(inputs)));
-        specs.push(ParamSpec::new(format!("{matrix}.lora_b"), &[out, rank], Init::Zeros));
+        specs.push(ParamSpec::new(
+            format!("{matrix}.lora_a"),
+            &[rank, inputs],
+            fan_in(inputs),
+        ));
+        specs.push(ParamSpec::new(
+            format!("{matrix}.lora_b"),
+            &[out, rank],
+            Init::Zeros,
+        ));
     };
     if settings.adapt_attention {
-        blocks.attention().into_iter().for_each(|matrix| adapter("self_attn", matrix));
+        blocks
+            .attention()
+            .into_iter()
+            .for_each(|matrix| adapter("self_attn", matrix));
     }
     for matrix in feed_forward(MemoryForm::Gated, d, blocks.intermediate) {
         adapter("mlp", matrix);
@@ -304,13 +399,18 @@ fn adapters(at: &str, model: &Model, settings: &Experts, specs: &mut Vec<ParamSp
 /// What `stage` trains, in a fixed order.
 pub fn trained_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
     match stage.kind {
-        StageKind::Bootstrap => {
-            [decoder(model, vocab), vision(model), text_tower(model, vocab)].concat()
-        }
+        StageKind::Bootstrap => [
+            decoder(model, vocab),
+            vision(model),
+            text_tower(model, vocab),
+        ]
+        .concat(),
         StageKind::Memory => [memory(model, &stage.name), bridge(model), retrieval(model)].concat(),
-        StageKind::Experts => {
-            stage.experts.as_ref().map(|settings| experts(model, settings)).unwrap_or_default()
-        }
+        StageKind::Experts => stage
+            .experts
+            .as_ref()
+            .map(|settings| experts(model, settings))
+            .unwrap_or_default(),
         StageKind::Evaluate => Vec::new(),
     }
 }
@@ -322,8 +422,12 @@ pub fn frozen_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
         StageKind::Memory => [decoder(model, vocab), vision(model)].concat(),
         StageKind::Experts => {
             let mut specs = decoder(model, vocab);
-            for name in stage.experts.iter().flat_map(|settings| &settings.memories) {
+            let settings = stage.experts.iter();
+            for name in settings.clone().flat_map(|settings| &settings.memories) {
                 specs.extend(memory(model, name));
+            }
+            if settings.clone().any(|settings| settings.pictures) {
+                specs.extend([vision(model), bridge(model)].concat());
             }
             specs
         }

@@ -54,7 +54,9 @@ impl Rotary {
         let exponents = Tensor::arange_start_step(0, head, 2, (Kind::Int64, device))
             .to_kind(Kind::Float)
             / head as f64;
-        let frequencies = Tensor::full([1], theta, options).pow(&exponents).reciprocal();
+        let frequencies = Tensor::full([1], theta, options)
+            .pow(&exponents)
+            .reciprocal();
         let angles = Tensor::arange(length, options).unsqueeze(1) * frequencies.unsqueeze(0);
         let (cos, sin) = (angles.cos(), angles.sin());
         let shape = [1, length, 1, head];
@@ -67,7 +69,10 @@ impl Rotary {
     /// The tables of `length` positions from `start` on.
     pub(super) fn narrow(&self, start: i64, length: i64) -> Self {
         let part = |table: &Tensor| table.narrow(1, start, length);
-        Self { cos: part(&self.cos), sin_signed: part(&self.sin_signed) }
+        Self {
+            cos: part(&self.cos),
+            sin_signed: part(&self.sin_signed),
+        }
     }
 
     /// The tables of `positions_bn`, `[b, n, 1, k]`.
@@ -75,7 +80,10 @@ impl Rotary {
         let size = positions_bn.size();
         let flat = positions_bn.flatten(0, -1);
         let part = |table: &Tensor| table.index_select(1, &flat).view([size[0], size[1], 1, -1]);
-        Self { cos: part(&self.cos), sin_signed: part(&self.sin_signed) }
+        Self {
+            cos: part(&self.cos),
+            sin_signed: part(&self.sin_signed),
+        }
     }
 
     /// Turns `x`, `[b, length, heads, k]`. With the sign kept in the sine's table, exchanging
@@ -102,9 +110,20 @@ impl Attention {
     pub(super) fn new(at: &str, shape: AttentionShape, weights: &Weights) -> Result<Self> {
         let (d, kv) = (shape.hidden, shape.groups * shape.head());
         let matrix = |name: &str, out| weights.shaped(&format!("{at}.{name}.weight"), &[out, d]);
-        let (q, k, v) = (matrix("q_proj", d)?, matrix("k_proj", kv)?, matrix("v_proj", kv)?);
+        let (q, k, v) = (
+            matrix("q_proj", d)?,
+            matrix("k_proj", kv)?,
+            matrix("v_proj", kv)?,
+        );
         let qkv = fused(&[&q, &k, &v]);
-        Ok(Self { shape, q, k, v, o: matrix("o_proj", d)?, qkv })
+        Ok(Self {
+            shape,
+            q,
+            k,
+            v,
+            o: matrix("o_proj", d)?,
+            qkv,
+        })
     }
 
     /// Self-attention of `x_btd`; the queries are `queries_bnd` where only some positions are
@@ -123,12 +142,20 @@ impl Attention {
         let causal = sight.mask.is_none();
         let [q, k, v] = [q, k, v].map(|x| x.transpose(1, 2));
         let joined_bnd = attend(&q, [&k, &v], sight.mask.as_ref(), causal);
-        adapted(linear(&joined_bnd, &self.o), &joined_bnd, adapters.map(|adapters| &adapters.o))
+        adapted(
+            linear(&joined_bnd, &self.o),
+            &joined_bnd,
+            adapters.map(|adapters| &adapters.o),
+        )
     }
 
     /// Queries, keys and values of every position: one product, one rotation where possible.
     fn all(&self, x_btd: &Tensor, sight: &Sight) -> (Tensor, Tensor, Tensor) {
-        let AttentionShape { hidden, heads, groups } = self.shape;
+        let AttentionShape {
+            hidden,
+            heads,
+            groups,
+        } = self.shape;
         let kv = groups * self.shape.head();
         let (qk, v) = match &self.qkv {
             Some(qkv) => {
@@ -142,7 +169,11 @@ impl Attention {
         };
         let turned = sight.keys.turn(&self.heads(&qk));
         let parts = turned.split_with_sizes([heads, groups], 2);
-        (parts[0].shallow_clone(), parts[1].shallow_clone(), self.heads(&v))
+        (
+            parts[0].shallow_clone(),
+            parts[1].shallow_clone(),
+            self.heads(&v),
+        )
     }
 
     /// Queries of some positions, keys and values of all, with or without adapters.
@@ -155,10 +186,22 @@ impl Attention {
     ) -> (Tensor, Tensor, Tensor) {
         let q = linear(queries_bnd, &self.q);
         let q = adapted(q, queries_bnd, adapters.map(|adapters| &adapters.q));
-        let k = adapted(linear(x_btd, &self.k), x_btd, adapters.map(|adapters| &adapters.k));
-        let v = adapted(linear(x_btd, &self.v), x_btd, adapters.map(|adapters| &adapters.v));
+        let k = adapted(
+            linear(x_btd, &self.k),
+            x_btd,
+            adapters.map(|adapters| &adapters.k),
+        );
+        let v = adapted(
+            linear(x_btd, &self.v),
+            x_btd,
+            adapters.map(|adapters| &adapters.v),
+        );
         let at = sight.queries.as_ref().unwrap_or(&sight.keys);
-        (at.turn(&self.heads(&q)), sight.keys.turn(&self.heads(&k)), self.heads(&v))
+        (
+            at.turn(&self.heads(&q)),
+            sight.keys.turn(&self.heads(&k)),
+            self.heads(&v),
+        )
     }
 
     /// `[b, t, heads k]` as `[b, t, heads, k]`.

@@ -54,7 +54,13 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// A causal pass over rows padded on the right that reads all positions.
     pub fn new(second: SecondHalves<'a>) -> Self {
-        Self { second, read: Read::All, keys_bt: None, blocks: &[], record_scores: false }
+        Self {
+            second,
+            read: Read::All,
+            keys_bt: None,
+            blocks: &[],
+            record_scores: false,
+        }
     }
 
     /// Reads these positions alone.
@@ -67,7 +73,10 @@ impl<'a> Pass<'a> {
     /// A position always sees itself.
     #[must_use]
     pub fn keys(self, keys_bt: &'a Tensor) -> Self {
-        Self { keys_bt: Some(keys_bt), ..self }
+        Self {
+            keys_bt: Some(keys_bt),
+            ..self
+        }
     }
 
     /// Also returns the states after these blocks (from 1), at the positions read.
@@ -79,7 +88,10 @@ impl<'a> Pass<'a> {
     /// Also returns the routers' scores.
     #[must_use]
     pub fn recording_scores(self) -> Self {
-        Self { record_scores: true, ..self }
+        Self {
+            record_scores: true,
+            ..self
+        }
     }
 }
 
@@ -119,24 +131,41 @@ impl Stack {
             .map(|layer| Block::new(&format!("{at}.layers.{layer}"), shape, weights))
             .collect::<Result<_>>()?;
         let norm_d = weights.shaped(&format!("{at}.norm.weight"), &[shape.attention.hidden])?;
-        Ok(Self { shape, blocks, norm_d })
+        Ok(Self {
+            shape,
+            blocks,
+            norm_d,
+        })
     }
 
     pub(super) fn forward(&self, h_btd: &Tensor, pass: &Pass) -> Result<States> {
         self.check(h_btd, pass)?;
         let size = h_btd.size();
         let plan = Plan::new(&self.shape, pass, [size[0], size[1]], h_btd.device());
-        let mut states = States { last_bnd: Tensor::new(), after_blocks: vec![], scores: vec![] };
+        let mut states = States {
+            last_bnd: Tensor::new(),
+            after_blocks: vec![],
+            scores: vec![],
+        };
         let mut h = h_btd.shallow_clone();
         for (layer, block) in self.blocks.iter().enumerate() {
             let is_last = layer + 1 == self.blocks.len();
-            h = block.attend(&h, pass, layer, if is_last { &plan.last } else { &plan.inner });
+            h = block.attend(
+                &h,
+                pass,
+                layer,
+                if is_last { &plan.last } else { &plan.inner },
+            );
             let (out, scores) = block.second_half(&h, pass, layer);
-            h += out;
+            h = h + out;
             states.scores.extend(scores);
             let number = layer as u32 + 1;
             if pass.blocks.contains(&number) {
-                let read = if is_last { h.shallow_clone() } else { plan.last.select(&h) };
+                let read = if is_last {
+                    h.shallow_clone()
+                } else {
+                    plan.last.select(&h)
+                };
                 states.after_blocks.push((number, read));
             }
         }
@@ -154,8 +183,15 @@ impl Stack {
             expect_shape("positions_bn", positions_bn, &[size[0], -1])?;
         }
         let blocks = self.blocks.len();
-        match pass.blocks.iter().find(|block| **block == 0 || **block as usize > blocks) {
-            Some(block) => Err(ModelError::NoBlock { block: *block, blocks }),
+        match pass
+            .blocks
+            .iter()
+            .find(|block| **block == 0 || **block as usize > blocks)
+        {
+            Some(block) => Err(ModelError::NoBlock {
+                block: *block,
+                blocks,
+            }),
             None => Ok(()),
         }
     }
@@ -187,8 +223,14 @@ impl Plan {
         let rotary = || Rotary::new(t, head, shape.theta, device);
         let options = (Kind::Int64, device);
         let all = Tensor::arange(t, options);
-        let inner_mask = pass.keys_bt.map(|keys_bt| allowed(&all.unsqueeze(0), &all, Some(keys_bt)));
-        let inner = Sight { keys: rotary(), queries: None, mask: inner_mask };
+        let inner_mask = pass
+            .keys_bt
+            .map(|keys_bt| allowed(&all.unsqueeze(0), &all, Some(keys_bt)));
+        let inner = Sight {
+            keys: rotary(),
+            queries: None,
+            mask: inner_mask,
+        };
         let (select, queries, positions) = match pass.read {
             Read::All | Read::From(0) => (Selection::All, None, None),
             Read::From(start) => {
@@ -209,8 +251,21 @@ impl Plan {
             Some(positions) => Some(allowed(&positions, &all, pass.keys_bt)),
             None => inner.mask.as_ref().map(Tensor::shallow_clone),
         };
-        let last = View { sight: Sight { keys: rotary(), queries, mask }, select };
-        Self { inner: View { sight: inner, select: Selection::All }, last }
+        let last = View {
+            sight: Sight {
+                keys: rotary(),
+                queries,
+                mask,
+            },
+            select,
+        };
+        Self {
+            inner: View {
+                sight: inner,
+                select: Selection::All,
+            },
+            last,
+        }
     }
 }
 
@@ -276,7 +331,10 @@ impl Block {
             _ => {
                 let queries_bnd = view.select(&x_btd);
                 let queries = Some(&queries_bnd);
-                view.select(h_btd) + self.attention.forward(&x_btd, queries, &view.sight, adapters)
+                view.select(h_btd)
+                    + self
+                        .attention
+                        .forward(&x_btd, queries, &view.sight, adapters)
             }
         }
     }

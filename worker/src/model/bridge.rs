@@ -39,7 +39,11 @@ impl Bridge {
     /// # Errors
     /// If the features have another width.
     pub fn forward(&self, patches_bpv: &Tensor) -> Result<Tensor> {
-        expect_shape("patches_bpv", patches_bpv, &[-1, -1, self.weight_dv.size()[1]])?;
+        expect_shape(
+            "patches_bpv",
+            patches_bpv,
+            &[-1, -1, self.weight_dv.size()[1]],
+        )?;
         Ok(patches_bpv.linear(&self.weight_dv, Some(&self.bias_d)))
     }
 }

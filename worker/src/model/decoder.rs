@@ -45,7 +45,11 @@ impl Decoder {
             theta: shape.rope_theta,
             eps: shape.rms_norm_eps,
         };
-        Ok(Self { embedding, head, stack: Stack::new("model", stack, weights)? })
+        Ok(Self {
+            embedding,
+            head,
+            stack: Stack::new("model", stack, weights)?,
+        })
     }
 
     /// Embeddings `[b, t, d]` of `ids_bt`, int64.

@@ -40,20 +40,36 @@ impl Experts {
         weights: &Weights,
     ) -> Result<Self> {
         let named = settings.memories.len();
-        let same = memories.iter().zip(&settings.memories).all(|(memory, name)| memory.name == *name);
+        let same = memories
+            .iter()
+            .zip(&settings.memories)
+            .all(|(memory, name)| memory.name == *name);
         if memories.len() != named || !same {
-            return Err(ModelError::Memories { found: memories.len(), expected: named });
+            return Err(ModelError::Memories {
+                found: memories.len(),
+                expected: named,
+            });
         }
         let blocks = (0..model.decoder.num_hidden_layers).map(|layer| {
-            let door = Door { model, settings, weights, at: format!("experts.layers.{layer}"), layer };
+            let door = Door {
+                model,
+                settings,
+                weights,
+                at: format!("experts.layers.{layer}"),
+                layer,
+            };
             door.block(memories)
         });
-        Ok(Self { blocks: blocks.collect::<Result<_>>()? })
+        Ok(Self {
+            blocks: blocks.collect::<Result<_>>()?,
+        })
     }
 
     /// Names of the experts, in the order of the router's scores.
     pub fn names(settings: &job::Experts) -> Vec<String> {
-        std::iter::once("mlp".to_owned()).chain(settings.memories.iter().cloned()).collect()
+        std::iter::once("mlp".to_owned())
+            .chain(settings.memories.iter().cloned())
+            .collect()
     }
 }
 
@@ -80,7 +96,12 @@ impl Door<'_> {
                 let network = memory.blocks[self.layer as usize].clone();
                 let at = format!("{}.{}", self.at, memory.name);
                 let adapters = match adapted {
-                    true => Some(FeedForwardAdapters::new(&at, network.shape(), lora, self.weights)?),
+                    true => Some(FeedForwardAdapters::new(
+                        &at,
+                        network.shape(),
+                        lora,
+                        self.weights,
+                    )?),
                     false => None,
                 };
                 Ok((network, adapters))
@@ -100,18 +121,30 @@ impl Door<'_> {
             let at = format!("{}.self_attn", self.at);
             attention = Some(AttentionAdapters::new(&at, [d, kv], lora, self.weights)?);
         }
-        Ok(BlockExperts { scores: self.scores()?, mlp, attention, memories })
+        Ok(BlockExperts {
+            scores: self.scores()?,
+            mlp,
+            attention,
+            memories,
+        })
     }
 
     fn scores(&self) -> Result<Scores> {
         let count = self.settings.memories.len() as i64 + 1;
         if count == 1 || !self.chosen(&self.settings.router_blocks) {
-            return Ok(Scores::Constant(starting_scores(count, self.settings.router_bias)));
+            return Ok(Scores::Constant(starting_scores(
+                count,
+                self.settings.router_bias,
+            )));
         }
         let d = i64::from(self.model.decoder.hidden_size);
         Ok(Scores::Router {
-            weight_xd: self.weights.shaped(&format!("{}.router.weight", self.at), &[count, d])?,
-            bias_x: self.weights.shaped(&format!("{}.router.bias", self.at), &[count])?,
+            weight_xd: self
+                .weights
+                .shaped(&format!("{}.router.weight", self.at), &[count, d])?,
+            bias_x: self
+                .weights
+                .shaped(&format!("{}.router.bias", self.at), &[count])?,
         })
     }
 }
@@ -119,8 +152,9 @@ impl Door<'_> {
 /// `softmax(0, bias, bias, ..)`.
 fn starting_scores(count: i64, bias: f64) -> Vec<f64> {
     let top = bias.max(0.0);
-    let raw: Vec<f64> =
-        (0..count).map(|x| (if x == 0 { -top } else { bias - top }).exp()).collect();
+    let raw: Vec<f64> = (0..count)
+        .map(|x| (if x == 0 { -top } else { bias - top }).exp())
+        .collect();
     let sum: f64 = raw.iter().sum();
     raw.into_iter().map(|score| score / sum).collect()
 }
@@ -151,7 +185,10 @@ impl BlockExperts {
         mlp: &FeedForward,
         record: bool,
     ) -> (Tensor, Option<Tensor>) {
-        let answers = self.memories.iter().map(|(memory, adapters)| (memory, adapters.as_ref()));
+        let answers = self
+            .memories
+            .iter()
+            .map(|(memory, adapters)| (memory, adapters.as_ref()));
         let experts = std::iter::once((mlp, self.mlp.as_ref())).chain(answers);
         let outputs = experts.map(|(expert, adapters)| expert.forward(x_bnd, adapters));
         match &self.scores {
@@ -164,7 +201,9 @@ impl BlockExperts {
                 (sum(parts), scores_bnx)
             }
             Scores::Router { weight_xd, bias_x } => {
-                let scores_bnx = x_bnd.linear(weight_xd, Some(bias_x)).softmax(-1, None::<Kind>);
+                let scores_bnx = x_bnd
+                    .linear(weight_xd, Some(bias_x))
+                    .softmax(-1, None::<Kind>);
                 let each = scores_bnx.split(1, -1);
                 let parts = outputs.zip(&each).map(|(out, score_bn1)| out * score_bn1);
                 (sum(parts), record.then(|| scores_bnx.detach()))
@@ -181,7 +220,9 @@ fn sum(parts: impl Iterator<Item = Tensor>) -> Tensor {
 
 fn broadcast(scores: &[f64], x_bnd: &Tensor) -> Tensor {
     let size = x_bnd.size();
-    let scores_x = Tensor::from_slice(scores).to_device(x_bnd.device()).to_kind(Kind::Float);
+    let scores_x = Tensor::from_slice(scores)
+        .to_device(x_bnd.device())
+        .to_kind(Kind::Float);
     let shape = [size[0], size[1], scores.len() as i64];
     Tensor::zeros(shape, options(Kind::Float, x_bnd)) + scores_x
 }

@@ -37,15 +37,28 @@ impl Clone for FeedForward {
 
 impl FeedForward {
     /// The network `<at>.{gate,up,down}_proj.weight`, `d` wide outside and `w` inside.
-    pub(super) fn new(at: &str, form: MemoryForm, [d, w]: [i64; 2], weights: &Weights) -> Result<Self> {
-        let matrix = |name: &str, shape: [i64; 2]| weights.shaped(&format!("{at}.{name}.weight"), &shape);
+    pub(super) fn new(
+        at: &str,
+        form: MemoryForm,
+        [d, w]: [i64; 2],
+        weights: &Weights,
+    ) -> Result<Self> {
+        let matrix =
+            |name: &str, shape: [i64; 2]| weights.shaped(&format!("{at}.{name}.weight"), &shape);
         let gate_wd = match form {
             MemoryForm::Gated => Some(matrix("gate_proj", [w, d])?),
             MemoryForm::Plain => None,
         };
         let (up_wd, down_dw) = (matrix("up_proj", [w, d])?, matrix("down_proj", [d, w])?);
-        let gate_up = gate_wd.as_ref().and_then(|gate_wd| fused(&[gate_wd, &up_wd]));
-        Ok(Self { gate_wd, up_wd, down_dw, gate_up })
+        let gate_up = gate_wd
+            .as_ref()
+            .and_then(|gate_wd| fused(&[gate_wd, &up_wd]));
+        Ok(Self {
+            gate_wd,
+            up_wd,
+            down_dw,
+            gate_up,
+        })
     }
 
     /// Hidden units.
@@ -55,7 +68,10 @@ impl FeedForward {
 
     /// Whether it is gated, and its width outside and inside.
     pub(super) fn shape(&self) -> (bool, [i64; 2]) {
-        (self.gate_wd.is_some(), [self.down_dw.size()[0], self.width()])
+        (
+            self.gate_wd.is_some(),
+            [self.down_dw.size()[0], self.width()],
+        )
     }
 
     /// Where its weights are.
@@ -67,7 +83,10 @@ impl FeedForward {
     /// through the column of unit `order[i]`.
     pub(super) fn permuted(&self, order: &Tensor) -> Self {
         let down_dw = self.down_dw.detach().index_select(1, order);
-        Self { down_dw, ..self.clone() }
+        Self {
+            down_dw,
+            ..self.clone()
+        }
     }
 
     /// `x`, `[.., d]`, through the network.
@@ -93,7 +112,10 @@ impl FeedForward {
                 return (Some(gate), up);
             }
         }
-        (self.gate_wd.as_ref().map(|gate_wd| linear(x, gate_wd)), linear(x, &self.up_wd))
+        (
+            self.gate_wd.as_ref().map(|gate_wd| linear(x, gate_wd)),
+            linear(x, &self.up_wd),
+        )
     }
 }
 
@@ -113,11 +135,16 @@ impl FeedForwardAdapters {
         settings: LoraSettings,
         weights: &Weights,
     ) -> Result<Self> {
-        let adapter = |name: &str, shape| Lora::new(&format!("{at}.{name}"), shape, settings, weights);
+        let adapter =
+            |name: &str, shape| Lora::new(&format!("{at}.{name}"), shape, settings, weights);
         let gate = match gated {
             true => Some(adapter("gate_proj", [w, d])?),
             false => None,
         };
-        Ok(Self { gate, up: adapter("up_proj", [w, d])?, down: adapter("down_proj", [d, w])? })
+        Ok(Self {
+            gate,
+            up: adapter("up_proj", [w, d])?,
+            down: adapter("down_proj", [d, w])?,
+        })
     }
 }

@@ -40,11 +40,21 @@ pub(super) struct Lora {
 
 impl Lora {
     /// The adapter `<at>.lora_a`, `<at>.lora_b` of an `[out, in]` matrix.
-    pub(super) fn new(at: &str, [out, inputs]: [i64; 2], settings: LoraSettings, weights: &Weights) -> Result<Self> {
+    pub(super) fn new(
+        at: &str,
+        [out, inputs]: [i64; 2],
+        settings: LoraSettings,
+        weights: &Weights,
+    ) -> Result<Self> {
         let a_ri = weights.shaped(&format!("{at}.lora_a"), &[settings.rank, inputs])?;
         let b_or = weights.shaped(&format!("{at}.lora_b"), &[out, settings.rank])?;
         let training = a_ri.requires_grad();
-        Ok(Self { a_ri, b_or, settings, training })
+        Ok(Self {
+            a_ri,
+            b_or,
+            settings,
+            training,
+        })
     }
 
     /// The adapter's part alone.
@@ -75,8 +85,14 @@ pub(super) struct AttentionAdapters {
 }
 
 impl AttentionAdapters {
-    pub(super) fn new(at: &str, [d, kv]: [i64; 2], settings: LoraSettings, weights: &Weights) -> Result<Self> {
-        let adapter = |name: &str, out| Lora::new(&format!("{at}.{name}"), [out, d], settings, weights);
+    pub(super) fn new(
+        at: &str,
+        [d, kv]: [i64; 2],
+        settings: LoraSettings,
+        weights: &Weights,
+    ) -> Result<Self> {
+        let adapter =
+            |name: &str, out| Lora::new(&format!("{at}.{name}"), [out, d], settings, weights);
         Ok(Self {
             q: adapter("q_proj", d)?,
             k: adapter("k_proj", kv)?,

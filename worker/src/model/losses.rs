@@ -19,14 +19,54 @@ const MAX_LOG_INVERSE_TEMPERATURE: f64 = 4.605_170_185_988_092;
 ///
 /// # Errors
 /// If labels and states do not fit.
-pub fn next_token(decoder: &Decoder, states_bnd: &Tensor, labels_bn: &Tensor) -> Result<(Tensor, i64)> {
+pub fn next_token(
+    decoder: &Decoder,
+    states_bnd: &Tensor,
+    labels_bn: &Tensor,
+) -> Result<(Tensor, i64)> {
     expect_shape("labels_bn", labels_bn, &states_bnd.size()[..2])?;
     let labels = labels_bn.flatten(0, 1);
     let rows_c = labels.not_equal(IGNORE).nonzero().squeeze_dim(1);
     let count = rows_c.size()[0];
     let states_cd = states_bnd.flatten(0, 1).index_select(0, &rows_c);
     let logits_cv = decoder.logits(&states_cd);
-    Ok((cross_entropy_sum(&logits_cv, &labels.index_select(0, &rows_c)), count))
+    Ok((
+        cross_entropy_sum(&logits_cv, &labels.index_select(0, &rows_c)),
+        count,
+    ))
+}
+
+/// Where the labels of a batch stand: what a pass has to read ([`Read::At`](super::Read::At)).
+#[derive(Debug)]
+pub struct Labelled {
+    /// Positions that have a label, `[b, n]`; a row with fewer than `n` repeats position 0.
+    pub positions_bn: Tensor,
+    /// Their labels, `[b, n]`; [`IGNORE`] at the repeated positions.
+    pub labels_bn: Tensor,
+}
+
+/// Finds the labelled positions of `labels_bt`, so that the last block can be computed for these
+/// alone; `n` is the largest number of labels in a row, and at least 1.
+///
+/// # Errors
+/// If the labels are not `[b, t]`.
+pub fn labelled(labels_bt: &Tensor) -> Result<Labelled> {
+    expect_shape("labels_bt", labels_bt, &[-1, -1])?;
+    let size = labels_bt.size();
+    let has_label = labels_bt.not_equal(IGNORE).to_kind(Kind::Int64);
+    let most = has_label
+        .sum_dim_intlist([1].as_slice(), false, Kind::Int64)
+        .max();
+    let n = most.int64_value(&[]).clamp(1, size[1]);
+    // A stable sort by "has no label" brings the labelled positions to the front, in order.
+    let order_bt = has_label.argsort_stable(true, 1, true);
+    let front_bn = order_bt.narrow(1, 0, n);
+    let labels_bn = labels_bt.gather(1, &front_bn, false);
+    let positions_bn = front_bn.masked_fill(&labels_bn.eq(IGNORE), 0);
+    Ok(Labelled {
+        positions_bn,
+        labels_bn,
+    })
 }
 
 /// The retrieval loss of some rows of the global batch, summed over them: row `i` of the unit
@@ -37,7 +77,9 @@ pub fn retrieval_rows(
     first_row: i64,
     log_inverse_temperature: &Tensor,
 ) -> Tensor {
-    let scale = log_inverse_temperature.clamp_max(MAX_LOG_INVERSE_TEMPERATURE).exp();
+    let scale = log_inverse_temperature
+        .clamp_max(MAX_LOG_INVERSE_TEMPERATURE)
+        .exp();
     let logits_nm = text_ns.matmul(&images_ms.tr()) * scale;
     let last = first_row + text_ns.size()[0];
     let targets = Tensor::arange_start(first_row, last, (Kind::Int64, text_ns.device()));
@@ -72,7 +114,12 @@ pub fn clip(text_me: &Tensor, images_me: &Tensor, logit_scale: &Tensor) -> ClipL
     let mut gradients = Tensor::run_backward(&[&loss], &[text, images, scale], false, false);
     let mut next = || gradients.pop().unwrap_or_default();
     let (grad_logit_scale, grad_images_me, grad_text_me) = (next(), next(), next());
-    ClipLoss { loss: loss.detach(), grad_text_me, grad_images_me, grad_logit_scale }
+    ClipLoss {
+        loss: loss.detach(),
+        grad_text_me,
+        grad_images_me,
+        grad_logit_scale,
+    }
 }
 
 /// Sum over the rows of `-log softmax(logits)[target]`.

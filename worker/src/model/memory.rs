@@ -20,12 +20,18 @@ impl Memory {
     /// # Errors
     /// If a weight is missing or has another shape.
     pub fn new(model: &job::Model, stage: &str, weights: &Weights) -> Result<Self> {
-        let sizes = [i64::from(model.decoder.hidden_size), i64::from(model.memory.width)];
+        let sizes = [
+            i64::from(model.decoder.hidden_size),
+            i64::from(model.memory.width),
+        ];
         let blocks = (0..model.decoder.num_hidden_layers).map(|layer| {
             let at = format!("memory.{stage}.layers.{layer}");
             FeedForward::new(&at, model.memory.form, sizes, weights)
         });
-        Ok(Self { name: stage.to_owned(), blocks: blocks.collect::<Result<_>>()? })
+        Ok(Self {
+            name: stage.to_owned(),
+            blocks: blocks.collect::<Result<_>>()?,
+        })
     }
 
     /// The control of the method's claim: in each block the hidden units are permuted between
@@ -37,7 +43,10 @@ impl Memory {
             let order = Tensor::from_slice(&permutation(seed, layer, block.width()));
             block.permuted(&order.to_device(block.device()))
         });
-        Self { name: self.name.clone(), blocks: blocks.collect() }
+        Self {
+            name: self.name.clone(),
+            blocks: blocks.collect(),
+        }
     }
 }
 
@@ -52,7 +61,10 @@ fn permutation(seed: u64, layer: usize, width: i64) -> Vec<i64> {
         let mut word = [0; 8];
         words.fill(&mut word);
         // The bias of the remainder is below width / 2^64.
-        order.swap(last, (u64::from_le_bytes(word) % (last as u64 + 1)) as usize);
+        order.swap(
+            last,
+            (u64::from_le_bytes(word) % (last as u64 + 1)) as usize,
+        );
     }
     order
 }

@@ -19,12 +19,20 @@ pub(super) fn quick_gelu(x: &Tensor) -> Tensor {
 
 /// Rows of unit length, for cosine similarity.
 pub(super) fn unit_rows(x: &Tensor) -> Tensor {
-    let norm = x.square().sum_dim_intlist([-1].as_slice(), true, None::<Kind>).clamp_min(1e-24);
+    let norm = x
+        .square()
+        .sum_dim_intlist([-1].as_slice(), true, None::<Kind>)
+        .clamp_min(1e-24);
     x * norm.rsqrt()
 }
 
 /// Scaled dot-product attention on `[b, heads, length, k]`; the output is `[b, n, h k]`.
-pub(super) fn attend(q_bhnk: &Tensor, kv_bgtk: [&Tensor; 2], mask: Option<&Tensor>, causal: bool) -> Tensor {
+pub(super) fn attend(
+    q_bhnk: &Tensor,
+    kv_bgtk: [&Tensor; 2],
+    mask: Option<&Tensor>,
+    causal: bool,
+) -> Tensor {
     let [k_bgtk, v_bgtk] = kv_bgtk;
     let (b, h, n, k) = sizes4(q_bhnk);
     let grouped = h != k_bgtk.size()[1];

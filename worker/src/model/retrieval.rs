@@ -39,7 +39,12 @@ impl RetrievalHead {
             }
         };
         let image_se = weights.shaped(&format!("{at}.image_projection.weight"), &[s, e])?;
-        Ok(Self { block, text_sd, image_se, log_inverse_temperature })
+        Ok(Self {
+            block,
+            text_sd,
+            image_se,
+            log_inverse_temperature,
+        })
     }
 
     /// Text states `[n, d]` in the shared space, unit rows `[n, s]`.
@@ -74,7 +79,10 @@ impl RetrievalHeads {
         let blocks: Vec<u32> = heads.iter().map(|head| head.block).collect();
         let layers = model.decoder.num_hidden_layers;
         if let Some(block) = blocks.iter().find(|block| **block == 0 || **block > layers) {
-            return Err(ModelError::NoBlock { block: *block, blocks: layers as usize });
+            return Err(ModelError::NoBlock {
+                block: *block,
+                blocks: layers as usize,
+            });
         }
         Ok(Self {
             blocks: blocks[..blocks.len() - 1].to_vec(),
@@ -105,7 +113,10 @@ impl RetrievalHeads {
         expect_shape("global_me", global_me, &[-1, self.image_size])?;
         let mut total: Option<Tensor> = None;
         for head in &self.heads {
-            let early = states.after_blocks.iter().find(|(block, _)| *block == head.block);
+            let early = states
+                .after_blocks
+                .iter()
+                .find(|(block, _)| *block == head.block);
             let states_b1d = early.map_or(&states.last_bnd, |(_, states)| states);
             expect_shape("states at the end token", states_b1d, &[-1, 1, -1])?;
             let text_bs = head.text(&states_b1d.squeeze_dim(1));

@@ -33,10 +33,17 @@ impl TextTower {
     /// If a weight is missing or has another shape.
     pub fn new(model: &job::Model, vocab: u32, weights: &Weights) -> Result<Self> {
         let shape = &model.text_tower;
-        let (d, heads) = (i64::from(shape.hidden_size), i64::from(shape.num_attention_heads));
+        let (d, heads) = (
+            i64::from(shape.hidden_size),
+            i64::from(shape.num_attention_heads),
+        );
         let stack = StackShape {
             layers: shape.num_hidden_layers,
-            attention: AttentionShape { hidden: d, heads, groups: heads },
+            attention: AttentionShape {
+                hidden: d,
+                heads,
+                groups: heads,
+            },
             intermediate: i64::from(shape.intermediate_size),
             theta: THETA,
             eps: EPS,
@@ -60,7 +67,9 @@ impl TextTower {
         expect_shape("end_b", end_b, &[ids_bt.size()[0]])?;
         let positions_b1 = as_positions(end_b);
         let pass = Pass::new(SecondHalves::Mlp).reading(Read::At(&positions_b1));
-        let states = self.stack.forward(&look_up(&self.embedding, ids_bt), &pass)?;
+        let states = self
+            .stack
+            .forward(&look_up(&self.embedding, ids_bt), &pass)?;
         Ok(linear(&states.last_bnd.squeeze_dim(1), &self.projection_ed))
     }
 

@@ -50,10 +50,17 @@ impl Vision {
         let side = i64::from(shape.image_size);
         let count = (side / patch) * (side / patch) + 1;
         let at = "vision_model.embeddings";
-        let kernel = weights.shaped(&format!("{at}.patch_embedding.weight"), &[v, 3, patch, patch])?;
+        let kernel = weights.shaped(
+            &format!("{at}.patch_embedding.weight"),
+            &[v, 3, patch, patch],
+        )?;
         let norm = |name: &str| LayerNorm::new(&format!("vision_model.{name}"), v, shape, weights);
         let blocks = (0..shape.num_hidden_layers).map(|layer| {
-            VisionBlock::new(&format!("vision_model.encoder.layers.{layer}"), shape, weights)
+            VisionBlock::new(
+                &format!("vision_model.encoder.layers.{layer}"),
+                shape,
+                weights,
+            )
         });
         let e = i64::from(shape.projection_dim);
         Ok(Self {
@@ -61,7 +68,8 @@ impl Vision {
             patch,
             class_v: weights.shaped(&format!("{at}.class_embedding"), &[v])?,
             patch_vc: kernel.flatten(1, -1),
-            positions_pv: weights.shaped(&format!("{at}.position_embedding.weight"), &[count, v])?,
+            positions_pv: weights
+                .shaped(&format!("{at}.position_embedding.weight"), &[count, v])?,
             pre: norm("pre_layrnorm")?,
             blocks: blocks.collect::<Result<_>>()?,
             post: norm("post_layernorm")?,
@@ -123,7 +131,13 @@ impl LayerNorm {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+        x.layer_norm(
+            self.weight.size(),
+            Some(&self.weight),
+            Some(&self.bias),
+            self.eps,
+            true,
+        )
     }
 }
 
@@ -149,7 +163,10 @@ impl Affine {
     /// Several layers on the same input as one, when they are frozen.
     fn fused(parts: [&Self; 3]) -> Option<Self> {
         let weight = fused(&parts.map(|part| &part.weight))?;
-        Some(Self { weight, bias: fused(&parts.map(|part| &part.bias))? })
+        Some(Self {
+            weight,
+            bias: fused(&parts.map(|part| &part.bias))?,
+        })
     }
 }
 
@@ -170,7 +187,10 @@ struct VisionBlock {
 
 impl VisionBlock {
     fn new(at: &str, shape: &job::Vision, weights: &Weights) -> Result<Self> {
-        let (v, w) = (i64::from(shape.hidden_size), i64::from(shape.intermediate_size));
+        let (v, w) = (
+            i64::from(shape.hidden_size),
+            i64::from(shape.intermediate_size),
+        );
         let affine = |name: &str, sizes| Affine::new(&format!("{at}.{name}"), sizes, weights);
         let norm = |name: &str| LayerNorm::new(&format!("{at}.{name}"), v, shape, weights);
         let parts = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -194,7 +214,13 @@ impl VisionBlock {
     /// All positions, or the class position alone, `[b, 1, v]`.
     fn forward(&self, h_bpv: &Tensor, class_only: bool) -> Tensor {
         let x_bpv = self.norm1.forward(h_bpv);
-        let class = |x: &Tensor| if class_only { x.narrow(1, 0, 1) } else { x.shallow_clone() };
+        let class = |x: &Tensor| {
+            if class_only {
+                x.narrow(1, 0, 1)
+            } else {
+                x.shallow_clone()
+            }
+        };
         let [q, k, v] = match (&self.qkv, class_only) {
             (Some(qkv), false) => {
                 let parts = qkv.forward(&x_bpv).chunk(3, -1);
@@ -215,6 +241,7 @@ impl VisionBlock {
     /// `[b, p, v]` as `[b, heads, p, k]`.
     fn split(&self, x: &Tensor) -> Tensor {
         let size = x.size();
-        x.reshape([size[0], size[1], self.heads, -1]).transpose(1, 2)
+        x.reshape([size[0], size[1], self.heads, -1])
+            .transpose(1, 2)
     }
 }

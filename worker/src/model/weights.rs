@@ -15,9 +15,13 @@ pub struct Weights {
 
 impl Clone for Weights {
     fn clone(&self) -> Self {
-        let tensors =
-            self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
-        Self { tensors: tensors.collect() }
+        let tensors = self
+            .tensors
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+        Self {
+            tensors: tensors.collect(),
+        }
     }
 }
 
@@ -46,7 +50,8 @@ impl Weights {
     /// Adds a leaf that gets a gradient. It shares `tensor`'s storage, so it sees updates of a
     /// flat buffer that `tensor` is a view of.
     pub fn insert_trained(&mut self, name: &str, tensor: &Tensor) {
-        self.tensors.insert(name.to_owned(), tensor.detach().set_requires_grad(true));
+        self.tensors
+            .insert(name.to_owned(), tensor.detach().set_requires_grad(true));
     }
 
     /// Adds all of `other`'s weights; they win over those of the same name.
@@ -71,7 +76,9 @@ impl Weights {
     pub fn get(&self, name: &str) -> Result<Tensor> {
         match self.tensors.get(name) {
             Some(tensor) => Ok(tensor.shallow_clone()),
-            None => Err(ModelError::Missing { name: name.to_owned() }),
+            None => Err(ModelError::Missing {
+                name: name.to_owned(),
+            }),
         }
     }
 
@@ -98,11 +105,18 @@ impl Weights {
 pub(super) fn expect_shape(name: &str, tensor: &Tensor, expected: &[i64]) -> Result<()> {
     let found = tensor.size();
     let fits = found.len() == expected.len()
-        && found.iter().zip(expected).all(|(size, wanted)| *wanted == -1 || size == wanted);
+        && found
+            .iter()
+            .zip(expected)
+            .all(|(size, wanted)| *wanted == -1 || size == wanted);
     if fits {
         return Ok(());
     }
-    Err(ModelError::Shape { name: name.to_owned(), found, expected: expected.to_vec() })
+    Err(ModelError::Shape {
+        name: name.to_owned(),
+        found,
+        expected: expected.to_vec(),
+    })
 }
 
 /// One matrix out of several that read the same input, when none of them is trained: one large

@@ -59,7 +59,7 @@ def shapes(**changes) -> dict:
     return {name: values | changes.get(name, {}) for name, values in MODEL.items()}
 
 
-def randomize(module: torch.nn.Module, seed: int) -> None:
+def randomize(module: torch.nn.Module, seed: int, scale: float = 1.0) -> None:
     """Weights large enough that every part matters, norms around one."""
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
                 p.copy_(1.0 + 0.2 * torch.randn_like(p))
             else:
                 fan = p[0].numel() if p.ndim >= 2 else 4
-                p.copy_(torch.randn_like(p) / fan**0.5)
+                p.copy_(scale * torch.randn_like(p) / fan**0.5)
 
 
 def build(model: dict, seed: int, memories=()) -> MKS2:
@@ -222,7 +222,7 @@ def mixture(out: Path, name: str, memories: list, form: str = "plain", **setting
     mks2 = build(model, 9, memories)
     chosen = Experts(memories, lora_rank=3, lora_alpha=6.0, **settings)
     mks2.prepare_experts_stage(chosen)
-    randomize(mks2.experts, 10)
+    randomize(mks2.experts, 10, scale=0.5)
     trained = mks2.trained()
     h = leaf(2, 5, 16)
     last, _ = mks2.model(h, mks2.collaborating)
@@ -272,7 +272,7 @@ def experts_stage(out: Path) -> None:
         ["see", "hear"], 3, 6.0, adapter_blocks=[2, 3], router_blocks=[1, 3], router_bias=0.5
     )
     mks2.prepare_experts_stage(settings)
-    randomize(mks2.experts, 14)
+    randomize(mks2.experts, 14, scale=0.5)
     labels = torch.full((3, 7), IGNORE)
     labels[0, 3:5], labels[1, 2], labels[2, 4:6] = torch.tensor([5, 9]), 11, torch.tensor([2, 30])
     batch = SimpleNamespace(ids=torch.randint(VOCAB, (3, 7)), labels=labels)

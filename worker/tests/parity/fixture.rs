@@ -1,0 +1,151 @@
+//! Reading a fixture, and comparing with it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use mks2_proto::job;
+use mks2_worker::model::Weights;
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+/// Largest relative error: `max |a - b| / max |b|`, per tensor.
+const TOLERANCE: f64 = 1e-5;
+
+/// The shapes and settings of a fixture.
+#[derive(Debug, Deserialize)]
+#[allow(dead_code)]
+pub struct Case {
+    pub vocab_size: u32,
+    pub model: Option<job::Model>,
+    pub experts: Option<job::Experts>,
+}
+
+/// One file: shapes, settings and named tensors.
+pub struct Fixture {
+    pub case: Case,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Fixture {
+    pub fn load(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures")
+            .join(name);
+        let bytes = std::fs::read(path.with_extension("safetensors")).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let case = &header.metadata().as_ref().unwrap()["case"];
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = file.tensors().into_iter().map(|(name, view)| {
+            let kind = match view.dtype() {
+                Dtype::F32 => Kind::Float,
+                Dtype::I64 => Kind::Int64,
+                other => panic!("{name} is {other:?}"),
+            };
+            let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
+            (name, Tensor::from_data_size(view.data(), &shape, kind))
+        });
+        Self {
+            case: serde_json::from_str(case).unwrap(),
+            tensors: tensors.collect(),
+        }
+    }
+
+    pub fn model(&self) -> &job::Model {
+        self.case.model.as_ref().unwrap()
+    }
+
+    pub fn get(&self, name: &str) -> Tensor {
+        self.tensors
+            .get(name)
+            .unwrap_or_else(|| panic!("no '{name}' in fixture"))
+            .shallow_clone()
+    }
+
+    pub fn input(&self, name: &str) -> Tensor {
+        let input = self.get(&format!("input/{name}"));
+        let wanted = self.tensors.contains_key(&format!("grad/input/{name}"));
+        if wanted {
+            input.set_requires_grad(true)
+        } else {
+            input
+        }
+    }
+
+    /// All weights; those with a gradient in the fixture are leaves.
+    pub fn weights(&self) -> Weights {
+        let mut weights = Weights::new();
+        for (name, tensor) in self.group("weight/") {
+            match self.tensors.contains_key(&format!("grad/{name}")) {
+                true => weights.insert_trained(name, tensor),
+                false => weights.insert_frozen(name, tensor),
+            }
+        }
+        weights
+    }
+
+    /// The tensors of a group, without its prefix.
+    fn group<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
+        self.tensors
+            .iter()
+            .filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
+    }
+
+    pub fn check_output(&self, name: &str, ours: &Tensor) {
+        assert_close(name, ours, &self.get(&format!("output/{name}")));
+    }
+
+    /// `sum of output * probe`: what the gradients of a module's fixture are of.
+    pub fn probed(&self, outputs: &[(&str, &Tensor)]) -> Tensor {
+        let parts = outputs.iter().map(|(name, ours)| {
+            self.check_output(name, ours);
+            (*ours * self.get(&format!("probe/{name}"))).sum(Kind::Float)
+        });
+        parts.reduce(|sum, part| sum + part).unwrap()
+    }
+
+    /// Every gradient of the fixture, and no other.
+    pub fn check_gradients(&self, loss: &Tensor, weights: &Weights, inputs: &[(&str, &Tensor)]) {
+        let wanted: Vec<(&str, &Tensor)> = self.group("grad/").collect();
+        assert!(!wanted.is_empty());
+        let leaves: Vec<Tensor> = wanted
+            .iter()
+            .map(|(name, _)| match name.strip_prefix("input/") {
+                Some(input) => inputs
+                    .iter()
+                    .find(|(name, _)| *name == input)
+                    .unwrap()
+                    .1
+                    .shallow_clone(),
+                None => weights.get(name).unwrap(),
+            })
+            .collect();
+        let ours = Tensor::run_backward(&[loss], &leaves, false, false);
+        for ((name, theirs), ours) in wanted.iter().zip(&ours) {
+            assert!(ours.defined(), "{name} has no gradient");
+            match name.strip_suffix("k_proj.bias") {
+                // A bias of the keys shifts all scores of a query alike: its gradient is zero but
+                // for rounding, at the scale of the gradient of the keys' weights.
+                Some(at) => {
+                    let scale = self.get(&format!("grad/{at}k_proj.weight")).abs().max();
+                    assert_within(name, ours, theirs, scale.double_value(&[]));
+                }
+                None => assert_close(name, ours, theirs),
+            }
+        }
+    }
+}
+
+/// Refuses a relative error of 1e-5 or more.
+pub fn assert_close(name: &str, ours: &Tensor, theirs: &Tensor) {
+    assert_within(name, ours, theirs, theirs.abs().max().double_value(&[]));
+}
+
+fn assert_within(name: &str, ours: &Tensor, theirs: &Tensor, scale: f64) {
+    assert_eq!(ours.size(), theirs.size(), "shape of {name}");
+    let error = (ours - theirs).abs().max().double_value(&[]);
+    assert!(
+        error < TOLERANCE * scale,
+        "{name}: error {error:e} at scale {scale:e}"
+    );
+}

@@ -1,0 +1,126 @@
+"""Times one optimizer step of both stages in eager PyTorch, for the shapes of a job.
+
+    python bench_step.py '{"model": {...}, "vocab_size": 2048, "experts": {...}}' \
+        --batch 64 --tokens 32 --answer-tokens 2 --threads 1 --steps 20
+
+The first argument is JSON or the path of a file that holds it: the job's `[model]` table, the
+vocabulary, and the settings of its experts stage (optional; `memories` names the memories).
+A step is a forward and backward pass, clipping and fused AdamW. `--chunks N` runs the batch as N
+microbatches whose gradients add up, which needs less memory; 1, the whole batch at once, is the
+ordinary way. Texts are random, of random lengths from half of `--tokens` on; the same seed gives
+the same batch. Prints one line of JSON: the median of `--steps` steps after `--warmup`.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from mks2_reference import IGNORE, MKS2, Config, Experts, experts_step, memory_step
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="JSON, or the path of a JSON file")
+    parser.add_argument("--stages", nargs="+", default=["memory", "experts"])
+    parser.add_argument("--batch", type=int, default=64, help="samples of a step")
+    parser.add_argument("--tokens", type=int, default=32, help="text tokens of a sample")
+    parser.add_argument("--answer-tokens", type=int, default=2, help="labelled tokens of a sample")
+    parser.add_argument("--threads", type=int, default=1, help="threads of libtorch")
+    parser.add_argument("--chunks", type=int, default=1, help="microbatches of a step (experts)")
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def read_config(text: str) -> dict:
+    return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
+
+
+def memory_batch(c: Config, args) -> SimpleNamespace:
+    b, t, side = args.batch, args.tokens, c.vision.image_size
+    lengths = torch.randint(t // 2, t + 1, (b,))
+    captions = torch.randint(c.vocab_size, (b, t))
+    labels = captions.masked_fill(torch.arange(t) >= lengths[:, None], IGNORE)
+    return SimpleNamespace(
+        pixels=torch.randn(b, 3, side, side),
+        caption_ids=captions,
+        caption_labels=labels,
+        retrieval_ids=captions,
+        retrieval_end=lengths - 1,
+    )
+
+
+def experts_batch(c: Config, args) -> SimpleNamespace:
+    b, t = args.batch, args.tokens
+    last = torch.randint(t // 2, t, (b,))
+    ids = torch.randint(c.vocab_size, (b, t))
+    places = torch.arange(t)
+    answer = (places <= last[:, None]) & (places > last[:, None] - args.answer_tokens)
+    return SimpleNamespace(ids=ids, labels=ids.masked_fill(~answer, IGNORE))
+
+
+def chunked_experts_step(model: MKS2, optimizer, batch, chunks: int) -> float:
+    if chunks == 1:
+        return experts_step(model, optimizer, batch)
+    optimizer.zero_grad(set_to_none=True)
+    total, labelled = 0.0, (batch.labels != IGNORE).sum()
+    for ids, labels in zip(batch.ids.chunk(chunks), batch.labels.chunk(chunks)):
+        share = (labels != IGNORE).sum() / labelled
+        loss = model.experts_loss(SimpleNamespace(ids=ids, labels=labels)) * share
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.trained().values(), 1.0)
+    optimizer.step()
+    return total
+
+
+def timed(step, args) -> dict:
+    for _ in range(args.warmup):
+        step()
+    seconds = []
+    for _ in range(args.steps):
+        start = time.perf_counter()
+        loss = step()
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    return {
+        "step_seconds": median,
+        "step_seconds_min": min(seconds),
+        "samples_per_second": args.batch / median,
+        "loss": loss,
+    }
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    given = read_config(args.config)
+    config = Config.from_json(given["model"], given["vocab_size"])
+    known = Experts.__dataclass_fields__
+    settings = {k: v for k, v in given.get("experts", {}).items() if k in known}
+    result = {"torch": torch.__version__, "threads": args.threads, "batch": args.batch}
+    if "memory" in args.stages:
+        model = MKS2(config)
+        optimizer = model.prepare_memory_stage("see")
+        batch = memory_batch(config, args)
+        result["memory"] = timed(lambda: memory_step(model, optimizer, batch), args)
+    if "experts" in args.stages:
+        model = MKS2(config)
+        chosen = Experts(**({"memories": ["see"]} | settings))
+        for name in chosen.memories:
+            model.add_memory(name)
+        optimizer = model.prepare_experts_stage(chosen)
+        batch = experts_batch(config, args)
+        step = lambda: chunked_experts_step(model, optimizer, batch, args.chunks)  # noqa: E731
+        result["experts"] = timed(step, args)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
