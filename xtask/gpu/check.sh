@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Checks mks2 on a machine with one NVIDIA GPU and Python with PyTorch 2.11. No network, no Rust.
+#
+#     ./check.sh            PYTHON=/path/to/python ./check.sh to choose the interpreter
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=${PYTHON:-$(command -v python3 || command -v python || true)}
+
+stop() {
+    printf 'error: %s\n  why: %s\n  fix: %s\n' "$1" "$2" "$3" >&2
+    exit 6
+}
+
+[ -n "$python" ] || stop "no Python was found" "neither python3 nor python is in PATH" \
+    "set PYTHON to an interpreter with torch 2.11"
+
+# Version, folder of libtorch, and the folders of the NVIDIA libraries that came with it.
+mapfile -t found < <("$python" - <<'PY'
+import glob, os, site, sys
+try:
+    import torch
+except ImportError as error:
+    sys.exit(f"torch cannot be imported: {error}")
+root = os.path.dirname(torch.__file__)
+print(torch.__version__)
+print(os.path.join(root, "lib"))
+packages = os.path.dirname(root)
+for folder in sorted(glob.glob(os.path.join(packages, "nvidia", "**", "lib"), recursive=True)):
+    print(folder)
+PY
+) || true
+[ "${#found[@]}" -ge 2 ] || stop "PyTorch was not found" "$python cannot import torch" \
+    "set PYTHON to an interpreter with torch 2.11"
+version=${found[0]}
+case $version in
+2.11.*) ;;
+*) stop "PyTorch is $version" "this package is built for 2.11" "install torch 2.11.0" ;;
+esac
+
+libraries=$(IFS=:; echo "${found[*]:1}")
+export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export LIBTORCH=${found[1]%/lib}
+# Two ranks on one GPU talk over loopback sockets; each is its own host as NCCL sees it.
+export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo} NCCL_IB_DISABLE=${NCCL_IB_DISABLE:-1}
+
+echo "PyTorch $version at ${found[1]}"
+command -v nvidia-smi >/dev/null &&
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+
+work=${WORK:-$(mktemp -d)}
+echo "working folder: $work"
+cd "$work"
+for name in emoji color-questions-train color-questions-test; do
+    case $name in emoji) sources=("$here"/corpus/emoji-*.tar) ;; *) sources=("$here/corpus/$name.jsonl") ;; esac
+    "$here/bin/mks2" data import "${sources[@]}" --out "data/$name"
+done
+
+exec "$here/bin/mks2-worker" gpu-check --job "$here/job.toml" --fixtures "$here/fixtures" "$@"

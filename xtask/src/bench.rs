@@ -1,0 +1,214 @@
+//! `cargo xtask bench`: our worker and its peers, one after the other, again and again.
+//!
+//! Both sides print one line of JSON with seconds. A ratio is taken within each round, where both
+//! met the same mood of the machine, and the median of the rounds is reported. Which number stands
+//! where is said in [`plans`].
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use crate::fault::{Fault, Outcome};
+use crate::ui::{self, Stages};
+use crate::{demo, parity, places, setup, shell};
+
+mod page;
+mod plans;
+
+use plans::{Against, Plan};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Subject {
+    /// Sums over two workers, against Gloo in PyTorch.
+    Collectives,
+    /// A training step of both stages, against eager PyTorch.
+    Step,
+    /// The optimizer, against tch's own.
+    Adamw,
+    /// Everything of a step that is not compute, and the loader.
+    Overhead,
+    /// How long a checkpoint stops the step loop.
+    Checkpoint,
+}
+
+/// What to measure and how often.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Subjects; all when none is named.
+    #[arg(value_enum)]
+    subjects: Vec<Subject>,
+    /// Rounds of each pair.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Job whose shapes are measured.
+    #[arg(long, default_value = "examples/emoji/job.toml")]
+    job: PathBuf,
+    /// Leaves docs/benchmarks.md as it is.
+    #[arg(long)]
+    no_write: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    let mut stages = Stages::default();
+    stages.run("set-up", setup::run)?;
+    stages.run("release build", demo::build)?;
+    let subjects = match arguments.subjects.as_slice() {
+        [] => Subject::value_variants(),
+        named => named,
+    };
+    if subjects
+        .iter()
+        .any(|subject| matches!(subject, Subject::Overhead | Subject::Checkpoint))
+    {
+        stages.run("import", demo::import)?;
+    }
+    let mut tables = Vec::new();
+    for subject in subjects {
+        for plan in plans::of(*subject, &arguments.job)? {
+            let lines = stages.run(plan.title, || measure(&plan, arguments.rounds))?;
+            let table = page::table(&lines);
+            ui::say(format_args!("\n{table}"));
+            tables.push((plan.title, table));
+        }
+    }
+    if !arguments.no_write {
+        page::write(&tables, arguments.rounds)?;
+    }
+    stages.table();
+    Ok(())
+}
+
+/// A measured line: medians in seconds, and the median of the ratios of each round.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    name: &'static str,
+    ours: f64,
+    against: f64,
+    against_name: &'static str,
+    ratio: f64,
+    wanted: f64,
+}
+
+fn measure(plan: &Plan, rounds: u32) -> Outcome<Vec<Line>> {
+    let mut pairs = Vec::new();
+    for round in 0..rounds.max(1) {
+        // Who goes first changes from round to round.
+        let (ours, peer) = if round % 2 == 0 {
+            let ours = ours(plan)?;
+            (ours, peer(plan)?)
+        } else {
+            let peer = peer(plan)?;
+            (ours(plan)?, peer)
+        };
+        pairs.push((ours, peer));
+    }
+    plan.rows.iter().map(|row| line(row, &pairs)).collect()
+}
+
+fn ours(plan: &Plan) -> Outcome<Value> {
+    let mut command = shell::program(places::binary("release", "mks2-worker"));
+    last_json(command.arg("bench").args(&plan.ours))
+}
+
+fn peer(plan: &Plan) -> Outcome<Value> {
+    match &plan.peer {
+        Some(arguments) => last_json(shell::program(parity::interpreter()?).args(arguments)),
+        None => Ok(Value::Null),
+    }
+}
+
+/// The last line of output that is JSON.
+fn last_json(command: &mut Command) -> Outcome<Value> {
+    let text = shell::read(command)?;
+    let json = text
+        .lines()
+        .rev()
+        .find_map(|line| serde_json::from_str(line).ok());
+    json.ok_or_else(|| {
+        Fault::new(format!(
+            "{} printed no JSON",
+            command.get_program().to_string_lossy()
+        ))
+    })
+}
+
+fn line(row: &plans::Row, pairs: &[(Value, Value)]) -> Outcome<Line> {
+    let number = |value: &Value, place: &str| {
+        let missing = || Fault::new(format!("{}: there is no number at {place}", row.name));
+        value
+            .pointer(place)
+            .and_then(Value::as_f64)
+            .ok_or_else(missing)
+    };
+    let mut ours = Vec::new();
+    let mut against = Vec::new();
+    for (own, peer) in pairs {
+        ours.push(number(own, row.ours)?);
+        against.push(match row.against {
+            Against::Peer { place, .. } => number(peer, place)?,
+            Against::Own { place, .. } => number(own, place)?,
+        });
+    }
+    let ratios = against
+        .iter()
+        .zip(&ours)
+        .map(|(against, ours)| against / ours)
+        .collect();
+    Ok(Line {
+        name: row.name,
+        against_name: row.against.name(),
+        ratio: median(ratios),
+        ours: median(ours),
+        against: median(against),
+        wanted: row.wanted,
+    })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        even if even % 2 == 0 => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values[middle],
+    }
+}
+
+/// A file of the checkout as text.
+fn read(path: &std::path::Path) -> Outcome<String> {
+    let path = places::root().join(path);
+    fs::read_to_string(&path).map_err(|error| Fault::file("read", &path, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_ratio_is_the_median_of_the_rounds_and_not_of_the_medians() {
+        let row = plans::Row {
+            name: "sum",
+            ours: "/t",
+            against: Against::Peer {
+                name: "Gloo",
+                place: "/t",
+            },
+            wanted: 1.3,
+        };
+        let pair = |ours: f64, peer: f64| (json!({ "t": ours }), json!({ "t": peer }));
+        let line = line(&row, &[pair(1.0, 2.0), pair(10.0, 10.0), pair(2.0, 6.0)]);
+        let line = line.expect("all numbers are there");
+        assert!((line.ratio - 2.0).abs() < 1e-12);
+        assert!((line.ours - 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_of_values_lies_between_two() {
+        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-12);
+    }
+}

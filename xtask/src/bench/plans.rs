@@ -1,0 +1,265 @@
+//! What is run on either side, which numbers are compared, and what is wanted.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use toml::Table;
+
+use super::Subject;
+use crate::fault::{Fault, Outcome};
+use crate::places;
+
+/// A pair of programs and the rows that their numbers fill.
+pub(super) struct Plan {
+    pub(super) title: &'static str,
+    /// Arguments after `mks2-worker bench`.
+    pub(super) ours: Vec<String>,
+    /// Arguments of Python; none where we compare with ourselves.
+    pub(super) peer: Option<Vec<String>>,
+    pub(super) rows: Vec<Row>,
+}
+
+/// A line of the table. The ratio is the other side's seconds over ours: more is better.
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    /// JSON pointer into what our side printed, seconds.
+    pub(super) ours: &'static str,
+    pub(super) against: Against,
+    pub(super) wanted: f64,
+}
+
+/// What our seconds are compared with.
+#[derive(Clone, Copy)]
+pub(super) enum Against {
+    Peer {
+        name: &'static str,
+        place: &'static str,
+    },
+    Own {
+        name: &'static str,
+        place: &'static str,
+    },
+}
+
+impl Against {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Peer { name, .. } | Self::Own { name, .. } => name,
+        }
+    }
+}
+
+fn row(name: &'static str, ours: &'static str, against: Against, wanted: f64) -> Row {
+    Row {
+        name,
+        ours,
+        against,
+        wanted,
+    }
+}
+
+fn words(text: &[&str]) -> Vec<String> {
+    text.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// The pairs of a subject, in the shapes of a job.
+pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
+    let job_text = job.display().to_string();
+    Ok(match subject {
+        Subject::Collectives => vec![collectives()],
+        Subject::Step => steps(job)?,
+        Subject::Adamw => vec![Plan {
+            title: "AdamW",
+            ours: words(&["adamw"]),
+            peer: None,
+            rows: vec![row(
+                "AdamW on flat buffers",
+                "/fused_seconds",
+                Against::Own {
+                    name: "tch's loop",
+                    place: "/loop_seconds",
+                },
+                2.5,
+            )],
+        }],
+        Subject::Overhead => vec![overhead(&job_text)],
+        Subject::Checkpoint => vec![Plan {
+            title: "Checkpoint",
+            ours: words(&["checkpoint", "--job", &job_text]),
+            peer: None,
+            rows: vec![row(
+                "pause of the step loop",
+                "/stop_seconds",
+                Against::Own {
+                    name: "a step",
+                    place: "/step_seconds",
+                },
+                20.0,
+            )],
+        }],
+    })
+}
+
+fn collectives() -> Plan {
+    let gloo = |place| Against::Peer {
+        name: "Gloo",
+        place,
+    };
+    Plan {
+        title: "Sum over two workers",
+        ours: words(&["collectives"]),
+        peer: Some(words(&["xtask/peers/collectives.py"])),
+        rows: vec![
+            row(
+                "64 MB of fp32, fast",
+                "/fast_64mb_seconds",
+                gloo("/gloo_64mb_seconds"),
+                1.3,
+            ),
+            row(
+                "64 MB of fp32, exact",
+                "/exact_64mb_seconds",
+                gloo("/gloo_64mb_seconds"),
+                0.8,
+            ),
+            row(
+                "4 KB of fp32, fast",
+                "/fast_4kb_seconds",
+                gloo("/gloo_4kb_seconds"),
+                5.0,
+            ),
+        ],
+    }
+}
+
+fn overhead(job: &str) -> Plan {
+    let step = Against::Own {
+        name: "a step",
+        place: "/step_seconds",
+    };
+    Plan {
+        title: "Beside the compute",
+        ours: words(&["overhead", "--job", job]),
+        peer: None,
+        rows: vec![
+            row(
+                "all but compute in a step",
+                "/overhead_seconds",
+                step,
+                1.0 / 0.03,
+            ),
+            row("loading of a step's samples", "/load_seconds", step, 5.0),
+        ],
+    }
+}
+
+/// One pair per training stage of the method, since their batches differ.
+fn steps(job: &Path) -> Outcome<Vec<Plan>> {
+    let text = super::read(job)?;
+    let table: Table = text
+        .parse()
+        .map_err(|error| Fault::new(format!("{} cannot be read: {error}", job.display())))?;
+    let eager = |place| Against::Peer {
+        name: "eager PyTorch",
+        place,
+    };
+    let memory = row(
+        "a step of stage 1",
+        "/memory/step_seconds",
+        eager("/memory/step_seconds"),
+        1.0,
+    );
+    let experts = row(
+        "a step of stage 2",
+        "/experts/step_seconds",
+        eager("/experts/step_seconds"),
+        1.0,
+    );
+    Ok(vec![
+        step("Training step, stage 1", "memory", &table, job, memory)?,
+        step("Training step, stage 2", "experts", &table, job, experts)?,
+    ])
+}
+
+fn step(title: &'static str, kind: &str, table: &Table, job: &Path, row: Row) -> Outcome<Plan> {
+    let job_json = json!(table);
+    let stages = job_json["stage"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    // Of several mixtures the one with a memory is measured, not its control without.
+    let is_wanted = |stage: &&Value| {
+        stage["kind"] == kind
+            && (kind != "experts" || stage.pointer("/experts/memories/0").is_some())
+    };
+    let stage = stages.iter().find(is_wanted).ok_or_else(|| {
+        Fault::new(format!(
+            "{} has no stage of kind {kind} to measure",
+            job.display()
+        ))
+    })?;
+    let number = |place: &str, default: u64| {
+        job_json
+            .pointer(place)
+            .and_then(Value::as_u64)
+            .unwrap_or(default)
+            .to_string()
+    };
+    let config = json!({
+        "model": job_json["model"],
+        "vocab_size": job_json.pointer("/tokenizer/vocab_size").cloned().unwrap_or(json!(2048)),
+        "experts": stage.get("experts").cloned().unwrap_or(json!({})),
+    });
+    let batch = stage["batch_size"].as_u64().unwrap_or(64).to_string();
+    let tokens = number("/model/decoder/max_text_tokens", 32);
+    let threads = number("/threads", 1);
+    let script = places::root().join("worker/tests/reference/bench_step.py");
+    let peer = [
+        &script.display().to_string(),
+        &config.to_string(),
+        "--stages",
+        kind,
+        "--batch",
+        &batch,
+        "--tokens",
+        &tokens,
+        "--threads",
+        &threads,
+    ];
+    Ok(Plan {
+        title,
+        ours: words(&["step", "--job", &job.display().to_string(), "--stage", kind]),
+        peer: Some(words(&peer)),
+        rows: vec![row],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peer_gets_the_shapes_of_the_job() {
+        let table: Table = "threads = 2\n[model.decoder]\nmax_text_tokens = 24\n\
+             [[stage]]\nkind = \"experts\"\n[[stage]]\nkind = \"experts\"\nbatch_size = 48\n\
+             experts = { memories = [\"see\"], lora_rank = 8 }\n"
+            .parse()
+            .expect("valid");
+        let line = row(
+            "x",
+            "/x",
+            Against::Own {
+                name: "y",
+                place: "/y",
+            },
+            1.0,
+        );
+        let plan = step("t", "experts", &table, Path::new("job.toml"), line).expect("a stage");
+        let peer = plan.peer.expect("PyTorch");
+        assert!(peer[1].contains("\"lora_rank\":8"), "{peer:?}");
+        assert_eq!(
+            peer[4..],
+            ["--batch", "48", "--tokens", "24", "--threads", "2"][..]
+        );
+    }
+}

@@ -1,0 +1,62 @@
+//! The fixtures of the parity tests, made by an independent PyTorch implementation.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::fault::{Fault, Outcome};
+use crate::{places, python, setup, shell, ui};
+
+const REFERENCE: &str = "worker/tests/reference";
+const FIXTURES: &str = "worker/tests/fixtures";
+
+/// The interpreter of the reference: `MKS2_PYTHON`, or an environment with its pinned packages.
+pub(crate) fn interpreter() -> Outcome<PathBuf> {
+    match std::env::var_os("MKS2_PYTHON") {
+        Some(own) => Ok(own.into()),
+        None => python::environment(&places::root().join(REFERENCE).join("requirements.txt")),
+    }
+}
+
+/// `cargo xtask fixtures`
+pub(crate) fn make_fixtures() -> Outcome {
+    make(&places::root().join(FIXTURES))
+}
+
+fn make(folder: &Path) -> Outcome {
+    let script = places::root().join(REFERENCE).join("make_fixtures.py");
+    shell::run(shell::program(interpreter()?).arg(script).arg(folder))
+}
+
+/// `cargo xtask parity`: fixtures made afresh on this machine, and the tests against them.
+pub(crate) fn compare() -> Outcome {
+    setup::ensure()?;
+    let fresh = places::root().join("target/parity-fixtures");
+    fs::create_dir_all(&fresh).map_err(|error| Fault::file("make", &fresh, &error))?;
+    make(&fresh)?;
+    let committed = names(&places::root().join(FIXTURES))?;
+    if names(&fresh)? != committed {
+        return Err(Fault::new(format!(
+            "{FIXTURES} does not hold what the reference writes: run `cargo xtask fixtures`"
+        )));
+    }
+    // Another CPU rounds differently in the last bits, so the fresh fixtures are not compared byte
+    // by byte: our model is tested against them as it is against the committed ones.
+    let mut tests = shell::cargo(&["test", "--package", "mks2-worker", "--test", "parity"]);
+    shell::run(tests.env("MKS2_PARITY_FIXTURES", &fresh))?;
+    ui::say(format_args!(
+        "{} fixtures made afresh agree",
+        committed.len()
+    ));
+    Ok(())
+}
+
+fn names(folder: &Path) -> Outcome<Vec<String>> {
+    let entries = fs::read_dir(folder).map_err(|error| Fault::file("read", folder, &error))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".safetensors"))
+        .collect();
+    names.sort();
+    Ok(names)
+}
