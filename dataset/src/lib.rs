@@ -9,11 +9,15 @@
 //! | [`shard`] | parquet: schema, rows to batches and back |
 //! | [`import`](mod@import) | WebDataset tars and JSON lines to a corpus |
 //! | [`reader`] | opening a corpus, reading row groups |
+//! | [`loader`] | microbatches of the plan, read and decoded ahead of time |
+//! | [`inspect`](mod@inspect), [`verify`](mod@verify) | a look at a corpus, and the proof that it is whole |
 //! | [`error`] | what can go wrong, and what a user is told |
 //! | [`plan`] | which rows a lane gets at a step, as a pure function |
 
 pub mod error;
 pub mod import;
+pub mod inspect;
+pub mod loader;
 pub mod manifest;
 pub mod picture;
 pub mod plan;
@@ -21,3 +25,4 @@ pub mod reader;
 pub mod row;
 pub mod shard;
 pub mod store;
+pub mod verify;
