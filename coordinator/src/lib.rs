@@ -1,1 +1,32 @@
-//! Skeleton.
+//! The control plane of mks2: who takes part in a run, who holds which lanes, which checkpoint
+//! counts. It never carries a tensor, and links no libtorch.
+//!
+//! ```text
+//! gRPC ──► service ──► driver ──► state (pure) ──► actions ──► driver ──► members
+//!                                                     └──► scribe ──► journal, manifests, metrics
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`state`] | the decisions: a pure state machine and its table of transitions |
+//! | [`assign`] | lanes to members: a pure function |
+//! | [`journal`] | decisions as create-only numbered objects, which are also the fence |
+//! | `rundir` | taking over a run directory: new, resumed, or refused |
+//! | `driver` | the one task that owns the state |
+//! | `scribe` | the one task that writes |
+//! | `service` | gRPC, the token, the streams of members |
+//! | [`metrics`] | `metrics.jsonl` |
+
+pub mod assign;
+mod driver;
+pub mod journal;
+pub mod metrics;
+mod rundir;
+mod running;
+mod scribe;
+mod service;
+pub mod state;
+
+pub use rundir::Resume;
+pub use running::{Coordinator, Outcome, Running, Settings};
+pub use state::Limits;

@@ -1,2 +1,182 @@
-//! Skeleton.
-fn main() {}
+//! `mks2-coordinator`: the control plane of one run as a program of its own, for workers on
+//! several machines. Local runs embed the same coordinator in `mks2 train`.
+
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use mks2_coordinator::{Coordinator, Limits, Outcome, Resume, Running, Settings};
+use mks2_dataset::reader::Corpus;
+use mks2_proto::{
+    env,
+    failure::Failure,
+    ids::Token,
+    job::{
+        Job,
+        load::{Overrides, load},
+    },
+    telemetry,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Coordinates one run: members, lanes, checkpoints, journal.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// The job file.
+    #[arg(long, value_name = "FILE")]
+    job: PathBuf,
+    /// The run directory: a path or any object store URL.
+    #[arg(long, value_name = "URL")]
+    run: String,
+    /// Where to listen; port 0 takes any free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Workers that the run starts with.
+    #[arg(long, value_name = "N")]
+    workers: u32,
+    /// A run that is there already: auto, never, or the step of a checkpoint.
+    #[arg(long, value_name = "WHAT", default_value = "auto")]
+    resume: Resume,
+    /// Set a key of the job file; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// File with the run's token; else the variable MKS2_TOKEN.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Form of the logs on standard error.
+    #[arg(long, value_name = "FORM", default_value = "text", value_parser = ["text", "json"], env = env::LOG_FORMAT)]
+    log_format: String,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(Outcome::Finished) => ExitCode::SUCCESS,
+        Ok(Outcome::Stopped) => mks2_proto::failure::ExitCode::Stopped.into(),
+        Err(failure) => {
+            // The last words have nowhere else to go.
+            let _closed = writeln!(std::io::stderr(), "{failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
+    // Fails when a provider is installed already, which is as good.
+    let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("the coordinator cannot start", error))?;
+    runtime.block_on(async {
+        let guard = telemetry::init(&telemetry::Options {
+            service: "mks2-coordinator",
+            log_format: log_format(&arguments.log_format),
+            no_color: !std::io::stderr().is_terminal(),
+            ..telemetry::Options::default()
+        })?;
+        let outcome = coordinate(arguments).await;
+        drop(guard);
+        outcome
+    })
+}
+
+fn log_format(name: &str) -> telemetry::LogFormat {
+    match name {
+        "json" => telemetry::LogFormat::Json,
+        _ => telemetry::LogFormat::Text,
+    }
+}
+
+async fn coordinate(arguments: &Arguments) -> Result<Outcome, Failure> {
+    let overrides = Overrides {
+        sets: arguments.sets.clone(),
+        variables: std::env::vars().filter(|(name, _)| name.starts_with(env::SETTING_PREFIX)).collect(),
+    };
+    let resolved = load(&arguments.job, &overrides)?;
+    let settings = Settings {
+        bind: arguments.listen,
+        run_url: arguments.run.clone(),
+        corpora: corpora(&resolved.job).await?,
+        job: resolved.job,
+        job_toml: resolved.toml,
+        workers: arguments.workers,
+        token: token(arguments.token_file.as_deref())?,
+        resume: arguments.resume,
+        limits: Limits::default(),
+    };
+    let running = Coordinator::start(settings).await?;
+    announce(&running);
+    until_over(running).await
+}
+
+/// One line on standard output for whoever started us: the address and the run.
+fn announce(running: &Running) {
+    let line = serde_json::json!({ "endpoint": running.endpoint(), "run_id": running.run_id });
+    // Nobody has to listen.
+    let _closed = writeln!(std::io::stdout(), "{line}");
+}
+
+/// SIGTERM and Ctrl-C ask the run to stop with a checkpoint; a second one ends at once.
+async fn until_over(running: Running) -> Result<Outcome, Failure> {
+    let signals = |kind| signal(kind).map_err(|error| Failure::io("signals cannot be heard", error));
+    let (mut terminate, mut interrupt) =
+        (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let mut watch = running.watch.clone();
+    tokio::select! {
+        _ = terminate.recv() => running.stop("the coordinator was asked to end").await?,
+        _ = interrupt.recv() => running.stop("Ctrl-C").await?,
+        _ = watch.wait_for(|status| is_over(status.state())) => {}
+    }
+    tokio::select! {
+        outcome = running.join() => outcome,
+        _ = terminate.recv() => Err(impatient()),
+        _ = interrupt.recv() => Err(impatient()),
+    }
+}
+
+fn is_over(state: mks2_proto::v1::RunState) -> bool {
+    use mks2_proto::v1::RunState;
+    matches!(state, RunState::Stopped | RunState::Finished | RunState::Failed)
+}
+
+fn impatient() -> Failure {
+    Failure::stopped(
+        "the coordinator ended before the run did",
+        "it was asked to end a second time",
+        "the same command resumes from the latest checkpoint",
+    )
+}
+
+/// The token from a file or the environment; never from the command line, which others can see.
+fn token(file: Option<&Path>) -> Result<Token, Failure> {
+    let text = match file {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| Failure::io(format!("{} cannot be read", path.display()), error))?,
+        None => std::env::var(env::TOKEN).unwrap_or_default(),
+    };
+    Token::new(text.trim()).map_err(|error| {
+        Failure::usage(
+            "the run has no token",
+            error.to_string(),
+            "put one into MKS2_TOKEN or --token-file, the same for coordinator and workers",
+        )
+    })
+}
+
+/// Digests of the job's corpora: a resumed run must find the same ones.
+async fn corpora(job: &Job) -> Result<BTreeMap<String, String>, Failure> {
+    let mut digests = BTreeMap::new();
+    for (name, corpus) in &job.data {
+        let corpus = Corpus::open(&corpus.url).await?;
+        digests.insert(name.clone(), corpus.manifest().digest());
+    }
+    Ok(digests)
+}

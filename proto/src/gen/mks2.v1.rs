@@ -174,7 +174,7 @@ pub struct Failed {
 pub struct Directive {
     #[prost(uint64, tag = "1")]
     pub term: u64,
-    #[prost(oneof = "directive::Kind", tags = "2, 3, 4")]
+    #[prost(oneof = "directive::Kind", tags = "2, 3, 4, 5")]
     pub kind: ::core::option::Option<directive::Kind>,
 }
 /// Nested message and enum types in `Directive`.
@@ -187,6 +187,9 @@ pub mod directive {
         Stop(super::StopRequested),
         #[prost(message, tag = "4")]
         Abort(super::Abort),
+        /// A report was not accepted, for example because its generation is over.
+        #[prost(message, tag = "5")]
+        Refused(super::Refusal),
     }
 }
 /// A numbered agreement on who takes part.

@@ -1,0 +1,323 @@
+//! The task that owns the state machine: it takes commands, lets the machine decide and carries
+//! the actions out in their order, each after the one before it is durable.
+//!
+//! Storage may be slow. While the [scribe](crate::scribe) writes, actions wait in the outbox and
+//! the driver goes on listening, so that a slow store never makes a worker look dead. Only an
+//! abort overtakes the outbox.
+
+mod handle;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use mks2_proto::{
+    dial,
+    failure::Failure,
+    ids::{MemberId, Term},
+    v1::{self, directive::Kind},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior},
+};
+use tonic::Status;
+
+pub(crate) use handle::{Answer, Command, Directives, Handle};
+
+use crate::{
+    metrics,
+    scribe::{Done, Task},
+    state::{Abortion, Action, Event, Limits, Machine, Refused, StreamId, Ticket},
+};
+
+/// Commands that may wait before callers do.
+pub(crate) const COMMANDS: usize = 256;
+/// Actions that may wait for the store before the driver stops taking commands.
+const MAX_OUTBOX: usize = 4096;
+/// How long the end of a run waits for the members to leave.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// Something to do when its turn comes.
+enum Effect {
+    Do(Action),
+    Publish(Box<v1::StatusResponse>),
+}
+
+/// Somebody waits for an answer.
+struct Pending {
+    reply: oneshot::Sender<Answer>,
+    manifest: Option<Bytes>,
+}
+
+struct Stream {
+    member: MemberId,
+    directives: Directives,
+}
+
+/// The ends of the driver's channels that it keeps.
+pub(crate) struct Wiring {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) tasks: mpsc::Sender<Task>,
+    pub(crate) done: mpsc::Receiver<Done>,
+    pub(crate) status: watch::Sender<v1::StatusResponse>,
+}
+
+/// The owner of the state.
+pub(crate) struct Driver {
+    machine: Machine,
+    term: Term,
+    limits: Limits,
+    wiring: Wiring,
+    started: Instant,
+    outbox: VecDeque<Effect>,
+    /// The scribe is at work.
+    busy: bool,
+    /// The journal is lost: nothing may be written any more.
+    broken: bool,
+    shown: v1::StatusResponse,
+    tickets: u64,
+    pending: BTreeMap<Ticket, Pending>,
+    streams: BTreeMap<StreamId, Stream>,
+}
+
+impl Driver {
+    pub(crate) fn new(machine: Machine, term: Term, limits: Limits, wiring: Wiring) -> Self {
+        let shown = wiring.status.borrow().clone();
+        Self {
+            shown,
+            machine,
+            term,
+            limits,
+            wiring,
+            started: Instant::now(),
+            outbox: VecDeque::new(),
+            busy: false,
+            broken: false,
+            tickets: 0,
+            pending: BTreeMap::new(),
+            streams: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until the run is over and everybody has left, or nobody holds a handle.
+    pub(crate) async fn run(mut self) -> Result<v1::RunState, Failure> {
+        let mut pulse = tokio::time::interval(self.limits.tick);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut over_since = None;
+        loop {
+            self.carry_out().await;
+            if self.may_leave(&mut over_since) {
+                break;
+            }
+            let listening = self.outbox.len() < MAX_OUTBOX;
+            tokio::select! {
+                biased;
+                done = self.wiring.done.recv(), if !self.broken => match done {
+                    Some(done) => self.written(done),
+                    None => self.lose_journal(scribe_gone()),
+                },
+                command = self.wiring.commands.recv(), if listening => match command {
+                    Some(command) => self.take(command),
+                    None => break,
+                },
+                _ = pulse.tick(), if listening => self.apply(Event::Tick),
+            }
+        }
+        match self.machine.failure() {
+            Some(failure) => Err(failure.clone()),
+            None => Ok(self.shown.state()),
+        }
+    }
+
+    /// The run is over, everything is written, and the members have left or had time to.
+    fn may_leave(&self, over_since: &mut Option<Instant>) -> bool {
+        if !self.machine.is_over() || self.busy || !self.outbox.is_empty() {
+            return false;
+        }
+        let since = *over_since.get_or_insert_with(Instant::now);
+        self.streams.is_empty() || since.elapsed() >= LINGER
+    }
+
+    fn apply(&mut self, event: Event) {
+        let now = self.started.elapsed();
+        for action in self.machine.apply(now, event) {
+            match action {
+                Action::Abort(member, abortion) => self.abort(&member, &abortion),
+                other => self.outbox.push_back(Effect::Do(other)),
+            }
+        }
+        let status = self.machine.status(now);
+        if status != self.shown {
+            self.shown = status.clone();
+            if matches!(self.outbox.back(), Some(Effect::Publish(_))) {
+                self.outbox.pop_back();
+            }
+            self.outbox.push_back(Effect::Publish(Box::new(status)));
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Register(registration, reply) => {
+                let ticket = self.expect(reply, None);
+                self.apply(Event::Register(ticket, registration));
+            }
+            Command::Attach { stream, who, directives, reply } => {
+                let ticket = self.expect(reply, None);
+                self.streams.insert(stream, Stream { member: who.member.clone(), directives });
+                self.apply(Event::Attach(ticket, stream, who));
+            }
+            Command::Detach(stream, who, how) => {
+                self.streams.remove(&stream);
+                self.apply(Event::Detach(stream, who, how));
+            }
+            Command::Exited(member, how) => self.apply(Event::Exited(member, how)),
+            Command::Report(who, generation, kind) => {
+                self.apply(Event::Report(who, generation, kind));
+            }
+            Command::Commit { who, generation, checkpoint, manifest, reply } => {
+                let ticket = self.expect(reply, Some(manifest));
+                self.apply(Event::Commit(ticket, who, generation, checkpoint));
+            }
+            Command::Stop(reason, reply) => {
+                let ticket = self.expect(reply, None);
+                self.apply(Event::Stop(ticket, reason));
+            }
+        }
+    }
+
+    fn expect(&mut self, reply: oneshot::Sender<Answer>, manifest: Option<Bytes>) -> Ticket {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.pending.insert(ticket, Pending { reply, manifest });
+        ticket
+    }
+
+    fn written(&mut self, done: Done) {
+        self.busy = false;
+        match done {
+            Done::Fine => {}
+            Done::Manifest(ticket, checkpoint, Ok(())) => {
+                self.apply(Event::ManifestWritten(ticket, checkpoint));
+            }
+            Done::Manifest(ticket, checkpoint, Err(failure)) => {
+                tracing::error!(step = checkpoint.step, why = %failure.why, "checkpoint skipped");
+                self.apply(Event::ManifestFailed(ticket, failure));
+            }
+            Done::Broken(failure) => self.lose_journal(failure),
+        }
+    }
+
+    /// What was decided but not recorded never happened: it is not carried out.
+    fn lose_journal(&mut self, failure: Failure) {
+        tracing::error!(what = %failure.what, why = %failure.why, "the journal is lost");
+        self.broken = true;
+        self.outbox.clear();
+        self.pending.clear();
+        self.apply(Event::Broken(failure));
+    }
+
+    /// Carries actions out until one has to wait for the store.
+    async fn carry_out(&mut self) {
+        while !self.busy {
+            let Some(effect) = self.outbox.pop_front() else { return };
+            match effect {
+                Effect::Publish(status) => {
+                    self.wiring.status.send_replace(*status);
+                }
+                Effect::Do(action) => {
+                    if let Some(task) = self.perform(action) {
+                        self.busy = !self.broken && self.wiring.tasks.send(task).await.is_ok();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what can be done at once, and returns what the scribe has to write.
+    fn perform(&mut self, action: Action) -> Option<Task> {
+        match action {
+            Action::Persist(entry) => return Some(Task::Record(entry)),
+            Action::WriteManifest(ticket, checkpoint) => {
+                let manifest = self.pending.get_mut(&ticket).and_then(|p| p.manifest.take());
+                return Some(Task::Manifest(ticket, checkpoint, manifest?));
+            }
+            Action::Measure { generation, workers, step, metrics } => {
+                return metrics::line(step, generation, workers, &metrics).ok().map(Task::Line);
+            }
+            Action::Accept(ticket) => self.answer(ticket, Ok(Vec::new())),
+            Action::Committed(ticket, released) => self.answer(ticket, Ok(released)),
+            Action::Refuse(ticket, refused) => self.answer(ticket, Err(refused)),
+            Action::Announce(member, generation) => {
+                self.send(&member, Kind::Generation(generation));
+            }
+            Action::AskToStop(member, reason) => {
+                self.send(&member, Kind::Stop(v1::StopRequested { reason }));
+            }
+            Action::Reject(member, refused) => {
+                let refusal = self.wire_refusal(refused);
+                self.send(&member, Kind::Refused(refusal));
+            }
+            Action::Abort(member, abortion) => self.abort(&member, &abortion),
+            Action::Close(stream) => {
+                self.streams.remove(&stream);
+            }
+            Action::Explain(reason) => tracing::info!(run = %self.shown.run_id, "{reason}"),
+        }
+        None
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Answer) {
+        if let Some(pending) = self.pending.remove(&ticket) {
+            // A caller that went away needs no answer.
+            let _gone = pending.reply.send(answer);
+        }
+    }
+
+    fn abort(&mut self, member: &MemberId, abortion: &Abortion) {
+        let abort = v1::Abort {
+            reason: format!("{}: {}", abortion.failure.what, abortion.failure.why),
+            member_id: abortion.lost.as_ref().map(ToString::to_string).unwrap_or_default(),
+            failure: Some((&abortion.failure).into()),
+        };
+        self.send(member, Kind::Abort(abort));
+    }
+
+    /// Puts a directive into the member's newest stream. A member that does not drain its stream
+    /// loses it: its directives must not pile up.
+    fn send(&mut self, member: &MemberId, kind: Kind) {
+        let directive = v1::Directive { term: self.term.0, kind: Some(kind) };
+        let newest = self.streams.iter().rev().find(|(_, stream)| &stream.member == member);
+        let Some((id, stream)) = newest.map(|(id, stream)| (*id, stream)) else { return };
+        if stream.directives.try_send(Ok(directive)).is_err() {
+            tracing::warn!(%member, "a member does not take its directives");
+            self.streams.remove(&id);
+        }
+    }
+
+    fn wire_refusal(&self, refused: Refused) -> v1::Refusal {
+        v1::Refusal {
+            reason: refused.reason.into(),
+            term: self.term.0,
+            generation: self.machine.generation().0,
+            failure: Some((&refused.failure).into()),
+        }
+    }
+}
+
+fn scribe_gone() -> Failure {
+    Failure::internal("the coordinator stops", "the task that writes the journal has ended")
+}
+
+/// A refusal as a gRPC status.
+pub(crate) fn refusal_status(refused: &Refused, status: &v1::StatusResponse) -> Status {
+    dial::status(&v1::Refusal {
+        reason: refused.reason.into(),
+        term: status.term,
+        generation: status.generation,
+        failure: Some((&refused.failure).into()),
+    })
+}

@@ -1,0 +1,97 @@
+//! What the journal's records add up to.
+
+use std::collections::BTreeMap;
+
+use mks2_proto::ids::{Generation, RunId, Term};
+use serde::{Deserialize, Serialize};
+
+use super::{Entry, Record};
+use crate::state::Checkpoints;
+
+/// The run that a directory belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The run.
+    pub run_id: RunId,
+    /// The job's name.
+    pub job_name: String,
+    /// blake3 of the job.
+    pub job_digest: String,
+    /// Digests of the corpora's manifests, by name.
+    pub corpora: BTreeMap<String, String>,
+}
+
+/// How the last term ended, if it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// On request.
+    Stopped,
+    /// The job is done.
+    Finished,
+    /// By a failure.
+    Failed,
+}
+
+/// The sum of all records up to one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// The run, once it was created.
+    pub origin: Option<Origin>,
+    /// The last term.
+    pub term: Term,
+    /// The last generation.
+    pub generation: Generation,
+    /// The checkpoints that count.
+    pub checkpoints: Checkpoints,
+    /// How the last term ended.
+    pub ending: Option<Ending>,
+}
+
+impl History {
+    /// Adds a record.
+    pub fn fold(&mut self, record: &Record) {
+        self.term = record.term;
+        match &record.entry {
+            Entry::TermTaken => self.ending = None,
+            Entry::RunCreated { run_id, job_name, job_digest, corpora, .. } => {
+                self.origin = Some(Origin {
+                    run_id: run_id.clone(),
+                    job_name: job_name.clone(),
+                    job_digest: job_digest.clone(),
+                    corpora: corpora.clone(),
+                });
+            }
+            Entry::GenerationFormed { generation, .. } => self.generation = *generation,
+            Entry::CheckpointCommitted { checkpoint, released } => {
+                self.checkpoints.insert(checkpoint.clone());
+                self.checkpoints.remove(released);
+            }
+            Entry::RunRewound { dropped, .. } => self.checkpoints.remove(dropped),
+            Entry::StopRequested { .. } => {}
+            Entry::RunStopped { .. } => self.ending = Some(Ending::Stopped),
+            Entry::RunFinished { .. } => self.ending = Some(Ending::Finished),
+            Entry::RunFailed { .. } => self.ending = Some(Ending::Failed),
+        }
+    }
+
+    /// Why a record cannot follow: terms and generations only grow, a term begins with its
+    /// record, and a run is created once.
+    #[must_use]
+    pub fn objection(&self, record: &Record) -> Option<String> {
+        let takes_term = matches!(record.entry, Entry::TermTaken);
+        let due = if takes_term { Term(self.term.0 + 1) } else { self.term };
+        if record.term != due {
+            return Some(format!("it is of term {}, where term {due} was due", record.term));
+        }
+        match &record.entry {
+            Entry::RunCreated { .. } if self.origin.is_some() => {
+                Some("it creates the run a second time".to_owned())
+            }
+            Entry::GenerationFormed { generation, .. } if *generation <= self.generation => {
+                Some(format!("its generation {generation} is not after {}", self.generation))
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Taking over a run directory: is it ours, where does the run go on, what is void.
+//!
+//! Order matters, so that a crash between any two steps leaves a directory that can be opened
+//! again: look and refuse (nothing is written), take the term, write what describes the run,
+//! record the decisions, and only then delete what no record speaks of.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    str::FromStr,
+};
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use mks2_dataset::{error::Error, store};
+use mks2_proto::{
+    failure::Failure,
+    ids::{Incarnation, RunId},
+    job::Job,
+};
+use object_store::path::Path;
+use serde::Serialize;
+
+use crate::{
+    journal::{Ending, Entry, History, Journal, Origin, Place, Replayed, replay},
+    metrics::Sink,
+};
+
+/// What to do with a run directory that holds a run already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resume {
+    /// Go on from the latest checkpoint, or begin.
+    #[default]
+    Auto,
+    /// Begin; a run that is there is refused.
+    Never,
+    /// Go on from the checkpoint of this step; later ones become void.
+    Step(u64),
+}
+
+impl FromStr for Resume {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "never" => Ok(Self::Never),
+            step => step
+                .parse()
+                .map(Self::Step)
+                .map_err(|_| format!("'{step}' is neither auto nor never nor a step number")),
+        }
+    }
+}
+
+/// What a run is, as far as the directory must agree.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim<'a> {
+    pub(crate) run_url: &'a str,
+    pub(crate) job: &'a Job,
+    pub(crate) job_toml: &'a str,
+    pub(crate) corpora: &'a BTreeMap<String, String>,
+    pub(crate) resume: Resume,
+    pub(crate) writer: Incarnation,
+}
+
+/// A run directory in our hands.
+#[derive(Debug)]
+pub(crate) struct RunDir {
+    pub(crate) place: Place,
+    pub(crate) journal: Journal,
+    pub(crate) metrics: Sink,
+    pub(crate) run_id: RunId,
+    /// An earlier term had ended the job.
+    pub(crate) was_finished: bool,
+}
+
+/// `run.json`.
+#[derive(Serialize)]
+struct Description<'a> {
+    run_id: &'a RunId,
+    job: &'a str,
+    job_digest: &'a str,
+    corpora: &'a BTreeMap<String, String>,
+    program_version: &'a str,
+    /// Milliseconds since 1970.
+    started_ms: u64,
+}
+
+/// blake3 of what makes two jobs the same run: everything but when checkpoints are made.
+pub(crate) fn job_digest(job: &Job) -> Result<String, Failure> {
+    let same = Job { checkpoint: mks2_proto::job::Checkpoint::default(), ..job.clone() };
+    let bytes = serde_json::to_vec(&same)
+        .map_err(|error| Failure::internal("the job cannot be encoded", error.to_string()))?;
+    Ok(blake3::hash(&bytes).to_hex().to_string())
+}
+
+impl RunDir {
+    /// Takes the directory over.
+    ///
+    /// # Errors
+    /// Another job's run (exit 8), a run where none may be (2), no such checkpoint (8), another
+    /// coordinator at the same moment (7), storage (5).
+    pub(crate) async fn open(claim: &Claim<'_>) -> Result<Self, Failure> {
+        let (store, root) = store::open(claim.run_url)?;
+        let local = store::local_path(claim.run_url);
+        create_folder(local.as_ref())?;
+        let place = Place { store, root };
+        let digest = job_digest(claim.job)?;
+        let replayed = replay(place.clone()).await?;
+        check(claim, &digest, &replayed.history)?;
+        let was_finished = replayed.history.ending == Some(Ending::Finished);
+        let mut journal = take_term(replayed, claim.writer).await?;
+        let run_id = describe(claim, &digest, &place, &mut journal).await?;
+        rewind(claim.resume, &mut journal).await?;
+        delete_void(&place, journal.history()).await?;
+        let step = journal.history().checkpoints.latest().map_or(0, |latest| latest.step);
+        let metrics =
+            Sink::open(place.store.clone(), &place.root, local.as_deref(), step).await?;
+        Ok(Self { place, journal, metrics, run_id, was_finished })
+    }
+}
+
+/// A local folder is made at once, so that a missing permission shows before the workers start.
+fn create_folder(local: Option<&PathBuf>) -> Result<(), Failure> {
+    let Some(folder) = local else { return Ok(()) };
+    std::fs::create_dir_all(folder).map_err(|error| {
+        Failure::io(format!("the run directory {} cannot be made", folder.display()), error)
+    })
+}
+
+/// Refuses what must not be mixed. Nothing is written yet.
+fn check(claim: &Claim<'_>, digest: &str, history: &History) -> Result<(), Failure> {
+    let Some(origin) = &history.origin else {
+        return check_step(claim, history);
+    };
+    let url = store::shown(claim.run_url);
+    if claim.resume == Resume::Never {
+        return Err(Failure::usage(
+            format!("the run directory {url} is in use"),
+            format!("it holds the run {} of the job '{}'", origin.run_id, origin.job_name),
+            "choose another one with --run, remove it, or go on with --resume auto",
+        ));
+    }
+    if origin.job_digest != digest {
+        return Err(Failure::checkpoint(
+            format!("the run directory {url} belongs to another job"),
+            format!("its run {} of the job '{}' has other settings", origin.run_id, origin.job_name),
+            "compare with config.resolved.toml there: take the settings back, or choose another --run",
+        ));
+    }
+    check_corpora(claim, origin)?;
+    check_step(claim, history)
+}
+
+fn check_corpora(claim: &Claim<'_>, origin: &Origin) -> Result<(), Failure> {
+    for (name, digest) in claim.corpora {
+        if origin.corpora.get(name).is_some_and(|before| before != digest) {
+            return Err(Failure::checkpoint(
+                format!("the run in {} cannot go on", store::shown(claim.run_url)),
+                format!("the corpus '{name}' is another one than when the run began"),
+                "bring the corpus back as it was, or choose another --run",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_step(claim: &Claim<'_>, history: &History) -> Result<(), Failure> {
+    let Resume::Step(step) = claim.resume else { return Ok(()) };
+    if step == 0 || history.checkpoints.at(step).is_some() {
+        return Ok(());
+    }
+    let steps: Vec<_> = history.checkpoints.steps().map(|step| step.to_string()).collect();
+    let there = match steps.is_empty() {
+        true => "it has no checkpoint".to_owned(),
+        false => format!("it has those of the steps {}", steps.join(", ")),
+    };
+    Err(Failure::checkpoint(
+        format!("there is no checkpoint at step {step} in {}", store::shown(claim.run_url)),
+        there,
+        "choose one of them, or --resume auto for the latest",
+    ))
+}
+
+async fn take_term(replayed: Replayed, writer: Incarnation) -> Result<Journal, Failure> {
+    Ok(replayed.take_term(writer).await?)
+}
+
+/// Writes the settings, and for a new run what it is; the record in the journal comes last.
+async fn describe(
+    claim: &Claim<'_>,
+    digest: &str,
+    place: &Place,
+    journal: &mut Journal,
+) -> Result<RunId, Failure> {
+    let config = Bytes::copy_from_slice(claim.job_toml.as_bytes());
+    store::put(&*place.store, &place.root.clone().join("config.resolved.toml"), config).await?;
+    if let Some(origin) = &journal.history().origin {
+        return Ok(origin.run_id.clone());
+    }
+    let run_id = new_run_id(&claim.job.name, claim.writer)?;
+    let program_version = env!("CARGO_PKG_VERSION");
+    let description = serde_json::to_vec_pretty(&Description {
+        run_id: &run_id,
+        job: &claim.job.name,
+        job_digest: digest,
+        corpora: claim.corpora,
+        program_version,
+        started_ms: crate::journal::wall_clock_ms(),
+    })
+    .map_err(|error| Failure::internal("run.json cannot be encoded", error.to_string()))?;
+    store::put(&*place.store, &place.root.clone().join("run.json"), description.into()).await?;
+    let created = Entry::RunCreated {
+        run_id: run_id.clone(),
+        job_name: claim.job.name.clone(),
+        job_digest: digest.to_owned(),
+        corpora: claim.corpora.clone(),
+        program_version: program_version.to_owned(),
+    };
+    journal.append(created).await?;
+    Ok(run_id)
+}
+
+/// `emoji-1f03a9c2`: the job's name, as far as an id may look like it, and chance.
+fn new_run_id(job_name: &str, writer: Incarnation) -> Result<RunId, Failure> {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: String = job_name.chars().take(40).map(plain).collect();
+    let chance = u32::try_from(writer.0 & u64::from(u32::MAX)).unwrap_or_default();
+    RunId::new(&format!("{name}-{chance:08x}"))
+        .map_err(|error| Failure::internal("the run has no id", error.to_string()))
+}
+
+/// Makes what came after a chosen checkpoint void. The record is the decision: everything else
+/// follows from it, now or when the directory is opened the next time.
+async fn rewind(resume: Resume, journal: &mut Journal) -> Result<(), Failure> {
+    let Resume::Step(to_step) = resume else { return Ok(()) };
+    let dropped: Vec<_> =
+        journal.history().checkpoints.after(to_step).iter().map(|later| later.step).collect();
+    if !dropped.is_empty() {
+        journal.append(Entry::RunRewound { to_step, dropped }).await?;
+    }
+    Ok(())
+}
+
+/// Deletes manifests that no record speaks of: let go, rewound, or written in the moment between
+/// a manifest and its record. Parts are content-addressed and stay for whoever still uses them.
+async fn delete_void(place: &Place, history: &History) -> Result<(), Failure> {
+    let kept: BTreeSet<Path> = history
+        .checkpoints
+        .after(0)
+        .iter()
+        .filter_map(|kept| store::under(&place.root, &kept.manifest_path).ok())
+        .collect();
+    let folder = place.root.clone().join("checkpoints");
+    let listed: Result<Vec<_>, _> = place.store.list(Some(&folder)).try_collect().await;
+    let listed = match listed {
+        Err(object_store::Error::NotFound { .. }) => Vec::new(),
+        other => other.map_err(|error| Error::store("listed", folder.as_ref(), &error))?,
+    };
+    for meta in listed {
+        let is_manifest = meta.location.filename() == Some("manifest.json");
+        if is_manifest && !kept.contains(&meta.location) {
+            tracing::info!(manifest = %meta.location, "deleting a manifest that does not count");
+            store::delete(&*place.store, &meta.location).await?;
+        }
+    }
+    Ok(())
+}

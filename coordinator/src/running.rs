@@ -1,0 +1,347 @@
+//! A coordinator inside another program: `mks2 train` embeds one, `mks2-coordinator` is little
+//! else.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use mks2_dataset::store;
+use mks2_proto::{
+    FILE_DESCRIPTOR_SET,
+    dial::MAX_MESSAGE_BYTES,
+    failure::Failure,
+    ids::{Incarnation, MemberId, RunId, Term, Token},
+    job::Job,
+    v1::{self, coordinator_server::CoordinatorServer},
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Server, server::TcpIncoming},
+};
+
+use crate::{
+    driver::{COMMANDS, Command, Driver, Handle, Wiring},
+    rundir::{Claim, Resume, RunDir},
+    scribe::Scribe,
+    service::{Doorkeeper, Service},
+    state::{Config, Limits, Machine},
+};
+
+/// How long the end waits for open connections.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What a coordinator is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where to listen; port 0 takes any free one.
+    pub bind: SocketAddr,
+    /// The run directory: a path or any object store URL.
+    pub run_url: String,
+    /// The job.
+    pub job: Job,
+    /// The same, resolved, as every worker gets it.
+    pub job_toml: String,
+    /// Digests of the corpora's manifests by name; a resumed run must find the same. May be
+    /// empty: then nothing is compared.
+    pub corpora: BTreeMap<String, String>,
+    /// Workers that the run starts with.
+    pub workers: u32,
+    /// The run's secret.
+    pub token: Token,
+    /// What to do with a run that is there already.
+    pub resume: Resume,
+    /// When things are late.
+    pub limits: Limits,
+}
+
+/// How a run ended, unless it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The job is done.
+    Finished,
+    /// It stopped on request, with a checkpoint.
+    Stopped,
+}
+
+/// The control plane of one run.
+#[derive(Clone, Copy, Debug)]
+pub struct Coordinator;
+
+/// A coordinator at work. Dropped, it ends at once, without telling anybody.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The run.
+    pub run_id: RunId,
+    /// The coordinator's term.
+    pub term: Term,
+    /// The checkpoint from which the run goes on.
+    pub resumed_from: Option<v1::CheckpointRef>,
+    /// An earlier term had finished the job.
+    pub was_finished: bool,
+    /// The status, now and whenever it changes.
+    pub watch: watch::Receiver<v1::StatusResponse>,
+    handle: Handle,
+    tasks: JoinSet<Ended>,
+    streams: TaskTracker,
+    goodbye: CancellationToken,
+}
+
+/// What each task says at its end.
+#[derive(Debug)]
+enum Ended {
+    Driver(Box<Result<v1::RunState, Failure>>),
+    Scribe,
+    Server(Result<(), tonic::transport::Error>),
+}
+
+impl Coordinator {
+    /// Takes the run directory over and listens for workers.
+    ///
+    /// # Errors
+    /// More workers than lanes (exit 3), a taken port (6), a run directory of another job (8) or
+    /// one that is in use (2), storage (5).
+    pub async fn start(settings: Settings) -> Result<Running, Failure> {
+        check_workers(&settings)?;
+        let listener = bind(settings.bind).await?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| Failure::io("the coordinator cannot listen", error))?;
+        let writer = Incarnation::random()
+            .map_err(|error| Failure::io("the system's randomness cannot be read", error))?;
+        let rundir = RunDir::open(&Claim {
+            run_url: &settings.run_url,
+            job: &settings.job,
+            job_toml: &settings.job_toml,
+            corpora: &settings.corpora,
+            resume: settings.resume,
+            writer,
+        })
+        .await?;
+        Ok(launch(&settings, listener, address, rundir))
+    }
+}
+
+/// Starts the three tasks.
+fn launch(
+    settings: &Settings,
+    listener: TcpListener,
+    address: SocketAddr,
+    rundir: RunDir,
+) -> Running {
+    let term = rundir.journal.term();
+    let machine = Machine::new(config(settings, &rundir));
+    let welcome = Arc::new(welcome(settings, &rundir));
+    let (status, watch) = watch::channel(machine.status(Duration::ZERO));
+    let (commands, incoming) = mpsc::channel(COMMANDS);
+    let (tasks_in, tasks_out) = mpsc::channel(1);
+    let (done_in, done_out) = mpsc::channel(1);
+    let wiring = Wiring { commands: incoming, tasks: tasks_in, done: done_out, status };
+    let handle = Handle::new(commands, watch.clone());
+    let driver = Driver::new(machine, term, settings.limits, wiring);
+    let RunDir { place, journal, metrics, run_id, was_finished } = rundir;
+    let scribe = Scribe { place, journal, metrics, metrics_failed: false };
+    let (streams, goodbye) = (TaskTracker::new(), CancellationToken::new());
+    let resumed_from = welcome.resume_from.clone();
+    let service = Service { handle: handle.clone(), welcome, tasks: streams.clone() };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { Ended::Driver(Box::new(driver.run().await)) });
+    tasks.spawn(async move {
+        scribe.run(tasks_out, done_in).await;
+        Ended::Scribe
+    });
+    let served = serve(listener, service, settings.token.clone(), goodbye.clone());
+    tasks.spawn(async move { Ended::Server(served.await) });
+    tracing::info!(%address, %run_id, term = term.0, "coordinator listens");
+    Running {
+        address,
+        run_id,
+        term,
+        resumed_from,
+        was_finished,
+        watch,
+        handle,
+        tasks,
+        streams,
+        goodbye,
+    }
+}
+
+fn check_workers(settings: &Settings) -> Result<(), Failure> {
+    let (workers, lanes) = (settings.workers, settings.job.lanes);
+    if workers == 0 {
+        return Err(Failure::settings(
+            "the run has no workers",
+            "0 workers were asked for",
+            "ask for at least one: --workers 1",
+        ));
+    }
+    if workers > lanes {
+        return Err(Failure::settings(
+            format!("{workers} workers are too many for this job"),
+            format!("it has {lanes} lanes, and each worker holds at least one"),
+            format!("use --workers {lanes} or fewer, or set lanes to {workers} or more"),
+        ));
+    }
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let (why, cure) = match error.kind() {
+            std::io::ErrorKind::AddrInUse => (
+                "another program listens there".to_owned(),
+                "choose another port, or port 0 for any free one",
+            ),
+            std::io::ErrorKind::PermissionDenied => (
+                "this user may not listen there".to_owned(),
+                "choose a port above 1023, or port 0 for any free one",
+            ),
+            std::io::ErrorKind::AddrNotAvailable => (
+                "this machine has no such address".to_owned(),
+                "choose an address of this machine, or 127.0.0.1",
+            ),
+            _ => (error.to_string().to_lowercase(), "choose another address"),
+        };
+        Failure::environment(format!("the coordinator cannot listen on {address}"), why, cure)
+            .with_source(error)
+    })
+}
+
+fn config(settings: &Settings, rundir: &RunDir) -> Config {
+    let history = rundir.journal.history();
+    Config {
+        run_id: rundir.run_id.clone(),
+        job_name: settings.job.name.clone(),
+        run_url: store::shown(&settings.run_url),
+        term: rundir.journal.term(),
+        lanes: settings.job.lanes,
+        expected: settings.workers,
+        total_steps: settings.job.stages.iter().map(|stage| stage.steps).sum(),
+        keep_last: settings.job.checkpoint.keep_last as usize,
+        last_generation: history.generation,
+        checkpoints: history.checkpoints.clone(),
+        limits: settings.limits,
+    }
+}
+
+fn welcome(settings: &Settings, rundir: &RunDir) -> v1::RegisterResponse {
+    let checkpoints = &rundir.journal.history().checkpoints;
+    let ms = |limit: Duration| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+    v1::RegisterResponse {
+        term: rundir.journal.term().0,
+        job_toml: settings.job_toml.clone(),
+        run_url: settings.run_url.clone(),
+        heartbeat_interval_ms: ms(settings.limits.heartbeat_interval),
+        silence_limit_ms: ms(settings.limits.silence),
+        resume_from: checkpoints.latest().cloned().map(Into::into),
+        finished_stages: checkpoints.finished_stages().cloned().map(Into::into).collect(),
+    }
+}
+
+/// gRPC until goodbye: the coordinator behind the token, health and reflection for everybody.
+async fn serve(
+    listener: TcpListener,
+    service: Service,
+    token: Token,
+    goodbye: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let coordinator = CoordinatorServer::new(service)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let guarded = InterceptedService::new(coordinator, Doorkeeper { token });
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<CoordinatorServer<Service>>().await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(1)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+        .concurrency_limit_per_connection(64);
+    let mut router = server.add_service(health_service).add_service(guarded);
+    // The descriptors are compiled in; a test proves that reflection answers.
+    match (reflection().build_v1(), reflection().build_v1alpha()) {
+        (Ok(v1), Ok(v1alpha)) => router = router.add_service(v1).add_service(v1alpha),
+        _ => tracing::error!("gRPC reflection is not available"),
+    }
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    router.serve_with_incoming_shutdown(incoming, goodbye.cancelled_owned()).await
+}
+
+impl Running {
+    /// `http://HOST:PORT`, for [`MKS2_COORDINATOR`](mks2_proto::env::COORDINATOR).
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Asks the run to stop at the next step border, with a checkpoint. Asking twice does no
+    /// harm.
+    ///
+    /// # Errors
+    /// When the run is over and the coordinator has ended.
+    pub async fn stop(&self, reason: &str) -> Result<(), Failure> {
+        let answer = self.handle.ask(|reply| Command::Stop(reason.to_owned(), reply)).await;
+        answer.map(drop).map_err(|refused| refused.failure)
+    }
+
+    /// Tells that the process of a member was seen to end, and how: "it was killed by signal 9".
+    /// The first news of an end is the one that is shown.
+    pub async fn member_exited(&self, member: &MemberId, how: &str) {
+        self.handle.tell(Command::Exited(member.clone(), how.to_owned())).await;
+    }
+
+    /// Waits until the run is over, everything is written and everybody has left.
+    ///
+    /// # Errors
+    /// Why the run failed.
+    pub async fn join(mut self) -> Result<Outcome, Failure> {
+        let outcome = self.driver_ended().await;
+        self.goodbye.cancel();
+        self.streams.close();
+        let rest = async {
+            while self.tasks.join_next().await.is_some() {}
+            self.streams.wait().await;
+        };
+        if tokio::time::timeout(GOODBYE, rest).await.is_err() {
+            tracing::debug!("some connections were still open at the end");
+        }
+        self.tasks.shutdown().await;
+        outcome
+    }
+
+    /// Waits for the driver; the others must not end before it.
+    async fn driver_ended(&mut self) -> Result<Outcome, Failure> {
+        while let Some(ended) = self.tasks.join_next().await {
+            match ended {
+                Ok(Ended::Driver(result)) => {
+                    return (*result).map(|state| match state {
+                        v1::RunState::Finished => Outcome::Finished,
+                        _ => Outcome::Stopped,
+                    });
+                }
+                Ok(Ended::Scribe) => {}
+                Ok(Ended::Server(result)) => return Err(server_ended(result)),
+                Err(error) => return Err(task_failed(&error)),
+            }
+        }
+        Err(Failure::internal("the coordinator ended", "its tasks are gone"))
+    }
+}
+
+fn server_ended(result: Result<(), tonic::transport::Error>) -> Failure {
+    let why = result.err().map_or("its server stopped".to_owned(), |error| error.to_string());
+    Failure::environment("the coordinator ended", why, "start the run again: it resumes")
+}
+
+fn task_failed(error: &JoinError) -> Failure {
+    Failure::internal("the coordinator ended", format!("one of its tasks failed: {error}"))
+}

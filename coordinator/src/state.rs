@@ -1,0 +1,232 @@
+//! The decisions of the coordinator, as a pure state machine: an event and the time go in,
+//! ordered actions come out. No clock, no file, no socket, no randomness in here.
+
+mod checkpoints;
+mod event;
+mod member;
+mod membership;
+mod progress;
+mod run;
+mod view;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mks2_proto::{
+    failure::Failure,
+    ids::{Generation, MemberId, RunId, Term},
+    v1,
+};
+
+pub use checkpoints::{Checkpoint, Checkpoints, Place};
+pub use event::{
+    Abortion, Action, Event, Identity, Limits, Refused, Registration, StreamId, Ticket,
+};
+use member::Member;
+use run::Run;
+
+use crate::{assign::Assignment, journal::Entry};
+
+/// What the machine knows from the start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The run.
+    pub run_id: RunId,
+    /// The job's name.
+    pub job_name: String,
+    /// URL of the run directory, as shown.
+    pub run_url: String,
+    /// The coordinator's term.
+    pub term: Term,
+    /// Lanes of the job.
+    pub lanes: u32,
+    /// Members that the run starts with.
+    pub expected: u32,
+    /// Steps of all stages.
+    pub total_steps: u64,
+    /// How many checkpoints inside stages stay.
+    pub keep_last: usize,
+    /// The last generation of earlier terms.
+    pub last_generation: Generation,
+    /// The checkpoints that are there; the run starts from the latest.
+    pub checkpoints: Checkpoints,
+    /// When things are late.
+    pub limits: Limits,
+}
+
+/// The state machine of one run.
+///
+/// | from | what happens | to |
+/// |---|---|---|
+/// | waiting | the last expected member opens its stream | running |
+/// | waiting | somebody asks to stop | stopped |
+/// | running | somebody asks to stop | stopping |
+/// | running, stopping | a member's stream breaks, or it is silent too long | failed, naming it |
+/// | waiting, running, stopping | a member fails by itself | failed, with its words |
+/// | running, stopping | a member complains that another one failed | ailing |
+/// | ailing | another member is lost or fails by itself | failed, naming that one |
+/// | ailing | the grace is over | failed, with the complaint |
+/// | running, stopping, ailing | all members have finished, the job done | finished |
+/// | running, stopping, ailing | all members have finished, some before the end | stopped |
+/// | any but the last three | the run directory cannot be written | failed |
+///
+/// Stopped, finished and failed are the ends. Surviving a lost member will be one more row:
+/// from running, with the next generation, to running.
+///
+/// Invariants, checked after each event in debug builds:
+/// 1. a generation has its members' lanes dealt completely, and its number only grows;
+/// 2. a member's committed step only grows, by one each time;
+/// 3. an active run has no member outside its generation.
+#[derive(Debug)]
+pub struct Machine {
+    config: Config,
+    run: Run,
+    members: BTreeMap<MemberId, Member>,
+    generation: Generation,
+    assignment: Assignment,
+    checkpoints: Checkpoints,
+    step: u64,
+    stage: Option<v1::StageChanged>,
+    metrics: Option<v1::StepMetrics>,
+    explained: String,
+    last_tick: Duration,
+}
+
+impl Machine {
+    /// A run that waits for its members.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let step = config.checkpoints.latest().map_or(0, |checkpoint| checkpoint.step);
+        Self {
+            run: Run::Waiting,
+            members: BTreeMap::new(),
+            generation: config.last_generation,
+            assignment: Assignment::new(),
+            checkpoints: config.checkpoints.clone(),
+            step,
+            stage: None,
+            metrics: None,
+            explained: String::new(),
+            last_tick: Duration::ZERO,
+            config,
+        }
+    }
+
+    /// Takes an event at a time (since the coordinator's start) and says what to do, in order.
+    pub fn apply(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        let mut actions = match event {
+            Event::Register(ticket, registration) => self.register(now, ticket, registration),
+            Event::Attach(ticket, stream, who) => self.attach(now, ticket, stream, &who),
+            Event::Detach(stream, who, how) => self.detach(stream, &who, &how),
+            Event::Exited(member, how) => self.exited(&member, &how),
+            Event::Report(who, generation, kind) => self.report(now, &who, generation, kind),
+            Event::Commit(ticket, who, generation, checkpoint) => {
+                self.commit(ticket, &who, generation, checkpoint)
+            }
+            Event::ManifestWritten(ticket, checkpoint) => self.committed(ticket, checkpoint),
+            Event::ManifestFailed(ticket, failure) => {
+                vec![Action::Refuse(ticket, refused(v1::RefusalReason::Storage, failure))]
+            }
+            Event::Stop(ticket, reason) => self.stop(ticket, reason),
+            Event::Broken(failure) => self.broken(failure),
+            Event::Tick => self.tick(now),
+        };
+        let reason = self.reason();
+        if reason != self.explained {
+            self.explained.clone_from(&reason);
+            actions.push(Action::Explain(reason));
+        }
+        debug_assert_eq!(self.broken_invariant(), None);
+        actions
+    }
+
+    /// The run has reached one of its ends.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.run.is_over()
+    }
+
+    /// Why the run failed, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        match &self.run {
+            Run::Failed(abortion) => Some(&abortion.failure),
+            _ => None,
+        }
+    }
+
+    /// Nobody has an open stream.
+    #[must_use]
+    pub fn is_deserted(&self) -> bool {
+        self.members.values().all(|member| member.stream.is_none())
+    }
+
+    /// The checkpoint from which members start: the latest one when the coordinator started.
+    #[must_use]
+    pub fn resume_from(&self) -> Option<&Checkpoint> {
+        self.config.checkpoints.latest()
+    }
+
+    /// Number of the present generation; 0 before the first.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Ends the run by a failure and tells everybody who has a stream.
+    fn fail(&mut self, failure: Failure, lost: Option<MemberId>) -> Vec<Action> {
+        let abortion = Abortion { failure, lost };
+        let mut actions: Vec<_> = self
+            .attached()
+            .filter(|member| Some(*member) != abortion.lost.as_ref())
+            .map(|member| Action::Abort(member.clone(), abortion.clone()))
+            .collect();
+        actions.push(Action::Persist(Entry::failed(&abortion)));
+        self.run = Run::Failed(abortion);
+        actions
+    }
+
+    /// The store has failed: the same, without a record of it.
+    fn broken(&mut self, failure: Failure) -> Vec<Action> {
+        if self.run.is_over() {
+            return Vec::new();
+        }
+        let mut actions = self.fail(failure, None);
+        actions.retain(|action| !matches!(action, Action::Persist(_)));
+        actions
+    }
+
+    fn attached(&self) -> impl Iterator<Item = &MemberId> {
+        self.members.iter().filter(|(_, m)| m.stream.is_some()).map(|(id, _)| id)
+    }
+
+    /// What to tell a user whose run ended too early.
+    fn resume_words(&self) -> String {
+        match self.checkpoints.latest() {
+            Some(checkpoint) => format!(
+                "start the same command again: it resumes from the checkpoint at step {} (stage {})",
+                checkpoint.step, checkpoint.stage
+            ),
+            None => "start the same command again: it begins anew, since no checkpoint was \
+                     committed yet"
+                .to_owned(),
+        }
+    }
+
+    fn broken_invariant(&self) -> Option<&'static str> {
+        let active = self.run.active()?;
+        let covered: u32 = active.assignment.iter().map(|s| s.lanes.end - s.lanes.start).sum();
+        if covered != self.config.lanes || active.generation != self.generation {
+            return Some("1: the generation does not cover the lanes");
+        }
+        if self.members.values().any(|member| member.committed > self.step) {
+            return Some("2: a member is ahead of the run");
+        }
+        let stranger = self.members.keys().any(|member| active.rank_of(member).is_none());
+        stranger.then_some("3: a member is outside the generation")
+    }
+}
+
+/// A refusal with its words.
+fn refused(reason: v1::RefusalReason, failure: Failure) -> Refused {
+    Refused { reason, failure }
+}

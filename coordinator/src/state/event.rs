@@ -1,0 +1,158 @@
+//! What the state machine hears and what it wants done.
+
+use std::time::Duration;
+
+use mks2_proto::{
+    failure::Failure,
+    ids::{Generation, Incarnation, MemberId, RunId},
+    v1,
+};
+
+use super::Checkpoint;
+use crate::journal::Entry;
+
+/// Who waits for an answer. The driver maps it to a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// One stream of a member: a newer one of the same process replaces it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(pub u64);
+
+/// A process of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The member.
+    pub member: MemberId,
+    /// The process.
+    pub incarnation: Incarnation,
+}
+
+/// What a worker tells of itself when it joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Who.
+    pub who: Identity,
+    /// The run that it means; none: whichever this is.
+    pub run_id: Option<RunId>,
+    /// Version of its wire protocol.
+    pub protocol: u32,
+    /// Its machine.
+    pub host: String,
+    /// Its process.
+    pub pid: u32,
+    /// Where its data plane listens.
+    pub data_address: String,
+    /// Its device.
+    pub device: String,
+}
+
+/// Everything that can happen.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A worker asks to become a member.
+    Register(Ticket, Registration),
+    /// It opened its stream.
+    Attach(Ticket, StreamId, Identity),
+    /// The stream broke or was closed; the words say how.
+    Detach(StreamId, Identity, String),
+    /// The launcher saw the process end; the words say how.
+    Exited(MemberId, String),
+    /// It said something, under a generation.
+    Report(Identity, Generation, v1::report::Kind),
+    /// It asks to make a checkpoint the latest; its parts are stored.
+    Commit(Ticket, Identity, Generation, Checkpoint),
+    /// The manifest that [`Action::WriteManifest`] asked for is there.
+    ManifestWritten(Ticket, Checkpoint),
+    /// It could not be written; the checkpoint is skipped.
+    ManifestFailed(Ticket, Failure),
+    /// Somebody asks the run to stop.
+    Stop(Ticket, String),
+    /// The run directory cannot be written any more, or another coordinator has taken the run.
+    Broken(Failure),
+    /// Time has passed.
+    Tick,
+}
+
+/// A typed "no".
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// For programs.
+    pub reason: v1::RefusalReason,
+    /// For people.
+    pub failure: Failure,
+}
+
+/// Why a generation is over.
+#[derive(Clone, Debug)]
+pub struct Abortion {
+    /// The three lines.
+    pub failure: Failure,
+    /// The member that was lost, if that is why.
+    pub lost: Option<MemberId>,
+}
+
+/// One effect. Actions are carried out in their order, each only after the one before it
+/// succeeded; [`Action::Abort`] alone overtakes, since it promises nothing.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Append to the journal.
+    Persist(Entry),
+    /// Create the manifest of the commit with this ticket, then tell.
+    WriteManifest(Ticket, Checkpoint),
+    /// Append a line to the metrics.
+    Measure {
+        /// Its generation.
+        generation: Generation,
+        /// Workers in it.
+        workers: u32,
+        /// Steps since the beginning of the run.
+        step: u64,
+        /// The rest.
+        metrics: Box<v1::StepMetrics>,
+    },
+    /// The answer is yes.
+    Accept(Ticket),
+    /// The commit is done; these checkpoints may go.
+    Committed(Ticket, Vec<Checkpoint>),
+    /// The answer is no.
+    Refuse(Ticket, Refused),
+    /// Tell a member about the generation.
+    Announce(MemberId, v1::Generation),
+    /// Tell a member to stop at the next step border.
+    AskToStop(MemberId, String),
+    /// Tell a member that its report was not accepted.
+    Reject(MemberId, Refused),
+    /// Tell a member that the generation is over.
+    Abort(MemberId, Abortion),
+    /// End a stream that a newer one has replaced.
+    Close(StreamId),
+    /// The reason for the state has changed: worth a line in the log.
+    Explain(String),
+}
+
+/// When things are late.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Workers send a sign of life this often.
+    pub heartbeat_interval: Duration,
+    /// A worker that is silent for longer is lost.
+    pub silence: Duration,
+    /// How long a worker's complaint about another one waits for that other's own fate, so that
+    /// the first cause is named and not its echo.
+    pub complaint_grace: Duration,
+    /// The coordinator's own pulse. If it pauses for much longer (the machine slept), nobody
+    /// else is blamed for that time.
+    pub tick: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_millis(250),
+            silence: Duration::from_millis(2500),
+            complaint_grace: Duration::from_millis(500),
+            tick: Duration::from_millis(100),
+        }
+    }
+}

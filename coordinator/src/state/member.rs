@@ -1,0 +1,76 @@
+//! A member as the coordinator knows it.
+
+use std::time::Duration;
+
+use mks2_proto::{
+    ids::{Generation, Incarnation},
+    v1::{Heartbeat, Phase},
+};
+
+use super::{Registration, StreamId};
+
+/// A worker process that registered.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) host: String,
+    pub(crate) pid: u32,
+    pub(crate) data_address: String,
+    pub(crate) device: String,
+    /// Its open stream.
+    pub(crate) stream: Option<StreamId>,
+    /// Its last sign of life.
+    pub(crate) heard: Duration,
+    /// The last step that it committed.
+    pub(crate) committed: u64,
+    pub(crate) phase: Phase,
+    pub(crate) collective: u64,
+    /// How it ended: with the job done (true) or stopped on request.
+    pub(crate) finished: Option<bool>,
+}
+
+impl Member {
+    pub(crate) fn new(registration: Registration, now: Duration, resumed_at: u64) -> Self {
+        Self {
+            incarnation: registration.who.incarnation,
+            host: registration.host,
+            pid: registration.pid,
+            data_address: registration.data_address,
+            device: registration.device,
+            stream: None,
+            heard: now,
+            committed: resumed_at,
+            phase: Phase::Starting,
+            collective: 0,
+            finished: None,
+        }
+    }
+
+    /// Takes over what a heartbeat says, if it speaks of the present generation.
+    pub(crate) fn beat(&mut self, beat: Heartbeat, current: bool) {
+        if current {
+            self.phase = beat.phase();
+            self.collective = beat.collective;
+        }
+    }
+
+    /// What it was doing last, in words.
+    pub(crate) fn doing(&self, generation: Generation) -> String {
+        let phase = match self.phase {
+            Phase::Unspecified | Phase::Starting => "starting",
+            Phase::Loading => "loading samples",
+            Phase::Gathering => "gathering features",
+            Phase::Computing => "computing",
+            Phase::Reducing => "reducing gradients",
+            Phase::Voting => "voting",
+            Phase::Updating => "updating weights",
+            Phase::Checkpointing => "writing a checkpoint",
+            Phase::Evaluating => "evaluating",
+        };
+        let collective = match self.collective {
+            0 => String::new(),
+            number => format!(" in collective {number}"),
+        };
+        format!("{phase}{collective} after step {} of generation {generation}", self.committed)
+    }
+}

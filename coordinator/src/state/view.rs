@@ -1,0 +1,101 @@
+//! What the machine shows: the status, and the reason for it in words.
+
+use std::time::Duration;
+
+use mks2_proto::v1;
+
+use super::{Machine, run::Run};
+
+/// Silence is shown in steps of this, so that a quiet run has a quiet status.
+const SILENCE_STEP_MS: u64 = 500;
+
+impl Machine {
+    /// The status at a time.
+    #[must_use]
+    pub fn status(&self, now: Duration) -> v1::StatusResponse {
+        v1::StatusResponse {
+            run_id: self.config.run_id.to_string(),
+            job_name: self.config.job_name.clone(),
+            run_url: self.config.run_url.clone(),
+            term: self.config.term.0,
+            generation: self.generation.0,
+            state: self.run.wire().into(),
+            reason: self.reason(),
+            step: self.step,
+            total_steps: self.config.total_steps,
+            stage: self.stage.clone(),
+            metrics: self.metrics.clone(),
+            members: self.member_statuses(now),
+            latest_checkpoint: self.checkpoints.latest().cloned().map(Into::into),
+            failure: self.failure().map(Into::into),
+            expected_members: self.config.expected,
+            lanes: self.config.lanes,
+            finished_stages: self.checkpoints.finished_stages().cloned().map(Into::into).collect(),
+        }
+    }
+
+    fn member_statuses(&self, now: Duration) -> Vec<v1::MemberStatus> {
+        let share = |id| self.assignment.iter().find(|share| &share.member == id);
+        let mut members: Vec<_> = self
+            .members
+            .iter()
+            .map(|(id, member)| v1::MemberStatus {
+                member_id: id.to_string(),
+                rank: share(id).map(|share| share.rank.0).unwrap_or_default(),
+                host: member.host.clone(),
+                device: member.device.clone(),
+                lanes: share(id).map(|share| share.lanes.clone().collect()).unwrap_or_default(),
+                step: member.committed,
+                phase: member.phase.into(),
+                collective: member.collective,
+                silent_ms: in_steps(now.saturating_sub(member.heard)),
+                connected: member.stream.is_some(),
+            })
+            .collect();
+        members.sort_by_key(|member| member.rank);
+        members
+    }
+
+    /// Why the run is in its state: whom it waits for, who complains, what failed.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match &self.run {
+            Run::Waiting => self.waiting_for(),
+            Run::Running(active) => {
+                format!("{} workers are at work in generation {}", active.workers(), self.generation)
+            }
+            Run::Stopping { reason, .. } => {
+                format!("the run stops at the next step border, with a checkpoint: {reason}")
+            }
+            Run::Ailing { complaint, .. } => {
+                format!("{}: {}", complaint.what, complaint.why)
+            }
+            Run::Stopped { reason } => format!("the run was stopped: {reason}"),
+            Run::Finished => "the job is done".to_owned(),
+            Run::Failed(abortion) => {
+                format!("{}: {}", abortion.failure.what, abortion.failure.why)
+            }
+        }
+    }
+
+    fn waiting_for(&self) -> String {
+        let names = |connected: bool| {
+            let some = self.members.iter().filter(|(_, m)| m.stream.is_some() == connected);
+            some.map(|(id, _)| id.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        let (here, coming) = (self.attached().count(), names(false));
+        let mut words = format!("waiting for workers: {here} of {} are here", self.config.expected);
+        if here > 0 {
+            words.push_str(&format!(" ({})", names(true)));
+        }
+        if !coming.is_empty() {
+            words.push_str(&format!("; registered, but without a stream yet: {coming}"));
+        }
+        words
+    }
+}
+
+fn in_steps(silence: Duration) -> u64 {
+    let ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
+    ms / SILENCE_STEP_MS * SILENCE_STEP_MS
+}
