@@ -158,7 +158,7 @@ impl Check<'_> {
             self.known_corpus(rules, &format!("data.{index}.corpus"), &source.corpus);
             rules.above_zero(&self.at(&format!("data.{index}")), "weight", source.weight);
         }
-        optimizer(rules, &self.at("optimizer"), &stage.optimizer, stage.steps);
+        optimizer(rules, &self.at("optimizer"), &stage.optimizer);
     }
 
     fn bootstrap(&self, rules: &mut Rules, settings: &Bootstrap) {
@@ -302,15 +302,9 @@ pub(super) fn blocks(rules: &mut Rules, key: String, numbers: &[u32], layers: u3
     rules.require(!has_twice(numbers), key, "a block is named twice", "name each block once");
 }
 
-fn optimizer(rules: &mut Rules, table: &str, settings: &Optimizer, steps: u64) {
+fn optimizer(rules: &mut Rules, table: &str, settings: &Optimizer) {
     rules.above_zero(table, "lr", settings.lr);
     rules.within(table, "min_lr_ratio", settings.min_lr_ratio, (0.0, 1.0));
-    rules.require(
-        settings.warmup_steps <= steps || steps == 0,
-        format!("{table}.warmup_steps"),
-        format!("{} steps of warm-up do not fit into {steps} steps", settings.warmup_steps),
-        format!("set warmup_steps to {} or fewer", steps / 10),
-    );
     for (name, beta) in [("beta1", settings.beta1), ("beta2", settings.beta2)] {
         rules.require(
             (0.0..1.0).contains(&beta),

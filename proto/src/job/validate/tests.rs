@@ -105,9 +105,6 @@ fn a_training_stage_needs_steps_and_known_data() {
     broken("stage.memory.data.0.weight", "not above 0", |job| {
         job.stages[1].data[0].weight = 0.0;
     });
-    broken("stage.memory.optimizer.warmup_steps", "do not fit", |job| {
-        job.stages[1].optimizer.warmup_steps = 31;
-    });
     broken("stage.memory.optimizer.beta2", "not in [0, 1)", |job| {
         job.stages[1].optimizer.beta2 = 1.0;
     });
