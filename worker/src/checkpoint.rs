@@ -1,0 +1,108 @@
+//! Checkpoints: what was trained, at one step, as immutable objects below the run directory.
+//!
+//! ```text
+//! <run>/objects/<blake3>                               parts: safetensors, named by their content
+//! <run>/checkpoints/step-00000100/manifest.json        what belongs together; created last
+//! ```
+//!
+//! The trainer copies its buffers into a [`Snapshot`] at a step border and goes on; in the
+//! background [`CheckpointStore::upload`] writes the parts that are not stored yet and makes the
+//! manifest. The coordinator's creating it, create-only, is the commit. So:
+//!
+//! 1. A manifest that exists refers only to objects that exist: parts first, manifest last; when
+//!    a checkpoint is let go, manifest first, parts after.
+//! 2. Nothing is used before its digest was checked; nothing of another model, corpus, base or
+//!    seed is used at all. A refusal names what differs.
+//! 3. What did not change is not written again: equal content has an equal name.
+//! 4. A kill between any two operations leaves the last committed checkpoint as it was.
+//!
+//! | module | what |
+//! |---|---|
+//! | `table` | names, shapes and places of the trained parameters; weights digest |
+//! | `snapshot` | copies of the buffers, from a pool of memory |
+//! | `parts` | a snapshot cut into safetensors files |
+//! | `manifest` | the manifest's types, reading and writing |
+//! | `upload` | writing parts; the objects that are in use |
+//! | `load` | reading, checking, refusing |
+//! | `retention` | which checkpoints are let go, and sweeping what only they used |
+//! | `error` | what can go wrong |
+
+mod error;
+mod load;
+mod manifest;
+mod parts;
+mod retention;
+mod snapshot;
+mod table;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+use std::sync::Arc;
+
+use mks2_dataset::store;
+use object_store::ObjectStore;
+use object_store::path::Path;
+
+pub use error::CheckpointError;
+pub use load::{Checkpoint, Expected, LoadedTensor};
+pub use manifest::{Facts, Kind, Manifest, Part, TensorEntry, VERSION};
+pub use retention::{CheckpointEntry, Swept, retain};
+pub use snapshot::{Pool, Snapshot};
+pub use table::{Slot, Table};
+pub use upload::{Lease, Uploaded};
+
+/// Result of everything in this module.
+pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;
+
+/// Bytes above which a part is split at the next tensor.
+const PART_BYTES: usize = 256 << 20;
+
+/// The checkpoints of one run directory. Clones share the list of objects in use, so a process
+/// opens its run directory once.
+#[derive(Clone, Debug)]
+pub struct CheckpointStore {
+    store: Arc<dyn ObjectStore>,
+    root: Path,
+    live: upload::Live,
+    part_bytes: usize,
+}
+
+impl CheckpointStore {
+    /// The checkpoints below the run directory at a path or URL.
+    ///
+    /// # Errors
+    /// When the location is of no known kind.
+    pub fn open(run_url: &str) -> Result<Self> {
+        let (store, root) = store::open(run_url)?;
+        Ok(Self::new(store, root))
+    }
+
+    /// The checkpoints below `root` of `store`.
+    #[must_use]
+    pub fn new(store: Arc<dyn ObjectStore>, root: Path) -> Self {
+        Self {
+            store,
+            root,
+            live: upload::Live::default(),
+            part_bytes: PART_BYTES,
+        }
+    }
+
+    /// Splits parts above `bytes` at the next tensor, instead of above 256 MiB.
+    #[must_use]
+    pub fn with_part_bytes(mut self, bytes: usize) -> Self {
+        self.part_bytes = bytes;
+        self
+    }
+
+    fn object(&self, digest: &str) -> Path {
+        self.root.clone().join("objects").join(digest)
+    }
+}
+
+/// Where the manifest of a step lies in the run directory. `step` counts over all stages.
+#[must_use]
+pub fn manifest_path(step: u64) -> String {
+    format!("checkpoints/step-{step:08}/manifest.json")
+}

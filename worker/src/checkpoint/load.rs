@@ -1,0 +1,321 @@
+//! Reading a checkpoint: every digest is checked before anything is used.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use mks2_dataset::store;
+use safetensors::{Dtype, SafeTensors};
+
+use super::manifest::{Kind, Manifest, Part, digest};
+use super::table::names_digest;
+use super::upload::computed;
+use super::{CheckpointError, CheckpointStore, Result, Table};
+
+/// Parts that are read at the same time.
+const CONCURRENT_PARTS: usize = 4;
+
+/// Largest manifest that is read, bytes.
+const MAX_MANIFEST_BYTES: u64 = 256 << 20;
+
+/// What a checkpoint must have been made from. What is `None` is not checked.
+#[derive(Clone, Debug, Default)]
+pub struct Expected {
+    /// The trained parameters.
+    pub model: Option<Arc<Table>>,
+    /// The job's seed.
+    pub seed: Option<u64>,
+    /// Digests of the corpora's manifests, by name.
+    pub corpora: Option<BTreeMap<String, String>>,
+    /// Digests of the weights that the stage starts from, by stage.
+    pub bases: Option<BTreeMap<String, String>>,
+}
+
+/// A checkpoint that was checked and is in memory.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The manifest.
+    pub manifest: Manifest,
+    tensors: BTreeMap<(Kind, String), LoadedTensor>,
+}
+
+/// One tensor of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct LoadedTensor {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Little-endian values.
+    pub data: Bytes,
+}
+
+impl CheckpointStore {
+    /// Reads and checks a manifest. `digest` is what the journal says of its bytes, if known.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NoManifest`], [`CheckpointError::Manifest`],
+    /// [`CheckpointError::Version`], or trouble with the store.
+    pub async fn manifest(&self, path: &str, expected_digest: Option<&str>) -> Result<Manifest> {
+        let object = store::under(&self.root, path)?;
+        let missing = || CheckpointError::NoManifest {
+            path: path.to_owned(),
+        };
+        let size = store::size(&*self.store, &object)
+            .await?
+            .ok_or_else(missing)?;
+        if size > MAX_MANIFEST_BYTES {
+            return Err(CheckpointError::manifest(
+                path,
+                format!("it has {size} bytes"),
+            ));
+        }
+        let bytes = store::get_if_there(&*self.store, &object)
+            .await?
+            .ok_or_else(missing)?;
+        let manifest = Manifest::parse(path, &bytes)?;
+        let found = digest(&bytes);
+        match expected_digest {
+            Some(expected) if expected != found => Err(CheckpointError::manifest(
+                path,
+                format!("its digest is {found}, committed was {expected}"),
+            )),
+            _ => Ok(manifest),
+        }
+    }
+
+    /// Reads the parts of the given kinds, after the manifest has been found to fit `expected`.
+    ///
+    /// # Errors
+    /// A refusal that names what is damaged, missing or different, or trouble with the store.
+    pub async fn load(
+        &self,
+        path: &str,
+        expected_digest: Option<&str>,
+        expected: &Expected,
+        kinds: &[Kind],
+    ) -> Result<Checkpoint> {
+        let manifest = self.manifest(path, expected_digest).await?;
+        expected.check(path, &manifest)?;
+        let wanted = manifest
+            .parts
+            .iter()
+            .filter(|part| kinds.contains(&part.kind))
+            .cloned();
+        let reading = wanted.map(|part| self.read_part(part)).collect::<Vec<_>>();
+        let mut reading = futures::stream::iter(reading).buffered(CONCURRENT_PARTS);
+        let mut tensors = BTreeMap::new();
+        while let Some(mut part) = reading.try_next().await? {
+            tensors.append(&mut part);
+        }
+        drop(reading);
+        let checkpoint = Checkpoint { manifest, tensors };
+        if kinds.contains(&Kind::Weights) {
+            checkpoint.check_weights(path)?;
+        }
+        Ok(checkpoint)
+    }
+
+    async fn read_part(&self, part: Part) -> Result<BTreeMap<(Kind, String), LoadedTensor>> {
+        let path = self.object(&part.digest);
+        let missing = || CheckpointError::MissingPart {
+            part: part.name.clone(),
+            object: object_name(&part),
+        };
+        let file = store::get_if_there(&*self.store, &path)
+            .await?
+            .ok_or_else(missing)?;
+        computed(move || check_part(&part, &file)).await
+    }
+}
+
+impl Expected {
+    /// Refuses a manifest that belongs to another run.
+    fn check(&self, path: &str, manifest: &Manifest) -> Result<()> {
+        let weights: Vec<(&str, &[usize])> = manifest.weights().collect();
+        if names_digest(weights.iter().copied()) != manifest.model_digest {
+            let reason = "its parameters do not have the digest that it names";
+            return Err(CheckpointError::manifest(path, reason));
+        }
+        if let Some(table) = &self.model
+            && table.digest() != manifest.model_digest
+        {
+            let difference = table.difference(weights).unwrap_or_default();
+            return Err(CheckpointError::OtherModel { difference });
+        }
+        let facts = &manifest.facts;
+        if let Some(expected) = self.seed.filter(|seed| *seed != facts.seed) {
+            return Err(CheckpointError::OtherSeed {
+                expected,
+                found: facts.seed,
+            });
+        }
+        if let Some(difference) = difference("corpus", self.corpora.as_ref(), &facts.corpora) {
+            return Err(CheckpointError::OtherCorpus { difference });
+        }
+        if let Some(difference) = difference("stage", self.bases.as_ref(), &facts.bases) {
+            return Err(CheckpointError::OtherBase { difference });
+        }
+        Ok(())
+    }
+}
+
+impl Checkpoint {
+    /// Copies all tensors of a kind into their places in a flat buffer; the rest of the buffer
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OtherModel`] if a parameter is missing or has another shape,
+    /// [`CheckpointError::Internal`] if the buffer is too short.
+    pub fn fill(&self, kind: Kind, table: &Table, flat: &mut [f32]) -> Result<()> {
+        table.check_buffer(flat.len())?;
+        let found = self
+            .tensors(kind)
+            .map(|(name, tensor)| (name, &tensor.shape[..]));
+        if let Some(difference) = table.difference(found) {
+            return Err(CheckpointError::OtherModel { difference });
+        }
+        for slot in table.slots() {
+            if let Some(tensor) = self.tensor(kind, &slot.name) {
+                let values = tensor.data.chunks_exact(4);
+                for (place, bytes) in flat[slot.range()].iter_mut().zip(values) {
+                    *place = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All tensors of a kind, in ascending order of names.
+    pub fn tensors(&self, kind: Kind) -> impl Iterator<Item = (&str, &LoadedTensor)> {
+        let first = (kind, String::new());
+        let rest = self
+            .tensors
+            .range(first..)
+            .take_while(move |((of, _), _)| *of == kind);
+        rest.map(|((_, name), tensor)| (name.as_str(), tensor))
+    }
+
+    /// One tensor.
+    #[must_use]
+    pub fn tensor(&self, kind: Kind, name: &str) -> Option<&LoadedTensor> {
+        self.tensors.get(&(kind, name.to_owned()))
+    }
+
+    /// Checks the digest of the weights over all parts.
+    fn check_weights(&self, path: &str) -> Result<()> {
+        let mut hasher = blake3::Hasher::new();
+        for (_, tensor) in self.tensors(Kind::Weights) {
+            hasher.update(&tensor.data);
+        }
+        let (found, named) = (hasher.finalize().to_hex(), &self.manifest.weights_digest);
+        if found.as_str() != named {
+            let reason = format!("its weights have digest {found}, it names {named}");
+            return Err(CheckpointError::manifest(path, reason));
+        }
+        Ok(())
+    }
+}
+
+impl LoadedTensor {
+    /// The values as fp32; `None` if they are of another type.
+    #[must_use]
+    pub fn to_f32(&self) -> Option<Vec<f32>> {
+        let values = self.data.chunks_exact(4);
+        let values = values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        (self.dtype == Dtype::F32).then(|| values.collect())
+    }
+
+    /// The values as 32-bit integers; `None` if they are of another type.
+    #[must_use]
+    pub fn to_i32(&self) -> Option<Vec<i32>> {
+        let values = self.data.chunks_exact(4);
+        let values = values.map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        (self.dtype == Dtype::I32).then(|| values.collect())
+    }
+}
+
+/// Checks a part's bytes and takes its tensors apart.
+fn check_part(part: &Part, file: &Bytes) -> Result<BTreeMap<(Kind, String), LoadedTensor>> {
+    let damaged = |place: String| CheckpointError::DamagedPart {
+        part: part.name.clone(),
+        object: object_name(part),
+        place,
+    };
+    if digest(file) != part.digest {
+        return Err(damaged(damage(part, file)));
+    }
+    let views = SafeTensors::deserialize(file).map_err(|error| damaged(error.to_string()))?;
+    let mut tensors = BTreeMap::new();
+    for entry in &part.tensors {
+        let view = views
+            .tensor(&entry.name)
+            .map_err(|error| damaged(error.to_string()))?;
+        if view.shape() != entry.shape || format!("{:?}", view.dtype()) != entry.dtype {
+            return Err(damaged(format!(
+                "tensor '{}': shape or type differ",
+                entry.name
+            )));
+        }
+        let tensor = LoadedTensor {
+            dtype: view.dtype(),
+            shape: entry.shape.clone(),
+            data: file.slice_ref(view.data()),
+        };
+        tensors.insert((part.kind, entry.name.clone()), tensor);
+    }
+    Ok(tensors)
+}
+
+/// Where a file differs from what was written, in words.
+fn damage(part: &Part, file: &Bytes) -> String {
+    if file.len() as u64 != part.bytes {
+        return format!("its length: {} bytes instead of {}", file.len(), part.bytes);
+    }
+    let intact = |begin: u64, bytes: u64, expected: &str| {
+        let range = begin as usize..begin.saturating_add(bytes) as usize;
+        file.get(range).is_some_and(|data| digest(data) == expected)
+    };
+    let mut bad = part
+        .tensors
+        .iter()
+        .filter(|entry| !intact(entry.offset, entry.bytes, &entry.digest))
+        .map(|entry| {
+            let end = entry.offset.saturating_add(entry.bytes);
+            format!("tensor '{}', bytes {} to {end}", entry.name, entry.offset)
+        });
+    match (bad.next(), bad.count()) {
+        (None, _) => "its header".to_owned(),
+        (Some(first), 0) => first,
+        (Some(first), more) => format!("{first}, and {more} more tensors"),
+    }
+}
+
+fn object_name(part: &Part) -> String {
+    format!("objects/{}", part.digest)
+}
+
+/// The first name at which two tables of digests differ, in words.
+fn difference(
+    what: &str,
+    expected: Option<&BTreeMap<String, String>>,
+    found: &BTreeMap<String, String>,
+) -> Option<String> {
+    let expected = expected?;
+    let names = expected
+        .keys()
+        .chain(found.keys().filter(|name| !expected.contains_key(*name)));
+    names
+        .into_iter()
+        .find_map(|name| match (expected.get(name), found.get(name)) {
+            (Some(ours), Some(theirs)) if ours == theirs => None,
+            (Some(ours), Some(theirs)) => Some(format!(
+                "{what} '{name}' has digest {ours}, the checkpoint's had {theirs}"
+            )),
+            (Some(_), None) => Some(format!("the checkpoint knows no {what} '{name}'")),
+            _ => Some(format!(
+                "the checkpoint has {what} '{name}', the job has not"
+            )),
+        })
+}

@@ -1,0 +1,165 @@
+//! Retention, sweeping, and kills between any two operations.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mks2_dataset::store;
+use object_store::ObjectStore;
+use object_store::path::Path;
+use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
+
+use super::faulty::Faulty;
+use super::{CheckpointStore, assert_holds, checkpoints, expected, facts, memory, save, snapshot};
+use crate::checkpoint::{CheckpointEntry, manifest_path, retain};
+
+fn entry(step: u64, is_final: bool) -> CheckpointEntry {
+    CheckpointEntry {
+        step,
+        stage: "memory".into(),
+        is_final,
+        path: manifest_path(step),
+        weights_digest: String::new(),
+    }
+}
+
+#[test]
+fn finals_and_the_latest_stay() {
+    let entries: Vec<CheckpointEntry> = [
+        (100, false),
+        (200, true),
+        (300, false),
+        (400, false),
+        (500, false),
+    ]
+    .map(|(step, is_final)| entry(step, is_final))
+    .to_vec();
+    let released = |keep| {
+        retain(&entries, keep)
+            .iter()
+            .map(|e| e.step)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(released(2), [100, 300]);
+    assert_eq!(released(0), [100, 300, 400]);
+    assert!(released(9).is_empty());
+    assert!(retain(&[], 2).is_empty());
+}
+
+async fn release(
+    checkpoints: &CheckpointStore,
+    keep_last: u32,
+) -> crate::checkpoint::Result<crate::checkpoint::Swept> {
+    let released = retain(&checkpoints.list().await?, keep_last);
+    let paths: Vec<String> = released.into_iter().map(|entry| entry.path).collect();
+    checkpoints.sweep(&paths).await
+}
+
+#[tokio::test]
+async fn a_sweep_deletes_what_nobody_needs_and_nothing_else() {
+    let checkpoints = checkpoints(memory());
+    for (step, is_final) in [(100, false), (200, true), (300, false), (400, false)] {
+        save(&checkpoints, step, is_final).await.unwrap();
+    }
+    // Stored, not committed: interrupted uploads and one under way.
+    drop(
+        checkpoints
+            .upload(snapshot(450), facts(450, false))
+            .await
+            .unwrap(),
+    );
+    let under_way = checkpoints
+        .upload(snapshot(500), facts(500, false))
+        .await
+        .unwrap();
+    let swept = release(&checkpoints, 1).await.unwrap();
+    assert_eq!(swept.manifests, 2);
+    assert!(swept.objects > 0 && swept.bytes > 0);
+    checkpoints.commit(&under_way).await.unwrap();
+    for step in [200, 400, 500] {
+        assert_holds(&checkpoints, step).await;
+    }
+    assert!(
+        checkpoints
+            .load(&manifest_path(300), None, &expected(), &[])
+            .await
+            .is_err()
+    );
+    drop(under_way);
+    assert_eq!(
+        checkpoints.sweep(&[]).await.unwrap(),
+        crate::checkpoint::Swept::default()
+    );
+}
+
+#[tokio::test]
+async fn a_sweep_next_to_a_manifest_that_it_can_not_read_deletes_no_object() {
+    let memory = memory();
+    let checkpoints = checkpoints(Arc::clone(&memory));
+    save(&checkpoints, 100, false).await.unwrap();
+    save(&checkpoints, 200, false).await.unwrap();
+    let path = store::under(&Path::from("runs/demo"), &manifest_path(200)).unwrap();
+    let intact = store::get(&*memory, &path).await.unwrap();
+    store::put(&*memory, &path, Bytes::from_static(b"{"))
+        .await
+        .unwrap();
+    assert!(checkpoints.sweep(&[]).await.is_err());
+    store::put(&*memory, &path, intact).await.unwrap();
+    assert_holds(&checkpoints, 200).await;
+}
+
+/// A run that checkpoints and sweeps until the store dies; the steps that it saw committed.
+async fn run_until_killed(store: Arc<dyn ObjectStore>, first: u64, committed: &mut Vec<u64>) {
+    let checkpoints = checkpoints(store);
+    for step in first..first + 6 {
+        let is_final = step % 3 == 0;
+        match save(&checkpoints, step, is_final).await {
+            Ok(_) => committed.push(step),
+            Err(_) => return,
+        }
+        if release(&checkpoints, 1).await.is_err() {
+            return;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// A kill between any two operations: the last committed checkpoint loads, finals are all
+    /// there, and the next run goes on and sweeps up.
+    #[test]
+    fn kills_leave_a_last_checkpoint_that_loads(first_kill in 0_i64..60, second_kill in 0_i64..60) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let inner = memory();
+            let mut committed = Vec::new();
+            for kill in [first_kill, second_kill] {
+                let next = committed.last().map_or(1, |step| step + 1);
+                let faulty = Arc::new(Faulty::new(Arc::clone(&inner), kill));
+                run_until_killed(faulty, next, &mut committed).await;
+                let healthy = checkpoints(Arc::clone(&inner));
+                let there: Vec<u64> =
+                    healthy.list().await.unwrap().iter().map(|entry| entry.step).collect();
+                prop_assert!(committed.last().is_none_or(|step| there.contains(step)));
+                for step in committed.iter().filter(|step| *step % 3 == 0) {
+                    prop_assert!(there.contains(step), "final {} is gone", step);
+                }
+                for step in there {
+                    assert_holds(&healthy, step).await;
+                }
+            }
+            let healthy = checkpoints(Arc::clone(&inner));
+            release(&healthy, 1).await.unwrap();
+            let mut needed = BTreeSet::new();
+            for entry in healthy.list().await.unwrap() {
+                let manifest = healthy.manifest(&entry.path, None).await.unwrap();
+                needed.extend(manifest.parts.into_iter().map(|part| part.digest));
+                assert_holds(&healthy, entry.step).await;
+            }
+            let stored = healthy.paths("objects").await.unwrap().len();
+            prop_assert_eq!(stored, needed.len(), "nothing is left behind");
+            Ok(())
+        })?;
+    }
+}
