@@ -1,2 +1,81 @@
-//! Skeleton.
-fn main() {}
+//! `mks2`: the command line. Parse, set up logs, do the one thing asked for, say how it ended.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`cli`] | commands, options and their help |
+//! | [`train`] | a local run: coordinator inside, workers as children |
+//! | [`plan`] | what a job would do, without doing it |
+//! | [`status`] | `status` and `watch`, of a local or a remote run |
+//! | [`contact`] | address and token of a live local run |
+//! | [`config`] | settings with their origins, the schema, the check |
+//! | [`progress`] | bars on a terminal, plain lines elsewhere |
+//! | [`output`] | the only place that writes to the terminal |
+
+mod cli;
+mod config;
+mod contact;
+mod output;
+mod plan;
+mod progress;
+mod status;
+mod table;
+mod train;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mks2_proto::failure::Failure;
+use mks2_proto::telemetry;
+
+use cli::{Cli, Command};
+use output::Output;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(&cli.common);
+    match run(cli, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
+    // Two rustls providers in one program panic at the first TLS use: choose one before any.
+    // It fails only when one is installed already, which is just as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let telemetry = telemetry::init_with_writer(&cli.common.telemetry(), output.log_writer())?;
+    let ended = dispatch(cli.command, output);
+    telemetry.shutdown(telemetry::FLUSH_DEADLINE);
+    ended
+}
+
+fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
+    match command {
+        Command::Train(options) => on_runtime(train::run(&options, output)),
+        Command::Plan(options) => on_runtime(plan::run(&options, output)),
+        Command::Status(options) => on_runtime(status::run(&options, output)),
+        Command::Watch(options) => on_runtime(status::watch(&options, output)),
+        Command::Config(command) => config::run(command, output),
+        Command::Completions { shell } => {
+            output.raw(&cli::completions(shell));
+            Ok(())
+        }
+    }
+}
+
+/// Runs to the end on the main thread, so that children that are started there live as long as
+/// the program (see [`train`]).
+fn on_runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::internal("threads cannot be started", error.to_string()))?;
+    let ended = runtime.block_on(work);
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    ended
+}

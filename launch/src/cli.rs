@@ -1,0 +1,280 @@
+//! Commands, options and their help.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use mks2_coordinator::Resume;
+use mks2_proto::job::load::Overrides;
+use mks2_proto::telemetry;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 internal fault; 2 usage; 3 job file or settings; 4 corpus or data; \
+5 storage; 6 environment (libtorch, CUDA, port, missing binary); 7 run failed, can be resumed; \
+8 checkpoint refused; 130 stopped on request, with a checkpoint.";
+
+/// Trains language models that store what pictures show (MKS2).
+#[derive(Debug, Parser)]
+#[command(name = "mks2", version, propagate_version = true, after_long_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Common {
+    /// Form of logs, progress and errors
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t = LogFormat::Text,
+        env = mks2_proto::env::LOG_FORMAT,
+        value_name = "FORMAT"
+    )]
+    pub(crate) log_format: LogFormat,
+    /// Show errors only
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Show more of what happens; twice: everything
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+impl Common {
+    pub(crate) fn is_json(&self) -> bool {
+        self.log_format == LogFormat::Json
+    }
+
+    pub(crate) fn telemetry(&self) -> telemetry::Options {
+        // As text, progress tells what the logs would: they begin to speak with --verbose.
+        let (log_format, usual) = match self.log_format {
+            LogFormat::Text => (telemetry::LogFormat::Text, -1),
+            LogFormat::Json => (telemetry::LogFormat::Json, 0),
+        };
+        let more = i8::try_from(self.verbose).unwrap_or(i8::MAX);
+        let verbosity = if self.quiet { -1 } else { more.saturating_add(usual) };
+        telemetry::Options { service: "mks2", log_format, verbosity, no_color: false }
+    }
+}
+
+/// Forms of logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train all stages of a job on this machine
+    Train(TrainArgs),
+    /// Say what a job would do, without doing it
+    Plan(PlanArgs),
+    /// Show the state of a run
+    Status(StatusArgs),
+    /// Follow a run until it ends
+    Watch(WatchArgs),
+    /// Show, describe or check the settings of a job
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script for a shell
+    #[command(after_long_help = "Example:\n  mks2 completions bash > \
+        ~/.local/share/bash-completion/completions/mks2")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// The job and what is laid over it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The job file (TOML)
+    pub(crate) job: PathBuf,
+    /// Set a key of the job: --set stage.memory.steps=100
+    ///
+    /// Stages are addressed by their names. Wins over MKS2__KEY=value in the environment, which
+    /// wins over the file, which wins over defaults. Can be given many times; the last one wins.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+}
+
+impl JobArgs {
+    pub(crate) fn overrides(&self) -> Overrides {
+        Overrides::from_environment(self.sets.clone())
+    }
+}
+
+const TRAIN_EXAMPLES: &str = "\
+Examples:
+  mks2 train examples/emoji/job.toml --workers 2
+      Two workers on this machine, into runs/NAME-OF-THE-JOB.
+  mks2 train job.toml --run runs/a --workers 4 --set stage.memory.steps=200
+      Another run directory, one setting changed.
+  mks2 train job.toml --run runs/a --workers 2
+      The same again goes on from the latest checkpoint, also with other workers.
+  mks2 train job.toml --run runs/a --resume 300
+      Go on from the checkpoint of step 300; later ones become void.
+
+Ctrl-C finishes the step, writes a checkpoint and says how to resume; a second one stops at once.
+Logs of the workers are in RUN/logs.";
+
+/// Options of `train`.
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = TRAIN_EXAMPLES)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+    /// The run directory: a path or any object store URL [default: runs/NAME-OF-THE-JOB]
+    #[arg(long, value_name = "URL")]
+    pub(crate) run: Option<String>,
+    /// Workers to start on this machine
+    #[arg(
+        long,
+        alias = "nproc-per-node",
+        default_value_t = 1,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub(crate) workers: u32,
+    /// What to do when the run directory holds a run: go on from the latest checkpoint (auto),
+    /// refuse (never), or go on from a step
+    #[arg(long, default_value = "auto", value_name = "auto|never|STEP")]
+    pub(crate) resume: Resume,
+    /// Where the coordinator listens; port 0 takes any free one
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
+    pub(crate) listen: SocketAddr,
+}
+
+/// Options of `plan`.
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "Examples:\n  mks2 plan examples/emoji/job.toml --workers 2\n  \
+    mks2 plan job.toml --json | jq '.stages[].parameters'\n\nNothing is trained, and neither a GPU \
+    nor libtorch is needed. Corpora are looked at if they exist.")]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+    /// Workers that would share the lanes
+    #[arg(
+        long,
+        alias = "nproc-per-node",
+        default_value_t = 1,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub(crate) workers: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  mks2 status runs/emoji
+      A run of this machine; its address and token are in runs/emoji/coordinator.json.
+  MKS2_TOKEN=... mks2 status http://10.0.0.5:7000
+      A coordinator elsewhere.";
+
+/// Options of `status`.
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = STATUS_EXAMPLES)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Options of `watch`.
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = STATUS_EXAMPLES)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+}
+
+/// Which run.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TargetArgs {
+    /// A run directory, or the address of a coordinator (HOST:PORT or http://HOST:PORT)
+    #[arg(value_name = "RUN_DIR|ADDRESS")]
+    pub(crate) target: String,
+    /// The run's token, for an address
+    #[arg(long, env = mks2_proto::env::TOKEN, hide_env_values = true, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+}
+
+/// What `config` can do.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Every setting of a job with its value and where it came from
+    #[command(after_long_help = "Example:\n  mks2 config show job.toml --set seed=3")]
+    Show {
+        #[command(flatten)]
+        job: JobArgs,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Print the resolved job file instead of a table
+        #[arg(long, conflicts_with = "json")]
+        toml: bool,
+    },
+    /// The JSON schema of the job file, for editors
+    Schema,
+    /// Look for mistakes in a job, all at once
+    #[command(after_long_help = "Example:\n  mks2 config check job.toml && mks2 train job.toml")]
+    Check {
+        #[command(flatten)]
+        job: JobArgs,
+    },
+}
+
+/// The completion script of a shell.
+pub(crate) fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "mks2", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn resume_takes_auto_never_or_a_step() {
+        let parsed = |resume: &str| {
+            let cli = Cli::try_parse_from(["mks2", "train", "job.toml", "--resume", resume]);
+            cli.map(|cli| match cli.command {
+                Command::Train(options) => options.resume,
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!(parsed("auto").expect("good"), Resume::Auto);
+        assert_eq!(parsed("never").expect("good"), Resume::Never);
+        assert_eq!(parsed("300").expect("good"), Resume::Step(300));
+        assert!(parsed("sometimes").is_err());
+    }
+
+    #[test]
+    fn the_words_of_torchrun_are_understood() {
+        let words = ["mks2", "train", "job.toml", "--nproc-per-node", "3"];
+        match Cli::try_parse_from(words).expect("good").command {
+            Command::Train(options) => assert_eq!(options.workers, 3),
+            other => panic!("{other:?}"),
+        }
+    }
+}

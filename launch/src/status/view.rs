@@ -1,0 +1,180 @@
+//! A live status as text and as JSON.
+
+use mks2_proto::v1::{MemberStatus, Phase, RunState, StatusResponse};
+use serde_json::{Value, json};
+
+use crate::table::Table;
+use crate::units::count;
+
+/// The state in one word.
+pub(super) fn state_word(state: RunState) -> &'static str {
+    match state {
+        RunState::Unspecified => "unknown",
+        RunState::WaitingForMembers => "waiting",
+        RunState::Running => "running",
+        RunState::Stopping => "stopping",
+        RunState::Stopped => "stopped",
+        RunState::Finished => "finished",
+        RunState::Failed => "failed",
+    }
+}
+
+fn phase_word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Unspecified => "unknown",
+        Phase::Starting => "starting",
+        Phase::Loading => "loading",
+        Phase::Gathering => "gathering",
+        Phase::Computing => "computing",
+        Phase::Reducing => "reducing",
+        Phase::Voting => "voting",
+        Phase::Updating => "updating",
+        Phase::Checkpointing => "checkpointing",
+        Phase::Evaluating => "evaluating",
+    }
+}
+
+/// Lanes as stretches: `0-3, 6`.
+fn stretches(lanes: &[u32]) -> String {
+    let mut parts: Vec<(u32, u32)> = Vec::new();
+    for lane in lanes {
+        match parts.last_mut() {
+            Some((_, end)) if *end + 1 == *lane => *end = *lane,
+            _ => parts.push((*lane, *lane)),
+        }
+    }
+    let words = parts.into_iter().map(|(first, last)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+pub(super) fn text(status: &StatusResponse) -> String {
+    let mut lines = vec![
+        format!("run         {} (job '{}')", status.run_id, status.job_name),
+        format!("directory   {}", status.run_url),
+        format!("state       {}: {}", state_word(status.state()), status.reason),
+        format!("step        {} of {}", count(status.step), count(status.total_steps)),
+    ];
+    if let Some(stage) = &status.stage {
+        let (done, of) = (
+            status.step.saturating_sub(stage.first_step),
+            stage.last_step.saturating_sub(stage.first_step),
+        );
+        lines.push(format!("stage       {}, {} of {}", stage.stage, count(done), count(of)));
+    }
+    if let Some(metrics) = &status.metrics {
+        lines.push(format!("loss        {:.4}", metrics.loss));
+    }
+    lines.push(match &status.latest_checkpoint {
+        Some(latest) => format!("checkpoint  step {} (stage {})", count(latest.step), latest.stage),
+        None => "checkpoint  none yet".into(),
+    });
+    lines.push(format!("generation  {} (term {})", status.generation, status.term));
+    let members = members(&status.members);
+    format!("{}\n\n{members}", lines.join("\n"))
+}
+
+fn members(members: &[MemberStatus]) -> String {
+    let mut table =
+        Table::new(&[">rank", "worker", "host", "device", "lanes", ">step", "phase", ">silent"]);
+    for member in members {
+        let phase = match member.collective {
+            0 => phase_word(member.phase()).to_owned(),
+            number => format!("{} (collective {number})", phase_word(member.phase())),
+        };
+        let silent = format!("{:.1} s", member.silent_ms as f64 / 1000.0);
+        table.row([
+            member.rank.to_string(),
+            member.member_id.clone(),
+            member.host.clone(),
+            member.device.clone(),
+            stretches(&member.lanes),
+            count(member.step),
+            phase,
+            if member.connected { silent } else { "gone".into() },
+        ]);
+    }
+    table.render()
+}
+
+pub(super) fn json(status: &StatusResponse) -> Value {
+    json!({
+        "live": true,
+        "run_id": status.run_id,
+        "job": status.job_name,
+        "run_url": status.run_url,
+        "state": state_word(status.state()),
+        "reason": status.reason,
+        "term": status.term,
+        "generation": status.generation,
+        "step": status.step,
+        "total_steps": status.total_steps,
+        "lanes": status.lanes,
+        "stage": status.stage.as_ref().map(|stage| json!({
+            "name": stage.stage, "first_step": stage.first_step, "last_step": stage.last_step,
+        })),
+        "loss": status.metrics.as_ref().map(|metrics| metrics.loss),
+        "checkpoint": status.latest_checkpoint.as_ref().map(|latest| json!({
+            "step": latest.step, "stage": latest.stage, "final": latest.r#final,
+        })),
+        "members": status.members.iter().map(member_json).collect::<Value>(),
+        "failure": status.failure.as_ref().map(|failed| json!({
+            "error": failed.what, "why": failed.why, "fix": failed.cure,
+            "exit_code": failed.exit_code,
+        })),
+    })
+}
+
+fn member_json(member: &MemberStatus) -> Value {
+    json!({
+        "rank": member.rank,
+        "member": member.member_id,
+        "host": member.host,
+        "device": member.device,
+        "lanes": member.lanes,
+        "step": member.step,
+        "phase": phase_word(member.phase()),
+        "collective": member.collective,
+        "silent_ms": member.silent_ms,
+        "connected": member.connected,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use mks2_proto::v1::StageChanged;
+
+    use super::*;
+
+    #[test]
+    fn lanes_are_shown_as_stretches() {
+        assert_eq!(stretches(&[0, 1, 2, 3, 6]), "0-3, 6");
+        assert_eq!(stretches(&[]), "");
+    }
+
+    #[test]
+    fn a_status_names_stage_step_and_members() {
+        let status = StatusResponse {
+            run_id: "emoji-1".into(),
+            state: RunState::Running.into(),
+            step: 120,
+            total_steps: 400,
+            stage: Some(StageChanged { stage: "memory".into(), first_step: 100, last_step: 300 }),
+            members: vec![MemberStatus {
+                member_id: "worker-0".into(),
+                lanes: vec![0, 1],
+                phase: Phase::Reducing.into(),
+                collective: 7,
+                connected: true,
+                ..MemberStatus::default()
+            }],
+            ..StatusResponse::default()
+        };
+        let shown = text(&status);
+        for words in ["step        120 of 400", "memory, 20 of 200", "reducing (collective 7)"] {
+            assert!(shown.contains(words), "{words} in\n{shown}");
+        }
+        assert_eq!(json(&status)["members"][0]["phase"], "reducing");
+    }
+}

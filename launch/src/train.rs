@@ -1,0 +1,308 @@
+//! `mks2 train`: a local run. The coordinator runs inside this process on the loopback; the
+//! workers are children.
+//!
+//! ```text
+//! job ─► checks ─► run directory, lock ─► coordinator ─► workers ─► follow ─► end ─► table
+//! ```
+//!
+//! 1. Everything that can be refused is refused before a worker starts.
+//! 2. One launcher per local run directory, by a lock that dies with the process.
+//! 3. Workers are started on the main thread: the kernel kills them when it ends.
+//! 4. The first cause in time is shown. The coordinator knows most of them; of a worker that
+//!    died before it joined, exit code and log tell.
+//! 5. No child outlives this function: terminate, grace, kill.
+
+mod cause;
+mod fleet;
+mod lock;
+mod prepare;
+mod signals;
+mod spawn;
+mod summary;
+
+pub(crate) use prepare::used_corpora;
+
+use std::time::Duration;
+
+use mks2_coordinator::{Coordinator, Outcome, Resume, Running};
+use mks2_dataset::store;
+use mks2_proto::failure::Failure;
+use mks2_proto::v1::{CheckpointRef, RunState, StatusResponse};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::cli::TrainArgs;
+use crate::contact::{Contact, Published};
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::units::plural;
+use fleet::{Exit, Fleet};
+use prepare::Prepared;
+use signals::Signals;
+
+/// How long workers may take to leave by themselves after a run has ended well.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The same after a failure, when they have been told to end.
+const SHORT_PATIENCE: Duration = Duration::from_secs(2);
+/// From the polite signal to the certain one.
+const GRACE: Duration = Duration::from_secs(3);
+/// How long workers may take to join the run.
+const JOIN_LIMIT: Duration = Duration::from_secs(300);
+/// How long the coordinator is given to tell a worker's own words before its log is read.
+const LAST_WORDS: Duration = Duration::from_millis(700);
+/// How long the journal is given to end properly when the launcher ends the run.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Trains a job to its end.
+///
+/// # Errors
+/// Everything that can go wrong with a run; see docs/exit-codes.md.
+pub(crate) async fn run(args: &TrainArgs, output: &Output) -> Result<(), Failure> {
+    let prepared = prepare::prepare(args).await?;
+    let mut signals = Signals::listen()?;
+    let running = Coordinator::start(prepared.settings(args)).await?;
+    if running.was_finished && args.resume == Resume::Auto {
+        output.note("the job is done already: nothing is left to train");
+        drop(running);
+        return summary::print(&prepared.run_url, output).await;
+    }
+    let _published = publish(&prepared, &running)?;
+    greet(args, &prepared, &running, output);
+    let status = running.watch.clone();
+    let mut fleet = Fleet::start(&prepared.orders(args, &running, output))?;
+    let follow = Follow { output, args, prepared: &prepared, running: &running };
+    let verdict = follow.until_over(&mut fleet, &mut signals).await;
+    let patient = verdict.is_ok() && may_take_leave(&status.borrow());
+    let patience = if patient { PATIENCE } else { SHORT_PATIENCE };
+    end_workers(&mut fleet, &mut signals, patience).await;
+    let outcome = conclude(verdict, running, &fleet).await;
+    fleet.join().await;
+    match outcome? {
+        Outcome::Finished => summary::print(&prepared.run_url, output).await,
+        Outcome::Stopped => {
+            let checkpoint = status.borrow().latest_checkpoint.clone();
+            Err(stopped(args, &prepared, checkpoint.as_ref()))
+        }
+    }
+}
+
+/// Members of a run that ended well have something to finish; processes that never joined have
+/// not.
+fn may_take_leave(status: &StatusResponse) -> bool {
+    status.state() != RunState::Failed && !status.members.is_empty()
+}
+
+/// Local runs can be asked for their status.
+fn publish(prepared: &Prepared, running: &Running) -> Result<Option<Published>, Failure> {
+    let contact = Contact {
+        endpoint: running.endpoint(),
+        token: prepared.token.reveal().to_owned(),
+        run_id: running.run_id.to_string(),
+        pid: std::process::id(),
+    };
+    prepared.folder.as_deref().map(|folder| contact.publish(folder)).transpose()
+}
+
+fn greet(args: &TrainArgs, prepared: &Prepared, running: &Running, output: &Output) {
+    let job = &prepared.resolved.job;
+    let workers = plural(args.workers.into(), "worker");
+    let lanes = plural(job.lanes.into(), "lane");
+    output.note(&format!("run {} in {}", running.run_id, store::shown(&prepared.run_url)));
+    output.note(&format!("{workers}, {lanes}, {}", plural(job.stages.len() as u64, "stage")));
+    if let Some(checkpoint) = &running.resumed_from {
+        let place = format!("step {} (stage {})", checkpoint.step, checkpoint.stage);
+        output.note(&format!("goes on from the checkpoint of {place}"));
+    }
+    if prepared.folder.is_none() {
+        output.note(&format!("logs of the workers: {}", prepared.logs.display()));
+    }
+}
+
+/// Follows a run while it goes on.
+struct Follow<'a> {
+    output: &'a Output,
+    args: &'a TrainArgs,
+    prepared: &'a Prepared,
+    running: &'a Running,
+}
+
+impl Follow<'_> {
+    /// Until the coordinator says that the run is over, or the launcher has a reason to end it.
+    ///
+    /// # Errors
+    /// A worker that died before the run began, workers that never join, a second Ctrl-C.
+    async fn until_over(&self, fleet: &mut Fleet, signals: &mut Signals) -> Result<(), Failure> {
+        let mut progress = Progress::new(self.output);
+        let verdict = self.listen(fleet, signals, &mut progress).await;
+        progress.finish();
+        verdict
+    }
+
+    async fn listen(
+        &self,
+        fleet: &mut Fleet,
+        signals: &mut Signals,
+        progress: &mut Progress,
+    ) -> Result<(), Failure> {
+        let mut watch = self.running.watch.clone();
+        let late = Instant::now() + JOIN_LIMIT;
+        let mut asked_to_stop = false;
+        loop {
+            let status = watch.borrow_and_update().clone();
+            progress.update(&status);
+            if is_over(&status) {
+                return Ok(());
+            }
+            let waits = status.state() == RunState::WaitingForMembers;
+            tokio::select! {
+                biased;
+                by = signals.next() => {
+                    if asked_to_stop {
+                        fleet.kill().await;
+                        return Err(self.stopped_at_once());
+                    }
+                    asked_to_stop = true;
+                    self.ask_to_stop(by).await;
+                }
+                exit = fleet.next_exit() => self.worker_ended(&exit, fleet, &mut watch).await?,
+                changed = watch.changed() => if changed.is_err() {
+                    return Ok(());
+                },
+                () = tokio::time::sleep_until(late), if waits => {
+                    return Err(self.never_joined(&status));
+                }
+            }
+        }
+    }
+
+    async fn ask_to_stop(&self, by: &str) {
+        self.output.note(&format!(
+            "{by}: stopping at the next step border, with a checkpoint; once more stops at once"
+        ));
+        // The run may have ended in the meantime: then its end is what counts.
+        if let Err(failure) = self.running.stop(by).await {
+            tracing::debug!(%failure, "the run could not be asked to stop");
+        }
+    }
+
+    /// Tells the coordinator, which decides what the loss means. Before the run has begun, its
+    /// own words about the worker are awaited for a moment, then the worker's log speaks.
+    async fn worker_ended(
+        &self,
+        exit: &Exit,
+        fleet: &Fleet,
+        watch: &mut watch::Receiver<StatusResponse>,
+    ) -> Result<(), Failure> {
+        let Some(worker) = fleet.workers().get(exit.rank as usize) else { return Ok(()) };
+        self.running.member_exited(&worker.member, &cause::ending(exit.status)).await;
+        if watch.borrow().state() != RunState::WaitingForMembers {
+            return Ok(());
+        }
+        let told = watch.wait_for(|status| status.state() != RunState::WaitingForMembers);
+        match tokio::time::timeout(LAST_WORDS, told).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(cause::of_start(exit.rank, worker, exit.status)),
+        }
+    }
+
+    fn never_joined(&self, status: &StatusResponse) -> Failure {
+        Failure::run_failed(
+            "the workers did not join the run",
+            format!("after {} s: {}", JOIN_LIMIT.as_secs(), status.reason),
+            format!("read their logs in {}", self.prepared.logs.display()),
+        )
+    }
+
+    fn stopped_at_once(&self) -> Failure {
+        Failure::stopped(
+            "the run was stopped at once",
+            "it was asked a second time; steps since the last checkpoint are computed again",
+            resume_words(self.args, self.prepared),
+        )
+    }
+}
+
+fn is_over(status: &StatusResponse) -> bool {
+    matches!(status.state(), RunState::Finished | RunState::Stopped | RunState::Failed)
+}
+
+/// Lets the workers leave, then makes them; another Ctrl-C kills them at once.
+async fn end_workers(fleet: &mut Fleet, signals: &mut Signals, patience: Duration) {
+    let in_a_hurry = tokio::select! {
+        () = fleet.end(patience, GRACE) => false,
+        _ = signals.next() => true,
+    };
+    if in_a_hurry {
+        fleet.kill().await;
+    }
+}
+
+/// The coordinator's word on the end, unless the launcher has its own.
+async fn conclude(
+    verdict: Result<(), Failure>,
+    running: Running,
+    fleet: &Fleet,
+) -> Result<Outcome, Failure> {
+    match verdict {
+        Ok(()) => running.join().await.map_err(|failure| cause::with_log(failure, fleet.workers())),
+        Err(failure) => {
+            // So that the journal ends properly; the launcher's reason is the one to show.
+            let goodbye = async {
+                if running.stop(&failure.what).await.is_ok() {
+                    let _ = running.join().await;
+                }
+            };
+            let _ = tokio::time::timeout(FAREWELL, goodbye).await;
+            Err(failure)
+        }
+    }
+}
+
+fn stopped(args: &TrainArgs, prepared: &Prepared, checkpoint: Option<&CheckpointRef>) -> Failure {
+    let why = match checkpoint {
+        Some(at) => format!("on request; it is safe at the checkpoint of step {}", at.step),
+        None => "on request, before the first checkpoint".into(),
+    };
+    Failure::stopped("the run was stopped", why, resume_words(args, prepared))
+}
+
+/// The command that goes on.
+fn resume_words(args: &TrainArgs, prepared: &Prepared) -> String {
+    let mut words = vec!["mks2 train".to_owned(), quoted(&args.job.job.display().to_string())];
+    words.push(format!("--run {}", quoted(args.run.as_deref().unwrap_or(&prepared.run_url))));
+    words.push(format!("--workers {}", args.workers));
+    words.extend(args.job.sets.iter().map(|set| format!("--set {}", quoted(set))));
+    format!("go on with: {}", words.join(" "))
+}
+
+/// For a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell_when_they_need_it() {
+        assert_eq!(quoted("runs/a-1"), "runs/a-1");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn the_three_ends_are_over() {
+        let over = |state: RunState| {
+            is_over(&StatusResponse { state: state.into(), ..StatusResponse::default() })
+        };
+        assert!(over(RunState::Failed) && over(RunState::Stopped) && over(RunState::Finished));
+        assert!(!over(RunState::Stopping) && !over(RunState::WaitingForMembers));
+    }
+}

@@ -1,0 +1,224 @@
+//! The workers of a run, as children: start them, hear of each end once, terminate, wait, kill.
+//!
+//! Each child has one task that owns it. The task listens for [`Order`]s, so a signal can only
+//! go to a child that was not waited for yet, and sends the exit to one channel. Terminating
+//! begins the end and never waits for it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use mks2_proto::env::{self, WorkerEnv};
+use mks2_proto::failure::Failure;
+use mks2_proto::ids::MemberId;
+use mks2_proto::telemetry;
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::spawn::{self, SpawnError};
+
+/// What the workers are told.
+#[derive(Clone, Debug)]
+pub(crate) struct Orders {
+    /// The worker's program.
+    pub(crate) program: PathBuf,
+    /// Endpoint of the coordinator.
+    pub(crate) coordinator: String,
+    /// The run's token.
+    pub(crate) token: String,
+    /// The run.
+    pub(crate) run_id: String,
+    /// How many.
+    pub(crate) workers: u32,
+    /// Folder of the logs; it exists.
+    pub(crate) logs: PathBuf,
+    /// `text` or `json`.
+    pub(crate) log_format: &'static str,
+}
+
+/// What a child's task does with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Run,
+    Terminate,
+    Kill,
+}
+
+/// The end of a child.
+#[derive(Clone, Debug)]
+pub(crate) struct Exit {
+    /// Which worker, from 0.
+    pub(crate) rank: u32,
+    /// How it ended.
+    pub(crate) status: ExitStatus,
+}
+
+/// A worker and its log.
+#[derive(Clone, Debug)]
+pub(crate) struct Worker {
+    pub(crate) member: MemberId,
+    pub(crate) log: PathBuf,
+    /// Length of the log before this start: earlier starts are not this one's story.
+    pub(crate) log_start: u64,
+    pub(crate) exit: Option<ExitStatus>,
+}
+
+/// All workers of this launcher.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    workers: Vec<Worker>,
+    orders: watch::Sender<Order>,
+    exits: mpsc::Receiver<Exit>,
+    tasks: JoinSet<()>,
+}
+
+impl Fleet {
+    /// Starts all workers. Must run on the main thread: see [`spawn::start`].
+    ///
+    /// # Errors
+    /// The program or a log cannot be opened; workers that had started are killed.
+    pub(crate) fn start(orders: &Orders) -> Result<Self, Failure> {
+        let (order, listen) = watch::channel(Order::Run);
+        let (report, exits) = mpsc::channel(orders.workers as usize);
+        let mut tasks = JoinSet::new();
+        let mut workers = Vec::new();
+        for rank in 0..orders.workers {
+            let (worker, child) = start_one(orders, rank)?;
+            workers.push(worker);
+            tasks.spawn(mind(rank, child, listen.clone(), report.clone()));
+        }
+        Ok(Self { workers, orders: order, exits, tasks })
+    }
+
+    pub(crate) fn workers(&self) -> &[Worker] {
+        &self.workers
+    }
+
+    /// The next end of a child; each is told once. Pending for ever when all have been told.
+    pub(crate) async fn next_exit(&mut self) -> Exit {
+        match self.exits.recv().await {
+            Some(exit) => {
+                if let Some(worker) = self.workers.get_mut(exit.rank as usize) {
+                    worker.exit = Some(exit.status);
+                }
+                exit
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(crate) fn all_ended(&self) -> bool {
+        self.workers.iter().all(|worker| worker.exit.is_some())
+    }
+
+    /// Waits until all have ended; after `patience` they are terminated, after `grace` killed.
+    pub(crate) async fn end(&mut self, patience: Duration, grace: Duration) {
+        if self.all_end_within(patience).await {
+            return;
+        }
+        self.orders.send_replace(Order::Terminate);
+        if !self.all_end_within(grace).await {
+            self.kill().await;
+        }
+    }
+
+    /// Kills all at once.
+    pub(crate) async fn kill(&mut self) {
+        self.orders.send_replace(Order::Kill);
+        self.all_end_within(Duration::from_secs(5)).await;
+    }
+
+    async fn all_end_within(&mut self, limit: Duration) -> bool {
+        let all = async {
+            while !self.all_ended() {
+                self.next_exit().await;
+            }
+        };
+        tokio::time::timeout(limit, all).await.is_ok()
+    }
+
+    /// Awaits the tasks of the children, which have ended.
+    pub(crate) async fn join(mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+fn start_one(orders: &Orders, rank: u32) -> Result<(Worker, Child), Failure> {
+    let name = format!("worker-{rank}");
+    let member = MemberId::new(&name)
+        .map_err(|error| Failure::internal("a worker has no name", error.to_string()))?;
+    let log = orders.logs.join(format!("{name}.log"));
+    let log_start = std::fs::metadata(&log).map_or(0, |meta| meta.len());
+    let child = spawn::start(&orders.program, &variables(orders, rank, &name), &log);
+    let child = child.map_err(|error| not_started(error, &orders.program, &log))?;
+    Ok((Worker { member, log, log_start, exit: None }, child))
+}
+
+fn variables(orders: &Orders, rank: u32, member: &str) -> Vec<(String, String)> {
+    let contract = WorkerEnv {
+        coordinator: orders.coordinator.clone(),
+        token: orders.token.clone(),
+        run_id: orders.run_id.clone(),
+        member_id: member.to_owned(),
+        data_address: "127.0.0.1:0".into(),
+        rank,
+        local_rank: rank,
+        world_size: orders.workers,
+        local_world_size: orders.workers,
+    };
+    let mut variables: Vec<(String, String)> =
+        contract.variables().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    variables.push((env::LOG_FORMAT.to_owned(), orders.log_format.to_owned()));
+    variables.extend(telemetry::child_environment(&tracing::Span::current()));
+    variables
+}
+
+fn not_started(error: SpawnError, program: &Path, log: &Path) -> Failure {
+    match error {
+        SpawnError::Log(error) => {
+            Failure::io(format!("the log {} cannot be written", log.display()), error)
+        }
+        SpawnError::Program(error) => Failure::environment(
+            format!("the worker's program {} cannot be started", program.display()),
+            error.to_string(),
+            "build it with `cargo build -p mks2-worker`, or name another one in MKS2_WORKER",
+        )
+        .with_source(error),
+    }
+}
+
+/// Owns a child until its end.
+async fn mind(
+    rank: u32,
+    mut child: Child,
+    mut orders: watch::Receiver<Order>,
+    exits: mpsc::Sender<Exit>,
+) {
+    let status = loop {
+        tokio::select! {
+            ended = child.wait() => break ended,
+            changed = orders.changed() => {
+                // The fleet is gone: so is the reason to live.
+                let order = if changed.is_ok() { *orders.borrow_and_update() } else { Order::Kill };
+                obey(&child, order);
+                if changed.is_err() {
+                    break child.wait().await;
+                }
+            }
+        }
+    };
+    if let Ok(status) = status {
+        // Nobody listens any more when the fleet is gone.
+        let _ = exits.send(Exit { rank, status }).await;
+    }
+}
+
+fn obey(child: &Child, order: Order) {
+    let Some(pid) = child.id() else { return };
+    match order {
+        Order::Run => {}
+        Order::Terminate => spawn::signal(pid, libc::SIGTERM),
+        Order::Kill => spawn::signal(pid, libc::SIGKILL),
+    }
+}

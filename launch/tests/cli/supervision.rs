@@ -1,0 +1,118 @@
+//! The launcher and its children: locks, signals, deaths. The workers are scripts that sleep.
+
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::{Place, SLEEPER, ended, eventually, is_alive, signal, start};
+
+#[test]
+fn a_run_directory_has_one_launcher() {
+    let place = Place::new();
+    let first = start(place.train(SLEEPER, &[]));
+    place.sleepers(1);
+    let second = ended(start(place.train(SLEEPER, &[])));
+    second.refused(7, &["in use", &format!("process {}", first.id())]);
+    signal(first.id(), "KILL");
+    ended(first);
+}
+
+#[test]
+fn children_die_with_the_launcher_even_by_kill_9() {
+    let place = Place::new();
+    let launcher = start(place.train(SLEEPER, &["--workers", "2"]));
+    let workers = place.sleepers(2);
+    assert!(workers.iter().all(|pid| is_alive(*pid)));
+    signal(launcher.id(), "KILL");
+    ended(launcher);
+    eventually("the workers die", || workers.iter().all(|pid| !is_alive(*pid)).then_some(()));
+}
+
+#[test]
+fn ctrl_c_stops_the_run_and_tells_how_to_go_on() {
+    let place = Place::new();
+    let launcher = start(place.train(SLEEPER, &["--workers", "2", "--set", "seed=5"]));
+    let workers = place.sleepers(2);
+    signal(launcher.id(), "INT");
+    let ended = ended(launcher);
+    let command = "mks2 train job.toml --run run --workers 2 --set seed=5";
+    ended.refused(130, &["stopped", command]);
+    assert!(ended.err.contains("once more stops at once"), "{}", ended.err);
+    assert!(workers.iter().all(|pid| !is_alive(*pid)), "no child may outlive the launcher");
+    assert!(!place.path("run/coordinator.json").exists());
+}
+
+#[test]
+fn a_stubborn_worker_is_killed_after_its_grace() {
+    let place = Place::new();
+    let stubborn = "trap '' TERM; mkdir -p \"$0.pids\"; echo $$ > \"$0.pids/$MKS2_MEMBER_ID\"; \
+        while :; do sleep 0.1; done";
+    let launcher = start(place.train(stubborn, &[]));
+    let workers = place.sleepers(1);
+    signal(launcher.id(), "TERM");
+    ended(launcher).refused(130, &["stopped"]);
+    assert!(!is_alive(workers[0]));
+}
+
+#[test]
+fn a_live_run_can_be_asked_for_its_status() {
+    let place = Place::new();
+    let launcher = start(place.train(SLEEPER, &["--workers", "2"]));
+    place.sleepers(2);
+    let contact = place.path("run/coordinator.json");
+    let mode = std::fs::metadata(&contact).expect("published").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let status = place.run(&["status", "run", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&status.done().out).expect("JSON");
+    assert_eq!((&status["live"], &status["state"]), (&true.into(), &"waiting".into()));
+    assert!(place.run(&["status", "run"]).done().out.contains("0 of 2"));
+
+    let contact: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&contact).expect("read")).expect("JSON");
+    let endpoint = contact["endpoint"].as_str().expect("text");
+    let mut remote = place.mks2(&["status", endpoint]);
+    remote.env("MKS2_TOKEN", contact["token"].as_str().expect("text"));
+    assert!(remote.status().expect("runs").success());
+    place.run(&["status", endpoint]).refused(2, &["MKS2_TOKEN"]);
+    let mut wrong = place.mks2(&["status", endpoint]);
+    let wrong = wrong.env("MKS2_TOKEN", "another-token").output().expect("runs");
+    assert_ne!(wrong.status.code(), Some(0));
+
+    signal(launcher.id(), "INT");
+    ended(launcher);
+    let resting = place.run(&["status", "run"]);
+    assert!(resting.done().out.contains("stopped, nobody trains in it"), "{}", resting.out);
+}
+
+#[test]
+fn a_watched_run_is_followed_to_its_end() {
+    let place = Place::new();
+    let launcher = start(place.train(SLEEPER, &[]));
+    place.sleepers(1);
+    let watcher = start(place.mks2(&["watch", "run"]));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    signal(launcher.id(), "INT");
+    ended(launcher);
+    let watched = ended(watcher);
+    assert!(watched.done().err.contains("the run was stopped"), "{}", watched.err);
+}
+
+#[test]
+fn there_is_no_status_where_there_is_no_run() {
+    let place = Place::new();
+    place.run(&["status", "nowhere"]).refused(2, &["no run at", "nowhere"]);
+    let mut command = place.mks2(&["status", "127.0.0.1:1"]);
+    let output = command.env("MKS2_TOKEN", "long-enough").output().expect("runs");
+    crate::support::Ended::from(output).refused(6, &["127.0.0.1:1"]);
+}
+
+#[test]
+fn a_run_of_another_job_is_not_overwritten() {
+    let place = Place::new();
+    for (seed, code) in [("seed=1", 130), ("seed=2", 8)] {
+        let launcher = start(place.train(SLEEPER, &["--set", seed]));
+        if code == 130 {
+            place.sleepers(1);
+            signal(launcher.id(), "INT");
+        }
+        assert_eq!(ended(launcher).code, Some(code), "{seed}");
+    }
+}
