@@ -51,6 +51,25 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// What `MKS2_LOG_FORMAT` says; text when it is not set.
+    ///
+    /// # Errors
+    /// A value that is neither `text` nor `json`.
+    pub fn from_environment() -> Result<Self, Failure> {
+        let name = crate::env::LOG_FORMAT;
+        match std::env::var(name).unwrap_or_default().as_str() {
+            "" | "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(Failure::settings(
+                format!("'{other}' is no form of logs"),
+                format!("{name} must be text or json"),
+                format!("set {name}=json, or unset it"),
+            )),
+        }
+    }
+}
+
 /// What a `main` decides about its telemetry.
 #[derive(Clone, Debug, Default)]
 pub struct Options {

@@ -50,9 +50,9 @@ command -v nvidia-smi >/dev/null &&
 work=${WORK:-$(mktemp -d)}
 echo "working folder: $work"
 cd "$work"
-for name in emoji color-questions-train color-questions-test; do
-    case $name in emoji) sources=("$here"/corpus/emoji-*.tar) ;; *) sources=("$here/corpus/$name.jsonl") ;; esac
-    "$here/bin/mks2" data import "${sources[@]}" --out "data/$name"
+"$here/bin/mks2" data import "$here"/corpus/emoji-*.tar --out data/emoji
+for part in train test; do
+    "$here/bin/mks2" data import "$here/corpus/color-questions-$part.jsonl" --out "data/colors-$part"
 done
 
 exec "$here/bin/mks2-worker" gpu-check --job "$here/job.toml" --fixtures "$here/fixtures" "$@"

@@ -18,8 +18,8 @@ pub(crate) use report::{Figures, percent};
 /// Folder of the imported sample corpus, the sources of each corpus in it.
 const CORPORA: [(&str, &str); 3] = [
     ("emoji", "emoji-{00000..00003}.tar"),
-    ("color-questions-train", "color-questions-train.jsonl"),
-    ("color-questions-test", "color-questions-test.jsonl"),
+    ("colors-train", "color-questions-train.jsonl"),
+    ("colors-test", "color-questions-test.jsonl"),
 ];
 
 /// What the demo trains, and where.
