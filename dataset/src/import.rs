@@ -25,9 +25,6 @@ mod tar;
 mod webdataset;
 mod writer;
 
-#[cfg(test)]
-mod tests;
-
 use sample::{Bad, Place};
 use source::{Feed, Pending, Source};
 use writer::{CorpusWriter, Destination};
@@ -223,13 +220,9 @@ async fn check(pending: Pending, limits: Limits) -> Result<(Place, Result<Row, B
     Ok((place, row))
 }
 
-/// Takes a row whose key no earlier row has. Keys are remembered as 128 bits of their hash:
-/// 16 bytes for each row of the corpus, and no two keys meet by chance below 10^15 rows.
+/// Takes a row whose key no earlier row has.
 fn unique(row: Row, place: &Place, keys: &mut HashSet<u128>) -> Result<Row, Bad> {
-    let hash = blake3::hash(row.key.as_bytes());
-    let mut short = [0; 16];
-    short.copy_from_slice(&hash.as_bytes()[..16]);
-    if keys.insert(u128::from_le_bytes(short)) {
+    if keys.insert(sample::short_hash(&row.key)) {
         return Ok(row);
     }
     let detail = "an earlier row has the same key";

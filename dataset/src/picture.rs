@@ -6,8 +6,9 @@
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
 mod complete;
@@ -135,6 +136,25 @@ pub fn resize_square(picture: &RgbPicture, side: u32) -> Result<RgbPicture, Pict
     Ok(crop(&scaled, side))
 }
 
+/// Scales a picture to fit into `width` x `height` pixels, keeping its shape.
+///
+/// # Errors
+/// [`PictureError::Broken`] for a picture of no pixels.
+pub fn fit(picture: &RgbPicture, width: u32, height: u32) -> Result<RgbPicture, PictureError> {
+    if picture.width == 0 || picture.height == 0 {
+        return Err(PictureError::Broken("a side has no pixels".into()));
+    }
+    let scale = (f64::from(width) / f64::from(picture.width))
+        .min(f64::from(height) / f64::from(picture.height));
+    let scaled =
+        |side: u32, most: u32| ((f64::from(side) * scale).round() as u32).clamp(1, most.max(1));
+    scale_to(
+        picture,
+        scaled(picture.width, width),
+        scaled(picture.height, height),
+    )
+}
+
 /// Runs a decoder; its panic becomes an error.
 fn isolated<T>(decode: impl FnOnce() -> Result<T, PictureError>) -> Result<T, PictureError> {
     catch_unwind(AssertUnwindSafe(decode)).unwrap_or(Err(PictureError::Panicked))
@@ -245,23 +265,21 @@ fn crop(picture: &RgbPicture, longest: u32) -> RgbPicture {
 
 fn scale_to(picture: &RgbPicture, width: u32, height: u32) -> Result<RgbPicture, PictureError> {
     let fault = |error: &dyn std::fmt::Display| PictureError::Broken(error.to_string());
-    let from = ImageRef::new(
-        picture.width,
-        picture.height,
-        &picture.pixels,
-        PixelType::U8x3,
-    )
-    .map_err(|error| fault(&error))?;
-    let mut to = Image::new(width, height, PixelType::U8x3);
+    let mut pixels = vec![0; width as usize * height as usize * 3];
+    // The typed views keep the compiler from making code for every other kind of pixel.
+    let from = TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, &picture.pixels)
+        .map_err(|error| fault(&error))?;
+    let mut to = TypedImage::<U8x3>::from_buffer(width, height, &mut pixels)
+        .map_err(|error| fault(&error))?;
     // Catmull-Rom is the bicubic kernel with a = -0.5, the one of Pillow.
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
     Resizer::new()
-        .resize(&from, &mut to, &options)
+        .resize_typed::<U8x3>(&from, &mut to, &options)
         .map_err(|error| fault(&error))?;
     Ok(RgbPicture {
         width,
         height,
-        pixels: to.into_vec(),
+        pixels,
     })
 }
 
@@ -409,6 +427,18 @@ mod tests {
         assert!(same.pixels.iter().all(|&byte| byte == 255));
         let half = resize_square(&picture, 5).unwrap();
         assert_eq!((half.width, half.height, half.pixels.len()), (5, 5, 75));
+    }
+
+    #[test]
+    fn a_thumbnail_keeps_the_shape() {
+        let picture = RgbPicture {
+            width: 200,
+            height: 100,
+            pixels: vec![9; 200 * 100 * 3],
+        };
+        let small = fit(&picture, 32, 32).unwrap();
+        assert_eq!((small.width, small.height), (32, 16));
+        assert_eq!(small.pixels.len(), 32 * 16 * 3);
     }
 
     #[test]

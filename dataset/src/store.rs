@@ -73,9 +73,12 @@ pub fn local_path(location: &str) -> Option<std::path::PathBuf> {
         let url = Url::parse(location)
             .ok()
             .filter(|url| url.scheme() == "file")?;
-        return url.to_file_path().ok();
+        return url
+            .to_file_path()
+            .ok()
+            .and_then(|path| without_dots(&path).ok());
     }
-    std::path::absolute(location).ok()
+    without_dots(std::path::Path::new(location)).ok()
 }
 
 /// The path of an object below a root.
@@ -298,11 +301,28 @@ fn memory() -> Arc<dyn ObjectStore> {
     MEMORY.get_or_init(|| Arc::new(InMemory::new())).clone()
 }
 
+/// An absolute path without `.` and `..`, which stores do not know. As in a shell, `..` behind a
+/// link leads to the parent of where the link leads.
+fn without_dots(path: &std::path::Path) -> std::io::Result<std::path::PathBuf> {
+    let mut clean = std::path::PathBuf::new();
+    for part in std::path::absolute(path)?.components() {
+        match part {
+            std::path::Component::CurDir => {}
+            std::path::Component::ParentDir => {
+                clean = clean.canonicalize().unwrap_or(clean);
+                clean.pop();
+            }
+            other => clean.push(other),
+        }
+    }
+    Ok(clean)
+}
+
 fn open_folder(folder: &std::path::Path, shown: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
     if folder.as_os_str().is_empty() {
         return Err(refuse(shown, "the path is empty"));
     }
-    let absolute = std::path::absolute(folder).map_err(|error| refuse(shown, error))?;
+    let absolute = without_dots(folder).map_err(|error| refuse(shown, error))?;
     let path = Path::from_absolute_path(absolute).map_err(|error| refuse(shown, error))?;
     Ok((Arc::new(LocalFileSystem::new().with_fsync(true)), path))
 }
@@ -391,6 +411,27 @@ mod tests {
         assert_eq!(std::fs::read(place.join("x/y.txt")).unwrap(), b"hello");
         assert_eq!(get(&*store, &object).await.unwrap(), "hello");
         assert_eq!(size(&*store, &object).await.unwrap(), Some(5));
+    }
+
+    #[test]
+    fn dots_in_paths_are_resolved() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().canonicalize().unwrap();
+        std::fs::create_dir_all(home.join("a/b")).unwrap();
+        assert_eq!(
+            without_dots(&home.join("a/./b/../../x/../c")).unwrap(),
+            home.join("c")
+        );
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(home.join("a/b"), home.join("link")).unwrap();
+            assert_eq!(
+                without_dots(&home.join("link/../c")).unwrap(),
+                home.join("a/c")
+            );
+        }
+        let relative = open("../x").unwrap().1;
+        assert!(!relative.as_ref().contains(".."), "{relative}");
     }
 
     #[tokio::test]

@@ -183,9 +183,6 @@ impl PictureFolder {
             Err(Error::Store {
                 trouble, detail, ..
             }) if !matches!(trouble, Trouble::Other) => refuse(reason::PICTURE_UNREADABLE, detail),
-            Err(_) if self.is_folder(relative_path) => {
-                refuse(reason::PICTURE_UNREADABLE, "it is a folder".into())
-            }
             Err(error) => Err(error),
         }
     }
@@ -210,12 +207,6 @@ impl PictureFolder {
             // What does not exist leads nowhere.
             _ => false,
         }
-    }
-
-    fn is_folder(&self, relative: &str) -> bool {
-        self.local
-            .as_ref()
-            .is_some_and(|local| local.join(relative).is_dir())
     }
 }
 

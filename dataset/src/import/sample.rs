@@ -189,6 +189,15 @@ fn check_texts(
     }
 }
 
+/// The first 128 bits of a key's hash, to remember the keys of a corpus in 16 bytes each: no two
+/// keys meet by chance below 10^15 rows.
+#[must_use]
+pub fn short_hash(key: &str) -> u128 {
+    let mut short = [0; 16];
+    short.copy_from_slice(&blake3::hash(key.as_bytes()).as_bytes()[..16]);
+    u128::from_le_bytes(short)
+}
+
 /// A JSON object from bytes.
 pub(crate) fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, Refusal> {
     let text = std::str::from_utf8(bytes)

@@ -48,8 +48,11 @@ impl Header {
         if &block[MAGIC] == b"ustar\0" && !prefix.is_empty() {
             name = [prefix, b"/", &name].concat();
         }
+        // Before POSIX, folders were files with a slash at the end. (In newer headers, a long name
+        // that is cut there may end so too.)
+        let old = !block[MAGIC].starts_with(b"ustar");
         let kind = match block[KIND] {
-            b'0' | 0 | b'7' if name.ends_with(b"/") => Kind::Folder,
+            0 if old && name.ends_with(b"/") => Kind::Folder,
             b'0' | 0 | b'7' => Kind::File,
             b'5' => Kind::Folder,
             b'L' => Kind::LongName,
