@@ -76,6 +76,9 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Train all stages of a job on this machine
     Train(TrainArgs),
+    /// Import corpora, look at them, check them
+    #[command(subcommand)]
+    Data(crate::data::DataCommand),
     /// Say what a job would do, without doing it
     Plan(PlanArgs),
     /// Show the state of a run

@@ -7,12 +7,14 @@
 //! | [`plan`] | what a job would do, without doing it |
 //! | [`status`] | `status` and `watch`, of a local or a remote run |
 //! | [`contact`] | address and token of a live local run |
+//! | [`data`] | corpora: import, inspect, verify |
 //! | [`config`] | settings with their origins, the schema, the check |
 //! | [`progress`] | bars on a terminal, plain lines elsewhere |
 //! | [`output`] | the only place that writes to the terminal |
 
 mod cli;
 mod config;
+mod data;
 mod contact;
 mod output;
 mod plan;
@@ -55,6 +57,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
 
 fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
     match command {
+        Command::Data(command) => on_runtime(data::run(command, output)),
         Command::Train(options) => on_runtime(train::run(&options, output)),
         Command::Plan(options) => on_runtime(plan::run(&options, output)),
         Command::Status(options) => on_runtime(status::run(&options, output)),
