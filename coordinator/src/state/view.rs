@@ -61,9 +61,10 @@ impl Machine {
     pub fn reason(&self) -> String {
         match &self.run {
             Run::Waiting => self.waiting_for(),
-            Run::Running(active) => {
-                format!("{} workers are at work in generation {}", active.workers(), self.generation)
-            }
+            Run::Running(active) => match active.workers() {
+                1 => format!("1 worker is at work in generation {}", self.generation),
+                more => format!("{more} workers are at work in generation {}", self.generation),
+            },
             Run::Stopping { reason, .. } => {
                 format!("the run stops at the next step border, with a checkpoint: {reason}")
             }

@@ -1,0 +1,223 @@
+//! Members made of a gRPC client, and what tests start coordinators with.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use mks2_coordinator::{Coordinator, Limits, Resume, Running, Settings};
+use mks2_proto::{
+    dial::{Client, PROTOCOL, Target},
+    ids::Token,
+    job::Job,
+    v1::{self, directive, report::Kind},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, transport::Channel};
+
+/// Longest that a test waits for anything.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn token() -> Token {
+    Token::new("the-token-of-the-tests").expect("good")
+}
+
+fn job() -> Job {
+    serde_json::from_value(serde_json::json!({
+        "name": "Test job",
+        "model": {
+            "decoder": {
+                "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 1, "num_key_value_heads": 1, "max_text_tokens": 8
+            },
+            "vision": {
+                "image_size": 8, "patch_size": 8, "hidden_size": 8, "intermediate_size": 8,
+                "num_hidden_layers": 1, "num_attention_heads": 1, "projection_dim": 8
+            },
+            "text_tower": {
+                "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 1
+            },
+            "memory": { "width": 8 }
+        }
+    }))
+    .expect("a job")
+}
+
+pub(crate) fn settings(run: &Path, workers: u32) -> Settings {
+    Settings {
+        bind: "127.0.0.1:0".parse().expect("an address"),
+        run_url: run.to_str().expect("text").to_owned(),
+        job: job(),
+        job_toml: "name = \"Test job\"\n".into(),
+        corpora: BTreeMap::new(),
+        workers,
+        token: token(),
+        resume: Resume::Auto,
+        limits: Limits::default(),
+    }
+}
+
+pub(crate) async fn start(settings: Settings) -> Running {
+    Coordinator::start(settings).await.expect("started")
+}
+
+pub(crate) fn target(running: &Running) -> Target {
+    Target::new(running.endpoint(), token())
+}
+
+/// A member without a trainer.
+pub(crate) struct Member {
+    pub(crate) id: String,
+    pub(crate) generation: u64,
+    pub(crate) welcome: v1::RegisterResponse,
+    client: Client,
+    reports: mpsc::Sender<v1::Report>,
+    directives: Streaming<v1::Directive>,
+}
+
+impl Member {
+    pub(crate) async fn join_all(running: &Running, count: u64) -> Vec<Self> {
+        let mut members = Vec::new();
+        for number in 0..count {
+            members.push(Self::join(running, number).await);
+        }
+        members
+    }
+
+    async fn join(running: &Running, number: u64) -> Self {
+        let mut client = target(running).connect().await.expect("connected");
+        let id = format!("worker-{number}");
+        let request = v1::RegisterRequest {
+            run_id: running.run_id.to_string(),
+            member_id: id.clone(),
+            incarnation: 7,
+            host: "localhost".into(),
+            pid: 1,
+            data_address: format!("127.0.0.1:{}", 9000 + number),
+            device: "cpu".into(),
+            threads: 1,
+            protocol: PROTOCOL,
+            program_version: "0".into(),
+        };
+        let welcome = client.register(request).await.expect("accepted").into_inner();
+        let (reports, outgoing) = mpsc::channel(8);
+        let report = report(&id, 0, Kind::Heartbeat(v1::Heartbeat::default()));
+        reports.send(report).await.expect("room");
+        let opened = client.session(ReceiverStream::new(outgoing)).await.expect("opened");
+        let directives = opened.into_inner();
+        Self { id, generation: 0, welcome, client, reports, directives }
+    }
+
+    pub(crate) async fn send(&self, kind: Kind) {
+        let report = report(&self.id, self.generation, kind);
+        self.reports.send(report).await.expect("the stream is open");
+    }
+
+    pub(crate) async fn next(&mut self) -> Option<directive::Kind> {
+        let message = tokio::time::timeout(PATIENCE, self.directives.message());
+        message.await.expect("in time").expect("no error").and_then(|directive| directive.kind)
+    }
+
+    /// The generation that is announced.
+    pub(crate) async fn generation(&mut self) -> v1::Generation {
+        match self.next().await {
+            Some(directive::Kind::Generation(generation)) => {
+                self.generation = generation.number;
+                generation
+            }
+            other => panic!("a generation was due, not {other:?}"),
+        }
+    }
+
+    pub(crate) async fn abort(&mut self) -> v1::Abort {
+        match self.next().await {
+            Some(directive::Kind::Abort(abort)) => abort,
+            other => panic!("an abort was due, not {other:?}"),
+        }
+    }
+
+    /// Closes the stream in order: everything sent before has arrived.
+    pub(crate) async fn leave(self) {
+        let Self { reports, mut directives, .. } = self;
+        drop(reports);
+        let rest = async { while let Ok(Some(_)) = directives.message().await {} };
+        tokio::time::timeout(PATIENCE, rest).await.expect("in time");
+    }
+
+    /// Sends heartbeats until the member is dropped.
+    pub(crate) fn keep_beating(&self) {
+        let (reports, id) = (self.reports.downgrade(), self.id.clone());
+        tokio::spawn(async move {
+            while let Some(reports) = reports.upgrade() {
+                let beat = report(&id, 1, Kind::Heartbeat(v1::Heartbeat::default()));
+                if reports.send(beat).await.is_err() {
+                    return;
+                }
+                drop(reports);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+    }
+}
+
+fn report(member_id: &str, generation: u64, kind: Kind) -> v1::Report {
+    v1::Report { member_id: member_id.into(), incarnation: 7, generation, kind: Some(kind) }
+}
+
+/// Commits a checkpoint whose manifest is made up.
+pub(crate) async fn commit(
+    member: &mut Member,
+    step: u64,
+    stage: &str,
+    r#final: bool,
+) -> Result<Vec<v1::CheckpointRef>, Status> {
+    let manifest = format!("{{\"step\":{step}}}").into_bytes();
+    let request = v1::CommitCheckpointRequest {
+        member_id: member.id.clone(),
+        incarnation: 7,
+        generation: member.generation,
+        checkpoint: Some(v1::CheckpointRef {
+            step,
+            stage: stage.into(),
+            r#final,
+            manifest_path: format!("checkpoints/step-{step:08}/manifest.json"),
+            manifest_digest: blake3::hash(&manifest).to_hex().to_string(),
+        }),
+        manifest,
+    };
+    let answer = member.client.commit_checkpoint(request).await?;
+    Ok(answer.into_inner().released)
+}
+
+/// Steps of the lines of `metrics.jsonl`.
+pub(crate) fn metric_steps(run: &Path) -> Vec<u64> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let step = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("json");
+        line["step"].as_u64().expect("a step")
+    };
+    text.lines().map(step).collect()
+}
+
+macro_rules! services {
+    ($name:ident, $pb:ident) => {
+        /// Names of the services, as reflection lists them.
+        pub(crate) async fn $name(channel: Channel) -> String {
+            use tonic_reflection::pb::$pb::{
+                ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+                server_reflection_request::MessageRequest,
+            };
+            let request = ServerReflectionRequest {
+                host: String::new(),
+                message_request: Some(MessageRequest::ListServices(String::new())),
+            };
+            let requests = tokio_stream::iter([request]);
+            let mut client = ServerReflectionClient::new(channel);
+            let answer = client.server_reflection_info(requests).await.expect("answered");
+            let first = answer.into_inner().message().await.expect("open").expect("a message");
+            format!("{first:?}")
+        }
+    };
+}
+
+services!(services_v1, v1);
+services!(services_v1alpha, v1alpha);
