@@ -1,12 +1,17 @@
 //! The command line from outside: real binary, exit codes, three-line errors. Where a run needs
-//! workers that do not train, small shell scripts take their place.
+//! workers that do not train, small scripts and a pretender
+//! take their place.
 
 #[path = "cli/config.rs"]
 mod config;
 #[path = "cli/plan.rs"]
 mod plan;
+#[path = "cli/pretender.rs"]
+mod pretender;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "cli/runs.rs"]
+mod runs;
 #[path = "cli/support.rs"]
 mod support;
 #[path = "cli/supervision.rs"]

@@ -74,7 +74,9 @@ pub(crate) fn of_start(rank: u32, worker: &Worker, status: ExitStatus) -> Failur
 pub(crate) fn with_log(mut failure: Failure, workers: &[Worker]) -> Failure {
     let named = workers.iter().find(|worker| mentions(&failure, worker.member.as_str()));
     if let Some(worker) = named {
-        failure.why = format!("{} (log {})", failure.why, worker.log.display());
+        let death = worker.exit.filter(|status| worker.unprompted && status.code().is_none());
+        let death = death.map(|status| format!("; {}", ending(status))).unwrap_or_default();
+        failure.why = format!("{}{death} (log {})", failure.why, worker.log.display());
     } else if let Some(folder) = workers.first().and_then(|worker| worker.log.parent()) {
         failure.why = format!("{} (logs {})", failure.why, folder.display());
     }
@@ -179,7 +181,7 @@ mod tests {
         let log = folder.path().join("worker-1.log");
         std::fs::write(&log, log_text).expect("written");
         let member = MemberId::new("worker-1").expect("good");
-        let worker = Worker { member, log, log_start: 0, exit: None };
+        let worker = Worker { member, log, log_start: 0, exit: None, unprompted: true };
         of_start(1, &worker, ExitStatus::from_raw(raw_status))
     }
 

@@ -62,6 +62,8 @@ pub(crate) struct Worker {
     /// Length of the log before this start: earlier starts are not this one's story.
     pub(crate) log_start: u64,
     pub(crate) exit: Option<ExitStatus>,
+    /// It ended before the launcher told it to.
+    pub(crate) unprompted: bool,
 }
 
 /// All workers of this launcher.
@@ -99,8 +101,10 @@ impl Fleet {
     pub(crate) async fn next_exit(&mut self) -> Exit {
         match self.exits.recv().await {
             Some(exit) => {
+                let unprompted = *self.orders.borrow() == Order::Run;
                 if let Some(worker) = self.workers.get_mut(exit.rank as usize) {
                     worker.exit = Some(exit.status);
+                    worker.unprompted = unprompted;
                 }
                 exit
             }
@@ -152,7 +156,7 @@ fn start_one(orders: &Orders, rank: u32) -> Result<(Worker, Child), Failure> {
     let log_start = std::fs::metadata(&log).map_or(0, |meta| meta.len());
     let child = spawn::start(&orders.program, &variables(orders, rank, &name), &log);
     let child = child.map_err(|error| not_started(error, &orders.program, &log))?;
-    Ok((Worker { member, log, log_start, exit: None }, child))
+    Ok((Worker { member, log, log_start, exit: None, unprompted: false }, child))
 }
 
 fn variables(orders: &Orders, rank: u32, member: &str) -> Vec<(String, String)> {

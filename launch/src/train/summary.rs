@@ -111,7 +111,7 @@ mod tests {
         });
         let text = render(&report);
         assert!(text.contains("memory  1,200  1:01  0.5000  0123456789ab"), "{text}");
-        assert!(text.contains("retrieval R@1    93.0 %"), "{text}");
+        assert!(text.contains("retrieval R@1  93.0 %"), "{text}");
         assert!(!text.contains("R@5") && !text.contains("caption"), "{text}");
         assert!(text.contains("reduction exact  workers 2  weights abc"), "{text}");
         assert_eq!(render(&serde_json::json!({})), "");

@@ -8,25 +8,25 @@ use mks2_dataset::manifest::{Manifest, ShardEntry, VERSION};
 use tempfile::TempDir;
 
 /// The job that tests change.
-pub const JOB: &str = include_str!("../../../proto/src/job/sample.toml");
+pub(crate) const JOB: &str = include_str!("../../../proto/src/job/sample.toml");
 
 /// A worker that says where it is and then waits for ever.
-pub const SLEEPER: &str =
+pub(crate) const SLEEPER: &str =
     "mkdir -p \"$0.pids\"; echo $$ > \"$0.pids/$MKS2_MEMBER_ID\"; exec sleep 600";
 
 /// A place for one test.
-pub struct Place {
+pub(crate) struct Place {
     folder: TempDir,
 }
 
 impl Place {
     /// With `job.toml`, its corpora (manifests alone) and no worker.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_job(JOB)
     }
 
     /// With another job file.
-    pub fn with_job(job: &str) -> Self {
+    pub(crate) fn with_job(job: &str) -> Self {
         let place = Self { folder: tempfile::tempdir().expect("a folder") };
         let job = job.replace("s3://bucket/colors", "corpora/colors");
         place.write("job.toml", &job);
@@ -36,11 +36,11 @@ impl Place {
         place
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
         std::fs::write(&path, text).expect("written");
@@ -48,7 +48,7 @@ impl Place {
     }
 
     /// A manifest without its shards: enough for everything but reading rows.
-    pub fn write_corpus(&self, name: &str, rows: u64) {
+    pub(crate) fn write_corpus(&self, name: &str, rows: u64) {
         let shard = ShardEntry { path: "shards/part-00000.parquet".into(), rows, bytes: 5000, ..ShardEntry::default() };
         let manifest = Manifest {
             version: VERSION,
@@ -62,7 +62,7 @@ impl Place {
     }
 
     /// A script in the place of `mks2-worker`.
-    pub fn worker(&self, script: &str) -> PathBuf {
+    pub(crate) fn worker(&self, script: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
         let path = self.write("worker.sh", &format!("#!/bin/sh\n{script}\n"));
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("set");
@@ -70,7 +70,7 @@ impl Place {
     }
 
     /// `mks2` in this folder, with a quiet environment.
-    pub fn mks2(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn mks2(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mks2"));
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
         for name in ["MKS2_WORKER", "MKS2_TOKEN", "MKS2_LOG", "MKS2_LOG_FORMAT", "RUST_LOG"] {
@@ -80,12 +80,12 @@ impl Place {
     }
 
     /// Runs `mks2` to its end.
-    pub fn run(&self, arguments: &[&str]) -> Ended {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
         Ended::from(self.mks2(arguments).output().expect("mks2 runs"))
     }
 
     /// `mks2 train job.toml --run run ...` with a script as worker.
-    pub fn train(&self, script: &str, more: &[&str]) -> Command {
+    pub(crate) fn train(&self, script: &str, more: &[&str]) -> Command {
         let worker = self.worker(script);
         let mut command = self.mks2(&["train", "job.toml", "--run", "run"]);
         command.args(more).env("MKS2_WORKER", worker);
@@ -93,7 +93,7 @@ impl Place {
     }
 
     /// Processes of the sleeping workers, once there are so many.
-    pub fn sleepers(&self, number: usize) -> Vec<u32> {
+    pub(crate) fn sleepers(&self, number: usize) -> Vec<u32> {
         let folder = self.path("worker.sh.pids");
         eventually("the workers start", || {
             let files = std::fs::read_dir(&folder).ok()?;
@@ -106,10 +106,10 @@ impl Place {
 }
 
 /// How `mks2` ended and what it said.
-pub struct Ended {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl From<Output> for Ended {
@@ -125,7 +125,7 @@ impl From<Output> for Ended {
 impl Ended {
     /// Three lines (what, why, what to do) at the end of standard error, holding the words.
     #[track_caller]
-    pub fn refused(&self, code: i32, words: &[&str]) {
+    pub(crate) fn refused(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.out, self.err);
         let lines: Vec<&str> = self.err.trim_end().lines().collect();
         let last = &lines[lines.len().saturating_sub(3)..];
@@ -139,14 +139,14 @@ impl Ended {
     }
 
     #[track_caller]
-    pub fn done(&self) -> &Self {
+    pub(crate) fn done(&self) -> &Self {
         assert_eq!(self.code, Some(0), "stdout:\n{}\nstderr:\n{}", self.out, self.err);
         self
     }
 }
 
 /// Waits for a child that was told to end.
-pub fn ended(mut child: Child) -> Ended {
+pub(crate) fn ended(mut child: Child) -> Ended {
     let deadline = Instant::now() + Duration::from_secs(60);
     while child.try_wait().expect("waited").is_none() {
         if Instant::now() > deadline {
@@ -160,7 +160,7 @@ pub fn ended(mut child: Child) -> Ended {
 
 /// Asks again and again, for at most 30 s.
 #[track_caller]
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(answer) = ask() {
@@ -172,19 +172,19 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Whether a process is there and no zombie.
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     let stat = Path::new("/proc").join(pid.to_string()).join("stat");
     std::fs::read_to_string(stat)
         .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with('Z')))
 }
 
 /// Sends a signal by `kill`.
-pub fn signal(pid: u32, name: &str) {
+pub(crate) fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
     assert!(sent.expect("kill runs").success());
 }
 
 /// Starts with pipes.
-pub fn start(mut command: Command) -> Child {
+pub(crate) fn start(mut command: Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mks2 starts")
 }

@@ -1,0 +1,176 @@
+//! A worker that trains nothing: it joins a run, reports steps and ends, as the contract says.
+//! The launcher starts it like any worker: a script runs this very test program again, with the
+//! test below as its only test.
+//!
+//! `PRETEND` says how it behaves: `finish`; `fail` at the third step (rank 1 alone); `linger`, one
+//! step each 20 ms for ever.
+
+use std::time::Duration;
+
+use mks2_proto::dial::{PROTOCOL, Target};
+use mks2_proto::env::WorkerEnv;
+use mks2_proto::failure::Failure;
+use mks2_proto::ids::{Incarnation, Token};
+use mks2_proto::v1::{
+    Directive, Failed, Finished, RegisterRequest, Report, StageChanged, StepCommitted, StepMetrics,
+    directive, report,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+/// The script that starts the pretender.
+pub(crate) fn script(behaviour: &str) -> String {
+    let program = std::env::current_exe().expect("this program");
+    format!(
+        "mkdir -p \"$0.pids\"; echo $$ > \"$0.pids/$MKS2_MEMBER_ID\"; export PRETEND={behaviour}; \
+         exec '{}' --exact pretender::pretends_to_be_a_worker --nocapture",
+        program.display()
+    )
+}
+
+#[test]
+fn pretends_to_be_a_worker() {
+    let (Ok(behaviour), Ok(env)) = (std::env::var("PRETEND"), WorkerEnv::read()) else {
+        return; // Run by the test harness: there is nobody to pretend to.
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let code = runtime.block_on(Pretender::join(env, behaviour)).map_or(7, |code| code);
+    std::process::exit(code);
+}
+
+struct Pretender {
+    env: WorkerEnv,
+    behaviour: String,
+    incarnation: u64,
+    generation: u64,
+    rank: u32,
+    reports: mpsc::Sender<Report>,
+    directives: Streaming<Directive>,
+}
+
+impl Pretender {
+    async fn join(env: WorkerEnv, behaviour: String) -> Result<i32, Failure> {
+        let token = Token::new(&env.token).expect("a token");
+        let mut client = Target::new(&env.coordinator, token).connect().await?;
+        let incarnation = Incarnation::random().expect("random").0;
+        let request = RegisterRequest {
+            run_id: env.run_id.clone(),
+            member_id: env.member_id.clone(),
+            incarnation,
+            host: "here".into(),
+            pid: std::process::id(),
+            data_address: "127.0.0.1:1".into(),
+            device: "cpu".into(),
+            threads: 1,
+            protocol: PROTOCOL,
+            program_version: "0".into(),
+        };
+        client.register(request).await.expect("registered");
+        let (reports, stream) = mpsc::channel(16);
+        let mut pretender = Self {
+            env,
+            behaviour,
+            incarnation,
+            generation: 0,
+            rank: 0,
+            directives: {
+                let heartbeat = report::Kind::Heartbeat(mks2_proto::v1::Heartbeat::default());
+                // The stream opens with its first report.
+                let env = WorkerEnv::read()?;
+                let first = Report {
+                    member_id: env.member_id,
+                    incarnation,
+                    generation: 0,
+                    kind: Some(heartbeat),
+                };
+                reports.send(first).await.expect("open");
+                client.session(ReceiverStream::new(stream)).await.expect("a stream").into_inner()
+            },
+            reports,
+        };
+        Ok(pretender.work().await)
+    }
+
+    async fn tell(&self, kind: report::Kind) {
+        let report = Report {
+            member_id: self.env.member_id.clone(),
+            incarnation: self.incarnation,
+            generation: self.generation,
+            kind: Some(kind),
+        };
+        let _ = self.reports.send(report).await;
+    }
+
+    /// Waits for the generation, then works through two stages of twenty steps.
+    async fn work(&mut self) -> i32 {
+        while self.generation == 0 {
+            match self.next_directive().await {
+                Some(directive::Kind::Generation(generation)) => {
+                    self.generation = generation.number;
+                    let me = generation.members.iter().find(|m| m.member_id == self.env.member_id);
+                    self.rank = me.expect("a member").rank;
+                }
+                Some(directive::Kind::Stop(_)) => {}
+                _ => return 7,
+            }
+        }
+        let steps = if self.behaviour == "linger" { u64::MAX } else { 20 };
+        for step in 1..=steps {
+            if step % 20 == 1 {
+                let stage = if step <= 20 { "bootstrap" } else { "memory" };
+                let last_step = if steps == 20 { 20 } else { step + 10_000 };
+                let first_step = step - 1;
+                let changed = StageChanged { stage: stage.into(), first_step, last_step };
+                self.tell(report::Kind::StageChanged(changed)).await;
+            }
+            if self.behaviour == "fail" && self.rank == 1 && step == 3 {
+                return self.fail().await;
+            }
+            if let Some(code) = self.heed().await {
+                return code;
+            }
+            self.commit(step).await;
+        }
+        self.finish(true).await
+    }
+
+    async fn commit(&self, step: u64) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let metrics = (self.rank == 0).then(|| StepMetrics {
+            stage: if step <= 20 { "bootstrap" } else { "memory" }.into(),
+            loss: 1.0 / step as f64,
+            samples: step * 16,
+            ..StepMetrics::default()
+        });
+        self.tell(report::Kind::StepCommitted(StepCommitted { step, metrics })).await;
+    }
+
+    /// What the coordinator wants by now.
+    async fn heed(&mut self) -> Option<i32> {
+        let waiting = tokio::time::timeout(Duration::from_millis(1), self.next_directive()).await;
+        match waiting {
+            Err(_) => None,
+            Ok(Some(directive::Kind::Stop(_))) => Some(self.finish(false).await),
+            Ok(Some(directive::Kind::Generation(_))) => None,
+            Ok(_) => Some(7),
+        }
+    }
+
+    async fn next_directive(&mut self) -> Option<directive::Kind> {
+        self.directives.message().await.ok().flatten().and_then(|directive| directive.kind)
+    }
+
+    async fn finish(&self, complete: bool) -> i32 {
+        self.tell(report::Kind::Finished(Finished { complete })).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if complete { 0 } else { 130 }
+    }
+
+    async fn fail(&self) -> i32 {
+        let failure = Failure::data("a picture cannot be read", "row 7 is damaged", "verify it");
+        self.tell(report::Kind::Failed(Failed::from(&failure))).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        4
+    }
+}

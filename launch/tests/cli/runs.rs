@@ -1,0 +1,109 @@
+//! Whole runs, with workers that join and report but train nothing.
+
+use crate::pretender::script;
+use crate::support::{Ended, Place, ended, eventually, is_alive, signal, start};
+
+/// Steps that the metrics of the run hold.
+fn steps(place: &Place) -> usize {
+    std::fs::read_to_string(place.path("run/metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+fn wait_for_steps(place: &Place, number: usize) {
+    eventually("steps are done", || (steps(place) >= number).then_some(()));
+}
+
+#[test]
+fn a_run_ends_well_and_tells_its_stages() {
+    let place = Place::new();
+    let run = ended(start(place.train(&script("finish"), &["--workers", "2"])));
+    for words in ["2 workers, 4 lanes", "bootstrap", "loss 0.0500"] {
+        assert!(run.done().err.contains(words), "{words} in:\n{}", run.err);
+    }
+    assert_eq!(steps(&place), 20);
+    assert!(place.path("run/config.resolved.toml").exists());
+    assert!(place.path("run/logs/worker-1.log").exists());
+    let again = ended(start(place.train(&script("finish"), &["--workers", "2"])));
+    assert!(again.done().err.contains("done already"), "{}", again.err);
+}
+
+#[test]
+fn progress_is_json_when_logs_are() {
+    let place = Place::new();
+    let more = ["--log-format", "json"];
+    let run = Ended::from(place.train(&script("finish"), &more).output().expect("runs"));
+    let events: Vec<serde_json::Value> = run
+        .done()
+        .err
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect();
+    let progress = events.iter().find(|event| event["message"] == "progress");
+    let progress = progress.unwrap_or_else(|| panic!("no progress in:\n{}", run.err));
+    assert_eq!(progress["stage"], "bootstrap");
+}
+
+#[test]
+fn quiet_runs_say_nothing_but_errors() {
+    let place = Place::new();
+    let run = Ended::from(place.train(&script("finish"), &["--quiet"]).output().expect("runs"));
+    assert_eq!(run.done().err, "");
+}
+
+#[test]
+fn a_killed_worker_is_named_with_rank_and_log() {
+    let place = Place::new();
+    let launcher = start(place.train(&script("linger"), &["--workers", "2"]));
+    let workers = place.sleepers(2);
+    wait_for_steps(&place, 3);
+    let pid = std::fs::read_to_string(place.path("worker.sh.pids/worker-1")).expect("its process");
+    signal(pid.trim().parse().expect("a number"), "KILL");
+    let run = ended(launcher);
+    let words = ["worker-1 was lost", "rank 1 on here", "(SIGKILL)", "worker-1.log", "same command"];
+    run.refused(7, &words);
+    assert!(workers.iter().all(|pid| !is_alive(*pid)), "no child may outlive the launcher");
+}
+
+#[test]
+fn the_first_failure_is_the_cause_and_gives_the_exit_code() {
+    let place = Place::new();
+    let run = ended(start(place.train(&script("fail"), &["--workers", "2"])));
+    run.refused(4, &["a picture cannot be read", "row 7 is damaged", "verify it"]);
+}
+
+#[test]
+fn ctrl_c_in_a_run_stops_at_a_step_border() {
+    let place = Place::new();
+    let launcher = start(place.train(&script("linger"), &["--workers", "2"]));
+    wait_for_steps(&place, 3);
+    signal(launcher.id(), "INT");
+    let run = ended(launcher);
+    run.refused(130, &["stopped", "mks2 train job.toml --run run --workers 2"]);
+    assert!(place.run(&["status", "run"]).done().out.contains("stopped"), "the journal knows");
+}
+
+#[test]
+fn a_second_ctrl_c_stops_at_once() {
+    let place = Place::new();
+    let deaf = "mkdir -p \"$0.pids\"; echo $$ > \"$0.pids/$MKS2_MEMBER_ID\"; \
+        trap '' TERM INT; while :; do sleep 0.1; done";
+    let launcher = start(place.train(deaf, &[]));
+    let workers = place.sleepers(1);
+    signal(launcher.id(), "INT");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    signal(launcher.id(), "INT");
+    ended(launcher).refused(130, &["stopped"]);
+    assert!(!is_alive(workers[0]));
+}
+
+#[test]
+fn a_live_run_shows_its_members_and_stage() {
+    let place = Place::new();
+    let launcher = start(place.train(&script("linger"), &["--workers", "2"]));
+    wait_for_steps(&place, 3);
+    let status = place.run(&["status", "run"]);
+    for words in ["running", "stage       bootstrap", "worker-0", "worker-1", "0-1", "2-3"] {
+        assert!(status.done().out.contains(words), "{words} in:\n{}", status.out);
+    }
+    signal(launcher.id(), "INT");
+    ended(launcher);
+}
