@@ -1,0 +1,259 @@
+//! The worker's side of the control plane.
+//!
+//! ```text
+//! trainer thread ── set_phase, step_committed ... ──► Session ──► session thread ── gRPC ──► coordinator
+//!      ▲                                                               │
+//!      └── AbortFlag, stop_requested, wait_generation ◄────────────────┘
+//! ```
+//!
+//! 1. The session lives on a thread of its own, so that a busy trainer never looks dead; its
+//!    heartbeats carry what the trainer said last.
+//! 2. An abort raises the flag that collectives poll: a blocked trainer gives up at once.
+//! 3. Without its coordinator a worker stops: the run resumes from the latest checkpoint.
+//! 4. Each report carries the generation in which it was written.
+
+mod link;
+mod shared;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, mpsc::Receiver as StdReceiver},
+    time::{Duration, Instant},
+};
+
+use mks2_proto::{
+    dial::{self, Client},
+    env::WorkerEnv,
+    failure::{ExitCode, Failure},
+    v1::{self, CheckpointRef, Phase, StepMetrics, report::Kind},
+};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tracing::debug;
+
+use crate::collectives::AbortFlag;
+use link::{Joined, Link};
+use shared::Shared;
+
+/// Reports that may wait for the network.
+const REPORTS: usize = 256;
+/// How long a report may wait for a place among them.
+const REPORT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the end of a session waits for the coordinator to take the last report.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// How long a worker whose peers failed waits to be told which one it was.
+const CAUSE_PATIENCE: Duration = Duration::from_secs(4);
+
+/// This worker's place in a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// The generation.
+    pub generation: u64,
+    /// This worker's place.
+    pub rank: u32,
+    /// Workers in the generation.
+    pub world: u32,
+    /// Lanes that this worker holds, ascending.
+    pub lanes: Vec<u32>,
+    /// Names of all workers, by rank.
+    pub members: Vec<String>,
+    /// Where their data planes listen, by rank.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// A worker's membership in a run.
+#[derive(Debug)]
+pub struct Session {
+    welcome: v1::RegisterResponse,
+    client: Client,
+    member_id: String,
+    incarnation: u64,
+    shared: Arc<Shared>,
+    reports: Mutex<Option<mpsc::Sender<Kind>>>,
+    ended: Mutex<StdReceiver<()>>,
+}
+
+impl Session {
+    /// Registers with the coordinator that the environment names, trying again while it cannot
+    /// be reached, and opens the stream. `data_address` is where this worker's data plane
+    /// listens; `abort` is raised when the generation is over.
+    ///
+    /// # Errors
+    /// When the coordinator refuses this worker, or cannot be reached for half a minute.
+    pub async fn connect(
+        env: &WorkerEnv,
+        data_address: SocketAddr,
+        abort: AbortFlag,
+    ) -> Result<Self, Failure> {
+        let shared = Arc::new(Shared::new(abort));
+        let (reports, outgoing) = mpsc::channel(REPORTS);
+        let link = Link::new(env, data_address, Arc::clone(&shared))?;
+        let incarnation = link.incarnation();
+        let (joined, ended) = link::spawn(link, outgoing)?;
+        let Joined { welcome, client } = joined.await.map_err(|_| thread_died())??;
+        Ok(Self {
+            welcome,
+            client,
+            member_id: env.member_id.clone(),
+            incarnation,
+            shared,
+            reports: Mutex::new(Some(reports)),
+            ended: Mutex::new(ended),
+        })
+    }
+
+    /// What the coordinator said at the registration: the job, the run directory, where to
+    /// start.
+    #[must_use]
+    pub fn welcome(&self) -> &v1::RegisterResponse {
+        &self.welcome
+    }
+
+    /// Waits for the generation that this worker is a part of. Blocks: not for asynchronous code.
+    ///
+    /// # Errors
+    /// When the run ends or stops before all workers are there.
+    pub fn wait_generation(&self) -> Result<Assignment, Failure> {
+        self.shared.wait_generation()
+    }
+
+    /// Whether somebody asked the run to stop. Workers agree on the step in their vote: not all
+    /// of them hear it at the same moment.
+    #[must_use]
+    pub fn stop_requested(&self) -> bool {
+        self.shared.stop_requested()
+    }
+
+    /// Why the generation is over, once it is.
+    #[must_use]
+    pub fn aborted(&self) -> Option<Failure> {
+        self.shared.over()
+    }
+
+    /// Says what the trainer does; heartbeats repeat it. `collective` is the number of the
+    /// collective operation under way, 0 for none. Costs two atomic stores.
+    pub fn set_phase(&self, phase: Phase, collective: u64) {
+        self.shared.set_phase(phase, collective);
+    }
+
+    /// Reports a committed step, counted from 1 over all stages; rank 0 adds the metrics.
+    ///
+    /// # Errors
+    /// When the generation is over.
+    pub fn step_committed(&self, step: u64, metrics: Option<StepMetrics>) -> Result<(), Failure> {
+        self.shared.set_step(step);
+        self.report(Kind::StepCommitted(v1::StepCommitted { step, metrics }))
+    }
+
+    /// Reports that a stage begins; steps are counted over all stages.
+    ///
+    /// # Errors
+    /// When the generation is over.
+    pub fn stage_changed(&self, stage: &str, first_step: u64, last_step: u64) -> Result<(), Failure> {
+        let stage = stage.to_owned();
+        self.report(Kind::StageChanged(v1::StageChanged { stage, first_step, last_step }))
+    }
+
+    /// Makes a checkpoint whose parts are stored the run's latest one. Returns those that the
+    /// retention policy has let go.
+    ///
+    /// # Errors
+    /// When the coordinator refuses it, or cannot write the manifest; the checkpoint does not
+    /// count then, and training may go on.
+    pub async fn commit_checkpoint(
+        &self,
+        checkpoint: CheckpointRef,
+        manifest: Vec<u8>,
+    ) -> Result<Vec<CheckpointRef>, Failure> {
+        let request = v1::CommitCheckpointRequest {
+            member_id: self.member_id.clone(),
+            incarnation: self.incarnation,
+            generation: self.shared.generation(),
+            checkpoint: Some(checkpoint),
+            manifest,
+        };
+        let answer = self.client.clone().commit_checkpoint(request).await;
+        Ok(answer.map_err(|status| dial::failure(&status))?.into_inner().released)
+    }
+
+    /// Reports the end of this worker's part, the job done (`complete`) or stopped on request,
+    /// and closes the session.
+    ///
+    /// # Errors
+    /// When the generation was over before.
+    pub fn finished(&self, complete: bool) -> Result<(), Failure> {
+        let reported = self.report(Kind::Finished(v1::Finished { complete }));
+        self.close();
+        reported
+    }
+
+    /// Reports a failure, closes the session, and returns the failure to show: the cause, if the
+    /// coordinator knows it, else the one given.
+    #[must_use]
+    pub fn failed(&self, failure: Failure) -> Failure {
+        let shown = match self.shared.over() {
+            Some(cause) => cause,
+            None => self.report_failure(failure),
+        };
+        self.close();
+        shown
+    }
+
+    fn report_failure(&self, failure: Failure) -> Failure {
+        if self.report(Kind::Failed((&failure).into())).is_err() {
+            return self.shared.over().unwrap_or(failure);
+        }
+        let is_echo = failure.exit == ExitCode::RunFailed;
+        let cause = if is_echo { self.shared.wait_over(CAUSE_PATIENCE) } else { None };
+        cause.unwrap_or(failure)
+    }
+
+    /// Gives a report to the session thread.
+    fn report(&self, kind: Kind) -> Result<(), Failure> {
+        let sender = self.reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (mut kind, began) = (kind, Instant::now());
+        loop {
+            if let Some(failure) = self.shared.over() {
+                return Err(failure);
+            }
+            let Some(sender) = &sender else { return Err(closed()) };
+            match sender.try_send(kind) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Closed(_)) => {
+                    return Err(self.shared.over().unwrap_or_else(closed));
+                }
+                Err(TrySendError::Full(back)) if began.elapsed() < REPORT_PATIENCE => kind = back,
+                Err(TrySendError::Full(_)) => return Err(congested()),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Ends the stream in an orderly way: the last report is taken before the process ends.
+    fn close(&self) {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if reports.is_none() {
+            return;
+        }
+        drop(reports);
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(GOODBYE).is_err() {
+            debug!("the session did not end in time");
+        }
+    }
+}
+
+fn thread_died() -> Failure {
+    Failure::internal("the worker cannot join the run", "its session thread ended")
+}
+
+fn closed() -> Failure {
+    Failure::internal("a report cannot be sent", "the session is closed")
+}
+
+fn congested() -> Failure {
+    Failure::run_failed(
+        "the coordinator does not take reports",
+        format!("none was taken for {} s", REPORT_PATIENCE.as_secs()),
+        "see the coordinator's log; the same command resumes from the latest checkpoint",
+    )
+}

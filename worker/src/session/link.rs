@@ -1,0 +1,308 @@
+//! The session's own thread: registration, the stream, heartbeats.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        mpsc::{Receiver as StdReceiver, SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use mks2_proto::{
+    dial::{self, Client, PROTOCOL, Target},
+    env::WorkerEnv,
+    failure::{ExitCode, Failure},
+    ids::{Incarnation, Token},
+    v1::{self, directive, report::Kind},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::MissedTickBehavior,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+use tracing::{info, warn};
+
+use super::shared::{Shared, assignment};
+
+/// How long the coordinator may be out of reach at the start.
+const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
+/// How long the coordinator has to end its side of the stream.
+const LAST_WORDS: Duration = Duration::from_secs(4);
+/// Reports on their way into the stream.
+const IN_FLIGHT: usize = 64;
+
+/// The registration's result.
+pub(super) struct Joined {
+    pub(super) welcome: v1::RegisterResponse,
+    pub(super) client: Client,
+}
+
+/// Everything that the thread needs.
+pub(super) struct Link {
+    target: Target,
+    request: v1::RegisterRequest,
+    shared: Arc<Shared>,
+}
+
+/// Why listening ended.
+enum End {
+    /// The trainer is done.
+    Done,
+    /// The coordinator ended the stream or cannot be reached.
+    Lost(String),
+}
+
+type JoinResult = Result<Joined, Failure>;
+
+/// Starts the thread. It tells once how joining went, and when it has ended.
+pub(super) fn spawn(
+    link: Link,
+    reports: mpsc::Receiver<Kind>,
+) -> Result<(oneshot::Receiver<JoinResult>, StdReceiver<()>), Failure> {
+    let (joined_in, joined) = oneshot::channel();
+    let (ended_in, ended) = sync_channel(1);
+    std::thread::Builder::new()
+        .name("session".into())
+        .spawn(move || run(&link, reports, joined_in, &ended_in))
+        .map_err(|error| Failure::io("the session's thread cannot be started", error))?;
+    Ok((joined, ended))
+}
+
+fn run(
+    link: &Link,
+    reports: mpsc::Receiver<Kind>,
+    joined: oneshot::Sender<JoinResult>,
+    ended: &SyncSender<()>,
+) {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            runtime.block_on(link.live(reports, joined));
+            runtime.shutdown_timeout(Duration::from_millis(200));
+        }
+        Err(error) => {
+            let failure = Failure::io("the session's thread cannot be started", error);
+            // Nobody waits any more: then nobody needs to know.
+            let _gone = joined.send(Err(failure));
+        }
+    }
+    let _nobody_waits = ended.try_send(());
+}
+
+impl Link {
+    pub(super) fn new(
+        env: &WorkerEnv,
+        data_address: SocketAddr,
+        shared: Arc<Shared>,
+    ) -> Result<Self, Failure> {
+        let token = Token::new(&env.token).map_err(|error| {
+            Failure::usage("the run's token cannot be used", error.to_string(), "check MKS2_TOKEN")
+        })?;
+        let incarnation = Incarnation::random()
+            .map_err(|error| Failure::io("the system's randomness cannot be read", error))?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let request = v1::RegisterRequest {
+            run_id: env.run_id.clone(),
+            member_id: env.member_id.clone(),
+            incarnation: incarnation.0,
+            host: host(),
+            pid: std::process::id(),
+            data_address: data_address.to_string(),
+            device: String::new(),
+            threads: u32::try_from(threads).unwrap_or(u32::MAX),
+            protocol: PROTOCOL,
+            program_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        Ok(Self { target: Target::new(&env.coordinator, token), request, shared })
+    }
+
+    pub(super) fn incarnation(&self) -> u64 {
+        self.request.incarnation
+    }
+
+    async fn live(&self, reports: mpsc::Receiver<Kind>, joined: oneshot::Sender<JoinResult>) {
+        let (welcome, mut client) = match self.join().await {
+            Ok(pair) => pair,
+            Err(failure) => {
+                let _gone = joined.send(Err(failure));
+                return;
+            }
+        };
+        let interval = Duration::from_millis(welcome.heartbeat_interval_ms.clamp(10, 60_000).into());
+        let (outgoing, stream) = mpsc::channel(IN_FLIGHT);
+        // The first report says whose stream it is.
+        let greeted = outgoing.send(self.report(Kind::Heartbeat(self.shared.heartbeat()))).await;
+        let opened = client.session(ReceiverStream::new(stream)).await;
+        let directives = match (greeted, opened) {
+            (Ok(()), Ok(opened)) => opened.into_inner(),
+            (_, Err(status)) => {
+                let _gone = joined.send(Err(dial::failure(&status)));
+                return;
+            }
+            (Err(_), Ok(_)) => return,
+        };
+        if joined.send(Ok(Joined { welcome, client })).is_ok() {
+            self.work(reports, outgoing, directives, interval).await;
+        }
+    }
+
+    /// Connects and registers, again and again while the coordinator is out of reach.
+    async fn join(&self) -> Result<(v1::RegisterResponse, Client), Failure> {
+        let began = Instant::now();
+        let mut wait = FIRST_RETRY;
+        loop {
+            let failure = match self.register().await {
+                Ok(joined) => return Ok(joined),
+                Err((failure, again)) if !again || began.elapsed() > JOIN_PATIENCE => {
+                    return Err(failure);
+                }
+                Err((failure, _)) => failure,
+            };
+            info!(why = %failure.why, "the coordinator is out of reach; trying again");
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LONGEST_RETRY);
+        }
+    }
+
+    /// One attempt; the flag says whether another one makes sense.
+    async fn register(&self) -> Result<(v1::RegisterResponse, Client), (Failure, bool)> {
+        let connected = self.target.connect().await;
+        let mut client = connected.map_err(|failure| {
+            let again = failure.exit == ExitCode::Environment;
+            (failure, again)
+        })?;
+        let answer = client.register(self.request.clone()).await;
+        let welcome = answer.map_err(|status| (dial::failure(&status), is_transient(&status)))?;
+        Ok((welcome.into_inner(), client))
+    }
+
+    fn report(&self, kind: Kind) -> v1::Report {
+        v1::Report {
+            member_id: self.request.member_id.clone(),
+            incarnation: self.request.incarnation,
+            generation: self.shared.generation(),
+            kind: Some(kind),
+        }
+    }
+
+    async fn work(
+        &self,
+        reports: mpsc::Receiver<Kind>,
+        outgoing: mpsc::Sender<v1::Report>,
+        mut directives: Streaming<v1::Directive>,
+        interval: Duration,
+    ) {
+        match self.exchange(reports, &outgoing, &mut directives, interval).await {
+            End::Done => {
+                drop(outgoing);
+                let rest = async { while let Ok(Some(_)) = directives.message().await {} };
+                if tokio::time::timeout(LAST_WORDS, rest).await.is_err() {
+                    warn!("the coordinator did not end the session");
+                }
+            }
+            End::Lost(why) => self.shared.end(coordinator_lost(&why)),
+        }
+    }
+
+    /// Passes reports up and directives down until one side ends.
+    async fn exchange(
+        &self,
+        mut reports: mpsc::Receiver<Kind>,
+        outgoing: &mpsc::Sender<v1::Report>,
+        directives: &mut Streaming<v1::Directive>,
+        interval: Duration,
+    ) -> End {
+        let mut pulse = tokio::time::interval(interval);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let report = tokio::select! {
+                directive = directives.message() => match directive {
+                    Ok(Some(directive)) => {
+                        self.heed(directive);
+                        continue;
+                    }
+                    Ok(None) => return End::Lost("it ended the session".to_owned()),
+                    Err(status) => return End::Lost(words(&status)),
+                },
+                kind = reports.recv() => match kind {
+                    Some(kind) => self.report(kind),
+                    None => return End::Done,
+                },
+                _ = pulse.tick() => self.report(Kind::Heartbeat(self.shared.heartbeat())),
+            };
+            if outgoing.send(report).await.is_err() {
+                // The stream is gone; its other half says why.
+                return match directives.message().await {
+                    Ok(Some(directive)) => {
+                        self.heed(directive);
+                        End::Lost("it closed the session".to_owned())
+                    }
+                    Ok(None) => End::Lost("it ended the session".to_owned()),
+                    Err(status) => End::Lost(words(&status)),
+                };
+            }
+        }
+    }
+
+    /// Does what the coordinator says.
+    fn heed(&self, directive: v1::Directive) {
+        match directive.kind {
+            Some(directive::Kind::Generation(generation)) => {
+                match assignment(&generation, &self.request.member_id) {
+                    Ok(assignment) => self.shared.assign(assignment),
+                    Err(failure) => self.shared.end(failure),
+                }
+            }
+            Some(directive::Kind::Stop(stop)) => {
+                info!(reason = %stop.reason, "asked to stop at the next step border");
+                self.shared.ask_to_stop(stop.reason);
+            }
+            Some(directive::Kind::Abort(abort)) => self.shared.end(aborted(abort)),
+            Some(directive::Kind::Refused(refusal)) => self.shared.end(refused(refusal)),
+            None => warn!("a directive of an unknown kind was left aside"),
+        }
+    }
+}
+
+fn is_transient(status: &Status) -> bool {
+    dial::refusal(status).is_none()
+        && matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+}
+
+fn aborted(abort: v1::Abort) -> Failure {
+    let reason = abort.reason;
+    abort.failure.map_or_else(
+        || Failure::run_failed("the run was ended", reason, "the same command resumes"),
+        Failure::from,
+    )
+}
+
+fn refused(refusal: v1::Refusal) -> Failure {
+    let reason = refusal.reason().as_str_name();
+    refusal.failure.map_or_else(
+        || Failure::internal("the coordinator refused a report", reason),
+        Failure::from,
+    )
+}
+
+fn coordinator_lost(why: &str) -> Failure {
+    Failure::run_failed(
+        "the coordinator was lost",
+        why,
+        "start the same command again: it resumes from the latest checkpoint",
+    )
+}
+
+fn words(status: &Status) -> String {
+    let failure = dial::failure(status);
+    format!("{}: {}", failure.what, failure.why)
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".to_owned() } else { name.chars().take(200).collect() }
+}

@@ -1,0 +1,173 @@
+//! What the trainer's thread and the session's thread share.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mks2_proto::{
+    failure::Failure,
+    v1::{self, Phase},
+};
+
+use super::Assignment;
+use crate::collectives::AbortFlag;
+
+/// What is told to the trainer.
+#[derive(Debug, Default)]
+struct News {
+    assignment: Option<Assignment>,
+    /// The generation, or the session, is over.
+    over: Option<Failure>,
+    stop_reason: Option<String>,
+}
+
+/// Shared state; every method may be called from any thread.
+#[derive(Debug)]
+pub(super) struct Shared {
+    phase: AtomicI32,
+    collective: AtomicU64,
+    step: AtomicU64,
+    generation: AtomicU64,
+    stop: AtomicBool,
+    news: Mutex<News>,
+    changed: Condvar,
+    abort: AbortFlag,
+}
+
+impl Shared {
+    pub(super) fn new(abort: AbortFlag) -> Self {
+        Self {
+            phase: AtomicI32::new(Phase::Starting as i32),
+            collective: AtomicU64::new(0),
+            step: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            news: Mutex::default(),
+            changed: Condvar::new(),
+            abort,
+        }
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase, collective: u64) {
+        self.phase.store(phase as i32, Ordering::Relaxed);
+        self.collective.store(collective, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_step(&self, step: u64) {
+        self.step.store(step, Ordering::Relaxed);
+    }
+
+    pub(super) fn heartbeat(&self) -> v1::Heartbeat {
+        v1::Heartbeat {
+            step: self.step.load(Ordering::Relaxed),
+            phase: self.phase.load(Ordering::Relaxed),
+            collective: self.collective.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stop_requested(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    pub(super) fn over(&self) -> Option<Failure> {
+        self.lock().over.clone()
+    }
+
+    /// A generation was announced.
+    pub(super) fn assign(&self, assignment: Assignment) {
+        self.generation.store(assignment.generation, Ordering::Release);
+        self.lock().assignment = Some(assignment);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn ask_to_stop(&self, reason: String) {
+        self.stop.store(true, Ordering::Release);
+        self.lock().stop_reason.get_or_insert(reason);
+        self.changed.notify_all();
+    }
+
+    /// Nothing more will come; the first reason stays. Collectives give up at once.
+    pub(super) fn end(&self, failure: Failure) {
+        let reason = failure.what.clone();
+        self.lock().over.get_or_insert(failure);
+        self.abort.abort(reason);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn wait_generation(&self) -> Result<Assignment, Failure> {
+        let mut news = self.lock();
+        loop {
+            if let Some(failure) = &news.over {
+                return Err(failure.clone());
+            }
+            if let Some(assignment) = &news.assignment {
+                return Ok(assignment.clone());
+            }
+            if let Some(reason) = &news.stop_reason {
+                return Err(stopped_before_start(reason));
+            }
+            news = self.changed.wait(news).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits for the end, at most so long.
+    pub(super) fn wait_over(&self, patience: Duration) -> Option<Failure> {
+        let waited = self.changed.wait_timeout_while(self.lock(), patience, |n| n.over.is_none());
+        let (news, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        news.over.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn stopped_before_start(reason: &str) -> Failure {
+    Failure::stopped(
+        "the run stopped before its first step",
+        reason,
+        "start the same command again to go on",
+    )
+}
+
+/// This member's place in an announced generation.
+pub(super) fn assignment(generation: &v1::Generation, member_id: &str) -> Result<Assignment, Failure> {
+    let mine = generation.members.iter().find(|member| member.member_id == member_id);
+    let mine = mine.ok_or_else(|| malformed("this worker is not in the generation"))?;
+    let in_order = (0..).zip(&generation.members).all(|(rank, member): (u32, _)| member.rank == rank);
+    if !in_order {
+        return Err(malformed("the generation's ranks have gaps"));
+    }
+    let address = |member: &v1::Member| {
+        let parsed: Result<SocketAddr, _> = member.data_address.parse();
+        parsed.map_err(|_| {
+            let (id, text) = (&member.member_id, &member.data_address);
+            malformed(&format!("the data address of {id} is '{text}', not IP:PORT"))
+        })
+    };
+    Ok(Assignment {
+        generation: generation.number,
+        rank: mine.rank,
+        world: u32::try_from(generation.members.len()).unwrap_or(u32::MAX),
+        lanes: mine.lanes.clone(),
+        members: generation.members.iter().map(|member| member.member_id.clone()).collect(),
+        addresses: generation.members.iter().map(address).collect::<Result<_, _>>()?,
+    })
+}
+
+fn malformed(why: &str) -> Failure {
+    Failure::environment(
+        "the coordinator's message cannot be used",
+        why,
+        "use the same version of mks2 and mks2-worker everywhere",
+    )
+}

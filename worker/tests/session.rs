@@ -1,0 +1,249 @@
+//! Sessions against a real coordinator over sockets.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use mks2_coordinator::{Coordinator, Limits, Outcome, Resume, Running, Settings};
+use mks2_proto::{
+    env::WorkerEnv,
+    failure::{ExitCode, Failure},
+    ids::Token,
+    job::Job,
+    v1::{CheckpointRef, Phase, RunState, StepMetrics},
+};
+use mks2_worker::{collectives::AbortFlag, session::Session};
+
+const TOKEN: &str = "the-token-of-the-tests";
+
+fn job() -> Job {
+    serde_json::from_value(serde_json::json!({
+        "name": "Session test",
+        "model": {
+            "decoder": {
+                "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 1, "num_key_value_heads": 1, "max_text_tokens": 8
+            },
+            "vision": {
+                "image_size": 8, "patch_size": 8, "hidden_size": 8, "intermediate_size": 8,
+                "num_hidden_layers": 1, "num_attention_heads": 1, "projection_dim": 8
+            },
+            "text_tower": {
+                "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 1
+            },
+            "memory": { "width": 8 }
+        }
+    }))
+    .expect("a job")
+}
+
+async fn coordinator(run: &Path, workers: u32) -> Running {
+    let settings = Settings {
+        bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+        run_url: run.to_str().expect("text").to_owned(),
+        job: job(),
+        job_toml: "name = \"Session test\"\n".into(),
+        corpora: BTreeMap::new(),
+        workers,
+        token: Token::new(TOKEN).expect("good"),
+        resume: Resume::Auto,
+        limits: Limits::default(),
+    };
+    Coordinator::start(settings).await.expect("started")
+}
+
+fn environment(running: &Running, rank: u32, token: &str) -> WorkerEnv {
+    WorkerEnv {
+        coordinator: running.endpoint(),
+        token: token.into(),
+        run_id: running.run_id.to_string(),
+        member_id: format!("worker-{rank}"),
+        data_address: "127.0.0.1:0".into(),
+        rank,
+        local_rank: rank,
+        world_size: 2,
+        local_world_size: 2,
+    }
+}
+
+async fn join(running: &Running, rank: u32) -> (Session, AbortFlag) {
+    let abort = AbortFlag::new();
+    let port = 9000 + u16::try_from(rank).expect("small");
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let env = environment(running, rank, TOKEN);
+    let session = Session::connect(&env, address, abort.clone()).await.expect("joined");
+    (session, abort)
+}
+
+/// Runs blocking code where it may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("no panic")
+}
+
+/// A coordinator and two sessions that have their generation.
+async fn pair(run: &Path) -> (Running, Session, AbortFlag, Session) {
+    let running = coordinator(run, 2).await;
+    let (first, abort) = join(&running, 0).await;
+    let (second, _) = join(&running, 1).await;
+    let (first, second) = blocking(move || {
+        first.wait_generation().expect("a generation");
+        second.wait_generation().expect("a generation");
+        (first, second)
+    })
+    .await;
+    (running, first, abort, second)
+}
+
+async fn until_raised(abort: &AbortFlag) -> Duration {
+    let began = Instant::now();
+    while !abort.is_raised() && began.elapsed() < Duration::from_secs(10) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    began.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_trains_checkpoints_and_finishes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let running = coordinator(folder.path(), 1).await;
+    let (session, abort) = join(&running, 0).await;
+    assert_eq!(session.welcome().job_toml, "name = \"Session test\"\n");
+    let manifest = b"{}".to_vec();
+    let checkpoint = CheckpointRef {
+        step: 2,
+        stage: "memory".into(),
+        r#final: true,
+        manifest_path: "checkpoints/step-00000002/manifest.json".into(),
+        manifest_digest: blake3::hash(&manifest).to_hex().to_string(),
+    };
+    let session = blocking(move || {
+        let assignment = session.wait_generation().expect("a generation");
+        assert_eq!((assignment.rank, assignment.world, assignment.generation), (0, 1, 1));
+        assert_eq!(assignment.lanes, (0..8).collect::<Vec<_>>());
+        assert_eq!(assignment.addresses[0].port(), 9000);
+        session.stage_changed("memory", 0, 2).expect("reported");
+        for step in 1..=2 {
+            let metrics = StepMetrics { stage: "memory".into(), ..StepMetrics::default() };
+            session.step_committed(step, Some(metrics)).expect("reported");
+        }
+        session
+    })
+    .await;
+    let released = session.commit_checkpoint(checkpoint, manifest).await.expect("committed");
+    assert!(released.is_empty());
+    blocking(move || session.finished(true)).await.expect("reported");
+    assert!(!abort.is_raised());
+    assert_eq!(running.join().await.expect("no failure"), Outcome::Finished);
+    let metrics = std::fs::read_to_string(folder.path().join("metrics.jsonl")).expect("metrics");
+    assert_eq!(metrics.lines().count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_trainer_never_looks_dead_and_its_phase_is_known() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (running, first, abort, second) = pair(folder.path()).await;
+    first.set_phase(Phase::Reducing, 77);
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    assert!(!abort.is_raised());
+    let status = running.watch.borrow().clone();
+    assert_eq!(status.state(), RunState::Running);
+    assert_eq!(status.members[0].phase(), Phase::Reducing);
+    assert_eq!(status.members[0].collective, 77);
+    drop((first, second));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_peer_raises_the_flag_and_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (running, first, abort, second) = pair(folder.path()).await;
+    drop(second);
+    let noticed = until_raised(&abort).await;
+    assert!(noticed < Duration::from_secs(1), "{noticed:?}");
+    let cause = first.aborted().expect("a cause");
+    assert!(cause.what.contains("worker-1 was lost"), "{cause}");
+    let shown = blocking(move || {
+        first.failed(Failure::run_failed("collective broken", "rank 1 is gone", "see its log"))
+    })
+    .await;
+    assert!(shown.what.contains("worker-1 was lost"), "{shown}");
+    assert_eq!(running.join().await.expect_err("failed").exit, ExitCode::RunFailed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_echo_waits_for_its_cause() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_running, first, _, second) = pair(folder.path()).await;
+    let shown = tokio::spawn(blocking(move || {
+        first.failed(Failure::run_failed("collective broken", "rank 1 is gone", "see its log"))
+    }));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop(second);
+    let shown = shown.await.expect("no panic");
+    assert!(shown.what.contains("worker-1 was lost"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_of_ones_own_is_the_cause_for_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (running, first, abort, second) = pair(folder.path()).await;
+    let shown = blocking(move || second.failed(Failure::data("no rows", "it is empty", "import"))).await;
+    assert_eq!(shown.what, "no rows");
+    until_raised(&abort).await;
+    let cause = first.aborted().expect("a cause");
+    assert!(cause.what.contains("worker-1") && cause.what.contains("no rows"), "{cause}");
+    drop(first);
+    assert_eq!(running.join().await.expect_err("failed").exit, ExitCode::Data);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_coordinator_a_worker_stops_and_says_that_the_run_can_be_resumed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (running, first, abort, _second) = pair(folder.path()).await;
+    drop(running);
+    let noticed = until_raised(&abort).await;
+    assert!(noticed < Duration::from_secs(1), "{noticed:?}");
+    let cause = first.aborted().expect("a cause");
+    assert_eq!(cause.exit, ExitCode::RunFailed);
+    assert!(cause.what.contains("coordinator was lost"), "{cause}");
+    assert!(cause.cure.contains("resumes"), "{cause}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_reaches_workers_before_and_after_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (running, first, _, second) = pair(folder.path()).await;
+    running.stop("Ctrl-C").await.expect("accepted");
+    let began = Instant::now();
+    while !(first.stop_requested() && second.stop_requested()) {
+        assert!(began.elapsed() < Duration::from_secs(5), "nobody was told");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    blocking(move || first.finished(false).and_then(|()| second.finished(false))).await.expect("told");
+    assert_eq!(running.join().await.expect("no failure"), Outcome::Stopped);
+
+    let running = coordinator(folder.path(), 2).await;
+    let (alone, _) = join(&running, 0).await;
+    let waiting = tokio::spawn(blocking(move || alone.wait_generation()));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    running.stop("Ctrl-C").await.expect("accepted");
+    let failure = waiting.await.expect("no panic").expect_err("stopped");
+    assert_eq!(failure.exit, ExitCode::Stopped);
+    assert!(failure.why.contains("Ctrl-C"), "{failure}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_token_is_refused_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let running = coordinator(folder.path(), 1).await;
+    let env = environment(&running, 0, "another-token");
+    let address = SocketAddr::from(([127, 0, 0, 1], 9000));
+    let began = Instant::now();
+    let refused = Session::connect(&env, address, AbortFlag::new()).await.expect_err("refused");
+    assert_eq!(refused.exit, ExitCode::Environment);
+    assert!(refused.why.contains("token"), "{refused}");
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
