@@ -45,7 +45,13 @@ pub struct Identity {
 
 impl std::fmt::Display for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} of generation {}", self.kind.name(), self.sequence, self.generation)
+        write!(
+            f,
+            "{} {} of generation {}",
+            self.kind.name(),
+            self.sequence,
+            self.generation
+        )
     }
 }
 
@@ -67,9 +73,15 @@ pub enum Kind {
 
 impl Kind {
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        [Self::AllGather, Self::Broadcast, Self::ReduceScatterI64, Self::ReduceScatterF32, Self::AllGatherF32]
-            .into_iter()
-            .find(|kind| *kind as u8 == code)
+        [
+            Self::AllGather,
+            Self::Broadcast,
+            Self::ReduceScatterI64,
+            Self::ReduceScatterF32,
+            Self::AllGatherF32,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == code)
     }
 
     fn name(self) -> &'static str {
@@ -199,16 +211,24 @@ impl From<CollectiveError> for Failure {
     fn from(error: CollectiveError) -> Self {
         let what = "the workers could not exchange their results";
         let (exit, cure) = match &error {
-            CollectiveError::Bind { .. } => {
-                (ExitCode::Environment, "free the port, or let the system choose one with port 0")
-            }
-            CollectiveError::Usage(_) | CollectiveError::Buffer(_) | CollectiveError::Mismatch { .. } => {
-                (ExitCode::Internal, "report this with the logs of all workers")
-            }
-            CollectiveError::Nccl(_) => {
-                (ExitCode::Environment, "see NCCL's own messages with NCCL_DEBUG=INFO")
-            }
-            _ => (ExitCode::RunFailed, "see that worker's log, then run the same command again: it resumes"),
+            CollectiveError::Bind { .. } => (
+                ExitCode::Environment,
+                "free the port, or let the system choose one with port 0",
+            ),
+            CollectiveError::Usage(_)
+            | CollectiveError::Buffer(_)
+            | CollectiveError::Mismatch { .. } => (
+                ExitCode::Internal,
+                "report this with the logs of all workers",
+            ),
+            CollectiveError::Nccl(_) => (
+                ExitCode::Environment,
+                "see NCCL's own messages with NCCL_DEBUG=INFO",
+            ),
+            _ => (
+                ExitCode::RunFailed,
+                "see that worker's log, then run the same command again: it resumes",
+            ),
         };
         Self::new(exit, what, error.to_string(), cure).with_source(error)
     }
@@ -257,7 +277,12 @@ impl AbortFlag {
         if !self.is_raised() {
             return Ok(());
         }
-        let reason = self.0.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let reason = self
+            .0
+            .reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         Err(CollectiveError::Aborted(reason))
     }
 }
@@ -286,6 +311,9 @@ impl Default for Limits {
     }
 }
 
+/// Takes reduced blocks: the first element's place in the shard, and the sums.
+pub type EachBlock<'a> = dyn FnMut(usize, &[i64]) + 'a;
+
 /// The operations between all ranks of a generation. Every rank must call the same ones in the
 /// same order, with buffers of the same length.
 pub trait Collective {
@@ -311,12 +339,13 @@ pub trait Collective {
     /// See [`CollectiveError`].
     fn broadcast(&mut self, root: usize, mine: &[u8]) -> Result<Vec<u8>>;
 
-    /// Sums `data` over ranks (wrapping) and gives this rank's shard of the sum: `out` has the
-    /// length of `schedule::shard(data.len(), world, rank)`. `data` is left as it was.
+    /// Sums `data` over ranks (wrapping) and hands this rank's shard of the sum
+    /// (`schedule::shard(data.len(), world, rank)`) to `each`, block after block in order: the
+    /// block's first element, counted from the shard's, and its sums. `data` is left as it was.
     ///
     /// # Errors
-    /// See [`CollectiveError`].
-    fn reduce_scatter_i64(&mut self, data: &[i64], out: &mut [i64]) -> Result<()>;
+    /// See [`CollectiveError`]; `each` may then have seen a part.
+    fn reduce_scatter_i64(&mut self, data: &[i64], each: &mut EachBlock<'_>) -> Result<()>;
 
     /// Gives every rank all shards: rank r's shard is taken from rank r.
     ///
@@ -349,8 +378,10 @@ pub trait Collective {
     /// See [`CollectiveError`].
     fn reduce_scatter_tensor(&mut self, data: &Tensor) -> Result<Tensor> {
         let on_host = to_host(data)?;
-        let mut shard = vec![0i64; self.own_shard(on_host.numel()).len()];
-        self.reduce_scatter_i64(i64_slice(&on_host)?, &mut shard)?;
+        let mut shard = Vec::with_capacity(self.own_shard(on_host.numel()).len());
+        self.reduce_scatter_i64(i64_slice(&on_host)?, &mut |_, sums| {
+            shard.extend_from_slice(sums)
+        })?;
         let shard = Tensor::from_slice(&shard);
         Ok(shard.f_to_device(data.device()).map_err(FlatError::from)?)
     }

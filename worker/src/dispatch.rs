@@ -16,7 +16,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum DispatchError {
     /// libtorch refused the call: unknown operator, or arguments that do not fit.
-    #[error("libtorch refused {operator} with {arguments} arguments (code {code}); its reason is on standard error")]
+    #[error(
+        "libtorch refused {operator} with {arguments} arguments (code {code}); its reason is on standard error"
+    )]
     Refused {
         /// `aten::name.overload`.
         operator: String,
@@ -71,7 +73,12 @@ unsafe extern "C" {
 /// # Errors
 /// [`DispatchError::Refused`] when libtorch refuses. The arguments may then have been changed in
 /// part.
-pub fn call(operator: &str, overload: &str, arguments: &[Argument<'_>], results: usize) -> Result<(), DispatchError> {
+pub fn call(
+    operator: &str,
+    overload: &str,
+    arguments: &[Argument<'_>],
+    results: usize,
+) -> Result<(), DispatchError> {
     call_returning(operator, overload, arguments, results).map(drop)
 }
 
@@ -86,7 +93,11 @@ pub fn call_returning(
     results: usize,
 ) -> Result<Vec<Tensor>, DispatchError> {
     let refused = |code| DispatchError::Refused {
-        operator: if overload.is_empty() { operator.into() } else { format!("{operator}.{overload}") },
+        operator: if overload.is_empty() {
+            operator.into()
+        } else {
+            format!("{operator}.{overload}")
+        },
         arguments: arguments.len(),
         code,
     };
@@ -103,13 +114,23 @@ pub fn call_returning(
     stack.resize(arguments.len().max(results), 0);
     // SAFETY: both names end in zero; the stack has room for all arguments and results, encoded as
     // the ABI's version says; references in it are owned and given away by the call.
-    let code = unsafe { torch_call_dispatcher(name.as_ptr(), over.as_ptr(), stack.as_mut_ptr(), ABI_VERSION) };
+    let code = unsafe {
+        torch_call_dispatcher(
+            name.as_ptr(),
+            over.as_ptr(),
+            stack.as_mut_ptr(),
+            ABI_VERSION,
+        )
+    };
     if code != SUCCESS {
         return Err(refused(code));
     }
     // SAFETY: after success the first `results` values are owned tensor references, by contract of
     // this function with its caller.
-    Ok(stack[..results].iter().map(|&value| unsafe { Tensor::from_ptr(value as usize as *mut _) }).collect())
+    Ok(stack[..results]
+        .iter()
+        .map(|&value| unsafe { Tensor::from_ptr(value as usize as *mut _) })
+        .collect())
 }
 
 /// A new reference to the tensor, as the ABI's owned handle.
@@ -157,7 +178,11 @@ mod tests {
     fn results_and_arguments_keep_their_references() {
         let a = Tensor::from_slice(&[1f32, 2.0]);
         let b = Tensor::from_slice(&[10f32, 20.0]);
-        let arguments = [Argument::Tensor(&a), Argument::Tensor(&b), Argument::Float(2.0)];
+        let arguments = [
+            Argument::Tensor(&a),
+            Argument::Tensor(&b),
+            Argument::Float(2.0),
+        ];
         // `add.Tensor` takes a Scalar, which the ABI does not carry: `hypot` takes two tensors.
         assert!(call("aten::nothing_of_this_name", "", &arguments, 1).is_err());
         for _ in 0..1000 {
@@ -172,6 +197,9 @@ mod tests {
         let a = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
         let arguments = [Argument::Tensor(&a), Argument::Tensor(&a)];
         let error = call("aten::mm", "", &arguments, 1).unwrap_err();
-        assert!(error.to_string().contains("aten::mm with 2 arguments"), "{error}");
+        assert!(
+            error.to_string().contains("aten::mm with 2 arguments"),
+            "{error}"
+        );
     }
 }

@@ -39,6 +39,7 @@ pub(crate) mod kernels;
 
 pub use ballot::BallotError;
 use ballot::{Ballot, Tally};
+pub(crate) use cpu::reduce_slices;
 use exponents::NONE;
 
 /// Most lanes of a job: their sum must fit into int64.
@@ -75,7 +76,8 @@ impl From<ReduceError> for Failure {
     fn from(error: ReduceError) -> Self {
         match error {
             ReduceError::Collective(error) => error.into(),
-            error => Self::internal("the gradients could not be summed", error.to_string()).with_source(error),
+            error => Self::internal("the gradients could not be summed", error.to_string())
+                .with_source(error),
         }
     }
 }
@@ -114,6 +116,8 @@ pub struct Reducer {
     step: Step,
     /// The lanes' sums, one per element of the layout: int64 in exact mode, fp32 in fast mode.
     sums: Tensor,
+    /// Most bytes of gradients that are kept until their tensor has an exponent.
+    held_limit: usize,
     /// Gradients are added by libtorch's operators, as on devices other than the CPU.
     by_operators: bool,
 }
@@ -134,7 +138,11 @@ struct Step {
 
 impl Step {
     fn new(tensors: usize) -> Self {
-        Self { seen: vec![NONE; tensors], filled: vec![false; tensors], ..Self::default() }
+        Self {
+            seen: vec![NONE; tensors],
+            filled: vec![false; tensors],
+            ..Self::default()
+        }
     }
 }
 
@@ -150,14 +158,30 @@ impl Reducer {
         device: Device,
     ) -> Result<Self, ReduceError> {
         if lanes == 0 || lanes > MAX_LANES {
-            return Err(ReduceError::Usage(format!("{lanes} lanes can not be summed: between 1 and {MAX_LANES} can")));
+            return Err(ReduceError::Usage(format!(
+                "{lanes} lanes can not be summed: between 1 and {MAX_LANES} can"
+            )));
         }
-        let kind = if mode == Reduction::Exact { Kind::Int64 } else { Kind::Float };
+        let kind = if mode == Reduction::Exact {
+            Kind::Int64
+        } else {
+            Kind::Float
+        };
         let sums = Tensor::f_zeros([layout.total() as i64], (kind, device))?;
         let tensors = layout.spans().len();
         let exponents = vec![NONE; tensors];
         let by_operators = device != Device::Cpu;
-        Ok(Self { layout, mode, lanes, exponents, step: Step::new(tensors), sums, by_operators })
+        let (step, held_limit) = (Step::new(tensors), HELD_BYTES);
+        Ok(Self {
+            layout,
+            mode,
+            lanes,
+            exponents,
+            step,
+            sums,
+            held_limit,
+            by_operators,
+        })
     }
 
     /// Forgets the lanes added so far; the exponents stay.
@@ -172,11 +196,24 @@ impl Reducer {
     /// # Errors
     /// [`ReduceError::Usage`] for a lane that was added before or does not exist, or gradients that
     /// do not fit the layout. Nothing has then been added.
-    pub fn add_lane(&mut self, lane: u32, grads: &[Tensor], factor: f32) -> Result<(), ReduceError> {
+    pub fn add_lane(
+        &mut self,
+        lane: u32,
+        grads: &[Tensor],
+        factor: f32,
+    ) -> Result<(), ReduceError> {
         self.check_lane(lane, grads)?;
         no_grad(|| -> Result<(), ReduceError> {
-            for (tensor, gradient) in grads.iter().enumerate().filter(|(_, gradient)| gradient.defined()) {
-                let flat = gradient.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
+            for (tensor, gradient) in grads
+                .iter()
+                .enumerate()
+                .filter(|(_, gradient)| gradient.defined())
+            {
+                let flat = gradient
+                    .f_detach()?
+                    .f_to_kind(Kind::Float)?
+                    .f_contiguous()?
+                    .f_view([-1])?;
                 match self.mode {
                     Reduction::Fast => self.add_float(tensor, &flat, factor)?,
                     Reduction::Exact => self.add_fixed(tensor, flat, factor)?,
@@ -190,14 +227,23 @@ impl Reducer {
 
     fn check_lane(&self, lane: u32, grads: &[Tensor]) -> Result<(), ReduceError> {
         if lane >= self.lanes || self.step.lanes.contains(&lane) {
-            return Err(ReduceError::Usage(format!("lane {lane} of {} is unknown or was added before", self.lanes)));
+            return Err(ReduceError::Usage(format!(
+                "lane {lane} of {} is unknown or was added before",
+                self.lanes
+            )));
         }
         let spans = self.layout.spans();
         if grads.len() != spans.len() {
             let (found, expected) = (grads.len(), spans.len());
-            return Err(ReduceError::Usage(format!("{found} gradients were given for {expected} parameters")));
+            return Err(ReduceError::Usage(format!(
+                "{found} gradients were given for {expected} parameters"
+            )));
         }
-        match spans.iter().zip(grads).find(|(span, grad)| grad.defined() && grad.numel() != span.len) {
+        match spans
+            .iter()
+            .zip(grads)
+            .find(|(span, grad)| grad.defined() && grad.numel() != span.len)
+        {
             None => Ok(()),
             Some((span, grad)) => Err(ReduceError::Usage(format!(
                 "the gradient of '{}' has shape {:?} instead of {:?}",
@@ -208,7 +254,12 @@ impl Reducer {
         }
     }
 
-    fn add_fixed(&mut self, tensor: usize, gradient: Tensor, factor: f32) -> Result<(), ReduceError> {
+    fn add_fixed(
+        &mut self,
+        tensor: usize,
+        gradient: Tensor,
+        factor: f32,
+    ) -> Result<(), ReduceError> {
         if self.exponents[tensor] == NONE {
             return self.hold(tensor, gradient, factor);
         }
@@ -217,7 +268,12 @@ impl Reducer {
 
     /// `sums[tensor] += round(gradient * factor * 2^e)`. The product of two fp32 numbers and a
     /// power of two is exact in f64, so the only rounding is the one to an integer.
-    fn add_scaled(&mut self, tensor: usize, gradient: &Tensor, factor: f32) -> Result<(), ReduceError> {
+    fn add_scaled(
+        &mut self,
+        tensor: usize,
+        gradient: &Tensor,
+        factor: f32,
+    ) -> Result<(), ReduceError> {
         let span = &self.layout.spans()[tensor];
         let scale = f64::from(factor) * exponents::power(self.exponents[tensor]);
         let add = std::mem::replace(&mut self.step.filled[tensor], true);
@@ -233,18 +289,24 @@ impl Reducer {
 
     fn hold(&mut self, tensor: usize, gradient: Tensor, factor: f32) -> Result<(), ReduceError> {
         if self.by_operators {
-            self.step.on_device.push((tensor, device::largest(&gradient)?, factor));
+            self.step
+                .on_device
+                .push((tensor, device::largest(&gradient)?, factor));
         } else {
             self.note(tensor, cpu::largest(&gradient)?, factor);
         }
         let bytes = gradient.numel() * 4;
-        if self.step.held_bytes + bytes > HELD_BYTES {
+        if self.step.held_bytes + bytes > self.held_limit {
             self.step.dropped = true;
             return Ok(());
         }
         self.step.held_bytes += bytes;
         // A copy: the caller may reuse the gradient's memory for the next lane.
-        self.step.held.push(Held { tensor, gradient: gradient.copy(), factor });
+        self.step.held.push(Held {
+            tensor,
+            gradient: gradient.copy(),
+            factor,
+        });
         Ok(())
     }
 
@@ -253,9 +315,18 @@ impl Reducer {
         *seen = (*seen).max(exponents::of_magnitude(largest, factor));
     }
 
-    fn add_float(&mut self, tensor: usize, gradient: &Tensor, factor: f32) -> Result<(), ReduceError> {
+    fn add_float(
+        &mut self,
+        tensor: usize,
+        gradient: &Tensor,
+        factor: f32,
+    ) -> Result<(), ReduceError> {
         let mut sum = part(&self.sums, &self.layout.spans()[tensor])?;
-        let scaled = if factor == 1.0 { gradient.shallow_clone() } else { gradient.f_mul_scalar(f64::from(factor))? };
+        let scaled = if factor == 1.0 {
+            gradient.shallow_clone()
+        } else {
+            gradient.f_mul_scalar(f64::from(factor))?
+        };
         if std::mem::replace(&mut self.step.filled[tensor], true) {
             let _ = sum.f_add_(&scaled)?;
         } else {
@@ -275,7 +346,9 @@ impl Reducer {
         state: &mut FlatState,
     ) -> Result<Verdict, ReduceError> {
         if state.layout().total() != self.layout.total() {
-            return Err(ReduceError::Usage("the state has another layout than the reducer".into()));
+            return Err(ReduceError::Usage(
+                "the state has another layout than the reducer".into(),
+            ));
         }
         self.resolve()?;
         let ballots = collective.all_gather(&self.ballot().encode())?;
@@ -316,7 +389,9 @@ impl Reducer {
         state: &mut FlatState,
     ) -> Result<Verdict, ReduceError> {
         if let Some(tensor) = tally.not_finite() {
-            return Ok(Verdict::NonFinite { tensor: self.layout.spans()[tensor].name.clone() });
+            return Ok(Verdict::NonFinite {
+                tensor: self.layout.spans()[tensor].name.clone(),
+            });
         }
         if let Some(overflow) = self.agree_on_exponents(tally) {
             return Ok(overflow);
@@ -327,9 +402,21 @@ impl Reducer {
         self.step.on_device.clear();
         self.clear_unfilled()?;
         if self.by_operators {
-            device::reduce(&self.sums, &self.scales(), &self.layout, collective, &mut state.grads)?;
+            device::reduce(
+                &self.sums,
+                &self.scales(),
+                &self.layout,
+                collective,
+                &mut state.grads,
+            )?;
         } else {
-            cpu::reduce(&self.sums, &self.scales(), &self.layout, collective, &mut state.grads)?;
+            cpu::reduce(
+                &self.sums,
+                &self.scales(),
+                &self.layout,
+                collective,
+                &mut state.grads,
+            )?;
         }
         for (exponent, &seen) in self.exponents.iter_mut().zip(&tally.seen) {
             *exponent = exponents::follow(*exponent, seen);
@@ -365,7 +452,13 @@ impl Reducer {
 
     /// 2^-e per tensor; tensors without an exponent hold only zeros.
     fn scales(&self) -> Vec<f64> {
-        let scale = |&exponent: &i16| if exponent == NONE { 0.0 } else { exponents::power(-exponent) };
+        let scale = |&exponent: &i16| {
+            if exponent == NONE {
+                0.0
+            } else {
+                exponents::power(-exponent)
+            }
+        };
         self.exponents.iter().map(scale).collect()
     }
 
@@ -381,7 +474,9 @@ impl Reducer {
         for span in self.layout.spans() {
             let sum = part(&state.grads, span)?;
             if span.len > 0 && !f64::try_from(sum.f_abs()?.f_max()?)?.is_finite() {
-                return Ok(Verdict::NonFinite { tensor: span.name.clone() });
+                return Ok(Verdict::NonFinite {
+                    tensor: span.name.clone(),
+                });
             }
         }
         Ok(Verdict::Applied)
@@ -392,7 +487,11 @@ impl Reducer {
     pub fn state_bytes(&self) -> Vec<u8> {
         let mut bytes = STATE_MAGIC.to_vec();
         bytes.extend(&self.layout.digest().as_bytes()[..8]);
-        bytes.extend(self.exponents.iter().flat_map(|exponent| exponent.to_le_bytes()));
+        bytes.extend(
+            self.exponents
+                .iter()
+                .flat_map(|exponent| exponent.to_le_bytes()),
+        );
         bytes
     }
 
@@ -402,16 +501,31 @@ impl Reducer {
     /// [`ReduceError::State`] when it belongs to another layout or is damaged.
     pub fn load_state(&mut self, bytes: &[u8]) -> Result<(), ReduceError> {
         let refuse = |why: &str| Err(ReduceError::State(why.into()));
-        let Some((magic, rest)) = bytes.split_at_checked(8).filter(|(magic, _)| magic == STATE_MAGIC) else {
+        let Some((magic, rest)) = bytes
+            .split_at_checked(8)
+            .filter(|(magic, _)| magic == STATE_MAGIC)
+        else {
             return refuse("does not begin like one");
         };
         debug_assert_eq!(magic, STATE_MAGIC);
-        let Some((layout, values)) = rest.split_at_checked(8) else { return refuse("is cut short") };
-        if layout != &self.layout.digest().as_bytes()[..8] || values.len() != 2 * self.exponents.len() {
+        let Some((layout, values)) = rest.split_at_checked(8) else {
+            return refuse("is cut short");
+        };
+        if layout != &self.layout.digest().as_bytes()[..8]
+            || values.len() != 2 * self.exponents.len()
+        {
             return refuse("belongs to other parameters");
         }
-        let exponents: Vec<i16> = values.as_chunks().0.iter().map(|pair| i16::from_le_bytes(*pair)).collect();
-        if exponents.iter().any(|&exponent| exponent != NONE && exponent.abs() > 400) {
+        let exponents: Vec<i16> = values
+            .as_chunks()
+            .0
+            .iter()
+            .map(|pair| i16::from_le_bytes(*pair))
+            .collect();
+        if exponents
+            .iter()
+            .any(|&exponent| exponent != NONE && exponent.abs() > 400)
+        {
             return refuse("holds exponents that can not arise");
         }
         self.exponents = exponents;

@@ -20,8 +20,8 @@ use thiserror::Error;
 
 mod memory;
 
-pub(crate) use memory::{le_bytes, le_bytes_mut};
 pub use memory::{f32_slice, f32_slice_mut, i64_slice, i64_slice_mut};
+pub(crate) use memory::{le_bytes, le_bytes_mut};
 
 /// Elements of 64 bytes of fp32: every tensor starts on a multiple of it.
 pub const ALIGN_ELEMENTS: usize = 16;
@@ -109,8 +109,12 @@ impl FlatLayout {
     pub fn new(specs: &[ParamSpec]) -> Result<Self, FlatError> {
         let mut ordered: Vec<&ParamSpec> = specs.iter().collect();
         ordered.sort_by(|a, b| (a.shape.len() < 2, &a.name).cmp(&(b.shape.len() < 2, &b.name)));
-        let mut layout =
-            Self { spans: Vec::new(), index: HashMap::new(), decay_end: 0, total: 0 };
+        let mut layout = Self {
+            spans: Vec::new(),
+            index: HashMap::new(),
+            decay_end: 0,
+            total: 0,
+        };
         for spec in ordered {
             layout.push(spec)?;
         }
@@ -120,7 +124,11 @@ impl FlatLayout {
     fn push(&mut self, spec: &ParamSpec) -> Result<(), FlatError> {
         let len = spec.shape.iter().product::<usize>();
         let decay = spec.shape.len() >= 2;
-        if self.index.insert(spec.name.clone(), self.spans.len()).is_some() {
+        if self
+            .index
+            .insert(spec.name.clone(), self.spans.len())
+            .is_some()
+        {
             return Err(FlatError::Duplicate(spec.name.clone()));
         }
         self.spans.push(Span {
@@ -226,7 +234,13 @@ impl FlatState {
         let zeros = || Tensor::f_zeros([layout.total() as i64], (Kind::Float, device));
         let (weights, grads) = (zeros()?, zeros()?);
         let (exp_avg, exp_avg_sq) = (zeros()?, zeros()?);
-        Ok(Self { layout, weights, grads, exp_avg, exp_avg_sq })
+        Ok(Self {
+            layout,
+            weights,
+            grads,
+            exp_avg,
+            exp_avg_sq,
+        })
     }
 
     /// The layout shared by the four buffers.
@@ -266,14 +280,21 @@ impl FlatState {
     /// # Errors
     /// [`FlatError::Unknown`] when the layout lacks the name.
     pub fn view_of(&self, which: Buffer, name: &str) -> Result<Tensor, FlatError> {
-        let span = self.layout.span(name).ok_or_else(|| FlatError::Unknown(name.into()))?;
+        let span = self
+            .layout
+            .span(name)
+            .ok_or_else(|| FlatError::Unknown(name.into()))?;
         self.view_at(which, span)
     }
 
     fn view_at(&self, which: Buffer, span: &Span) -> Result<Tensor, FlatError> {
         let flat = self.buffer(which);
         let (offset, len) = (span.offset as i64, span.len as i64);
-        Ok(no_grad(|| flat.f_narrow(0, offset, len)?.f_view(&span.shape[..])?.f_detach())?)
+        Ok(no_grad(|| {
+            flat.f_narrow(0, offset, len)?
+                .f_view(&span.shape[..])?
+                .f_detach()
+        })?)
     }
 
     /// A buffer's values in host memory: in place on the CPU, a copy on other devices.
@@ -287,7 +308,10 @@ impl FlatState {
             _ => flat.f_to_device(Device::Cpu)?,
         };
         f32_slice(&tensor)?;
-        Ok(HostBuffer { tensor, _buffer: flat })
+        Ok(HostBuffer {
+            tensor,
+            _buffer: flat,
+        })
     }
 
     /// Sets one parameter's values in a buffer.
@@ -295,13 +319,24 @@ impl FlatState {
     /// # Errors
     /// [`FlatError::Unknown`], or [`FlatError::Length`] when `values` has another length.
     pub fn load(&mut self, which: Buffer, name: &str, values: &[f32]) -> Result<(), FlatError> {
-        let span = self.layout.span(name).ok_or_else(|| FlatError::Unknown(name.into()))?;
+        let span = self
+            .layout
+            .span(name)
+            .ok_or_else(|| FlatError::Unknown(name.into()))?;
         if values.len() != span.len {
             let (expected, found) = (span.len, values.len());
-            return Err(FlatError::Length { name: name.into(), expected, found });
+            return Err(FlatError::Length {
+                name: name.into(),
+                expected,
+                found,
+            });
         }
         let source = Tensor::from_slice(values).f_view(&span.shape[..])?;
-        no_grad(|| self.view_at(which, span)?.f_copy_(&source).map_err(FlatError::from))?;
+        no_grad(|| {
+            self.view_at(which, span)?
+                .f_copy_(&source)
+                .map_err(FlatError::from)
+        })?;
         Ok(())
     }
 
@@ -312,7 +347,11 @@ impl FlatState {
     pub fn load_all(&mut self, which: Buffer, values: &[f32]) -> Result<(), FlatError> {
         if values.len() != self.layout.total() {
             let (expected, found) = (self.layout.total(), values.len());
-            return Err(FlatError::Length { name: "the whole buffer".into(), expected, found });
+            return Err(FlatError::Length {
+                name: "the whole buffer".into(),
+                expected,
+                found,
+            });
         }
         let layout = Arc::clone(&self.layout);
         for span in layout.spans() {

@@ -94,9 +94,13 @@ fn block_squares_on_device(buffer: &Tensor) -> Result<Vec<f64>, OptimError> {
     let len = buffer.numel();
     let whole = len - len % NORM_BLOCK;
     let sums = |at: usize, len: usize, rows: i64| -> Result<Vec<f64>, OptimError> {
-        let part = buffer.f_narrow(0, at as i64, len as i64)?.f_view([rows, -1])?;
+        let part = buffer
+            .f_narrow(0, at as i64, len as i64)?
+            .f_view([rows, -1])?;
         let part = part.f_to_kind(Kind::Double)?;
-        let sums = part.f_mul(&part)?.f_sum_dim_intlist(1, false, Kind::Double)?;
+        let sums = part
+            .f_mul(&part)?
+            .f_sum_dim_intlist(1, false, Kind::Double)?;
         Ok(Vec::try_from(sums.f_to_device(Device::Cpu)?)?)
     };
     no_grad(|| {
@@ -134,7 +138,9 @@ impl AdamW {
     /// An optimizer with these settings; its moments are in the [`FlatState`].
     #[must_use]
     pub fn new(settings: &Optimizer) -> Self {
-        Self { settings: settings.clone() }
+        Self {
+            settings: settings.clone(),
+        }
     }
 
     /// One update of the weights from `state.grads`. `step` counts from 0 within the stage.

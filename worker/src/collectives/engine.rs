@@ -17,7 +17,11 @@ pub(super) struct Neighbour {
 
 impl Neighbour {
     pub(super) fn lost(&self, during: Identity, reason: &io::Error) -> CollectiveError {
-        CollectiveError::Lost { peer: self.peer, during, reason: reason.to_string() }
+        CollectiveError::Lost {
+            peer: self.peer,
+            during,
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -41,7 +45,12 @@ struct Frame {
 
 impl Frame {
     fn new() -> Self {
-        Self { stage: Stage::Header, passed: 0, start: 0, end: 0 }
+        Self {
+            stage: Stage::Header,
+            passed: 0,
+            start: 0,
+            end: 0,
+        }
     }
 
     /// After a stage's last byte, in a message of `total` bytes.
@@ -75,7 +84,13 @@ pub(super) struct Outgoing<'a> {
 impl<'a> Outgoing<'a> {
     /// `data` for the neighbour `to`.
     pub(super) fn new(to: usize, data: &'a [u8]) -> Self {
-        Self { to, data, at: 0, header: [0; HEADER_BYTES], frame: Frame::new() }
+        Self {
+            to,
+            data,
+            at: 0,
+            header: [0; HEADER_BYTES],
+            frame: Frame::new(),
+        }
     }
 
     fn is_done(&self) -> bool {
@@ -97,7 +112,11 @@ impl<'a> Outgoing<'a> {
                 Stage::Padding => &[0; HEADER_BYTES][self.frame.passed..self.frame.padding()],
                 Stage::Done => &[],
             };
-            let sent = if rest.is_empty() { 0 } else { link.write(rest)? };
+            let sent = if rest.is_empty() {
+                0
+            } else {
+                link.write(rest)?
+            };
             if sent < rest.len() && sent == 0 {
                 break;
             }
@@ -138,7 +157,14 @@ pub(super) struct Incoming {
 impl Incoming {
     /// A message from neighbour `from` for `slot` of the sink.
     pub(super) fn new(from: usize, slot: usize, length: Length) -> Self {
-        Self { from, slot, length, total: None, at: 0, frame: Frame::new() }
+        Self {
+            from,
+            slot,
+            length,
+            total: None,
+            at: 0,
+            frame: Frame::new(),
+        }
     }
 
     fn is_done(&self) -> bool {
@@ -146,7 +172,12 @@ impl Incoming {
     }
 
     /// Takes what has arrived; tells whether anything moved.
-    fn pump(&mut self, neighbour: &mut Neighbour, identity: Identity, sink: &mut dyn Sink) -> Result<bool> {
+    fn pump(
+        &mut self,
+        neighbour: &mut Neighbour,
+        identity: Identity,
+        sink: &mut dyn Sink,
+    ) -> Result<bool> {
         let mut moved = false;
         while !self.is_done() {
             let peer = neighbour.peer;
@@ -198,9 +229,15 @@ impl Incoming {
         during: Identity,
         sink: &mut dyn Sink,
     ) -> Result<usize> {
-        let header = Header::decode(bytes).map_err(|reason| CollectiveError::Frame { peer, during, reason })?;
+        let header = Header::decode(bytes).map_err(|reason| CollectiveError::Frame {
+            peer,
+            during,
+            reason,
+        })?;
         let (fits, expected) = match (self.total, self.length) {
-            (Some(total), _) | (None, Length::Exactly(total)) => (header.total == total as u64, total),
+            (Some(total), _) | (None, Length::Exactly(total)) => {
+                (header.total == total as u64, total)
+            }
             (None, Length::AtMost(limit)) => (header.total <= limit as u64, limit),
         };
         if header.identity != during || !fits {
@@ -214,8 +251,15 @@ impl Incoming {
         }
         let total = header.total as usize;
         if header != Header::at(during, total, self.frame.start) {
-            let reason = format!("{} bytes at {} instead of {}", header.length, header.offset, self.frame.start);
-            return Err(CollectiveError::Frame { peer, during, reason });
+            let reason = format!(
+                "{} bytes at {} instead of {}",
+                header.length, header.offset, self.frame.start
+            );
+            return Err(CollectiveError::Frame {
+                peer,
+                during,
+                reason,
+            });
         }
         if self.total.replace(total).is_none() {
             sink.begin(self.slot, total);
@@ -260,7 +304,13 @@ pub(super) fn exchange(
 }
 
 fn pending(outgoing: &[Outgoing<'_>], incoming: &[Incoming]) -> Vec<Pending> {
-    let receives = incoming.iter().map(|message| Pending { neighbour: message.from, receive: true });
-    let sends = outgoing.iter().map(|message| Pending { neighbour: message.to, receive: false });
+    let receives = incoming.iter().map(|message| Pending {
+        neighbour: message.from,
+        receive: true,
+    });
+    let sends = outgoing.iter().map(|message| Pending {
+        neighbour: message.to,
+        receive: false,
+    });
     receives.chain(sends).collect()
 }

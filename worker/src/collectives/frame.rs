@@ -41,7 +41,12 @@ impl Header {
     /// The frame at `offset` of a message of `total` bytes.
     pub(super) fn at(identity: Identity, total: usize, offset: usize) -> Self {
         let length = (total - offset).min(FRAME_BYTES) as u32;
-        Self { identity, total: total as u64, offset: offset as u64, length }
+        Self {
+            identity,
+            total: total as u64,
+            offset: offset as u64,
+            length,
+        }
     }
 
     pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
@@ -61,20 +66,45 @@ impl Header {
 
     /// Reads a header; `Err` says what is wrong with it.
     pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, String> {
-        let word = |at: usize| bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
-        let long = |at: usize| bytes[at..].first_chunk().map_or(0, |long| u64::from_le_bytes(*long));
+        let word = |at: usize| {
+            bytes[at..]
+                .first_chunk()
+                .map_or(0, |word| u32::from_le_bytes(*word))
+        };
+        let long = |at: usize| {
+            bytes[at..]
+                .first_chunk()
+                .map_or(0, |long| u64::from_le_bytes(*long))
+        };
         if bytes[CHECKED..] != checksum(bytes) {
             return Err("the header's checksum is wrong".into());
         }
         if word(0) != MAGIC || bytes[4] != VERSION {
-            return Err(format!("the header has magic {:08x}, version {}", word(0), bytes[4]));
+            return Err(format!(
+                "the header has magic {:08x}, version {}",
+                word(0),
+                bytes[4]
+            ));
         }
-        let kind = Kind::from_code(bytes[5]).ok_or_else(|| format!("kind {} is unknown", bytes[5]))?;
-        let identity = Identity { generation: long(8), sequence: long(16), kind };
-        let header = Self { identity, total: long(24), offset: long(32), length: word(40) };
+        let kind =
+            Kind::from_code(bytes[5]).ok_or_else(|| format!("kind {} is unknown", bytes[5]))?;
+        let identity = Identity {
+            generation: long(8),
+            sequence: long(16),
+            kind,
+        };
+        let header = Self {
+            identity,
+            total: long(24),
+            offset: long(32),
+            length: word(40),
+        };
         let end = header.offset.checked_add(u64::from(header.length));
         if header.length as usize > FRAME_BYTES || end.is_none_or(|end| end > header.total) {
-            return Err(format!("{} bytes at {} do not fit {}", header.length, header.offset, header.total));
+            return Err(format!(
+                "{} bytes at {} do not fit {}",
+                header.length, header.offset, header.total
+            ));
         }
         Ok(header)
     }
@@ -92,7 +122,11 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        let identity = Identity { generation: 7, sequence: u64::MAX, kind: Kind::AllGatherF32 };
+        let identity = Identity {
+            generation: 7,
+            sequence: u64::MAX,
+            kind: Kind::AllGatherF32,
+        };
         Header::at(identity, FRAME_BYTES + 5, FRAME_BYTES)
     }
 
@@ -114,13 +148,31 @@ mod tests {
 
     #[test]
     fn lengths_are_limited() {
-        for (total, offset, length) in [(10, 8, 5), (u64::MAX, u64::MAX, 1), (1 << 40, 0, 1 + FRAME_BYTES as u32)] {
-            assert!(Header::decode(&Header { total, offset, length, ..header() }.encode()).is_err());
+        for (total, offset, length) in [
+            (10, 8, 5),
+            (u64::MAX, u64::MAX, 1),
+            (1 << 40, 0, 1 + FRAME_BYTES as u32),
+        ] {
+            assert!(
+                Header::decode(
+                    &Header {
+                        total,
+                        offset,
+                        length,
+                        ..header()
+                    }
+                    .encode()
+                )
+                .is_err()
+            );
         }
     }
 
     #[test]
     fn frames_end_on_64_bytes() {
-        assert_eq!([padding(0), padding(1), padding(64), padding(65)], [0, 63, 0, 63]);
+        assert_eq!(
+            [padding(0), padding(1), padding(64), padding(65)],
+            [0, 63, 0, 63]
+        );
     }
 }

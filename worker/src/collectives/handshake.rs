@@ -38,14 +38,32 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    pub(super) fn new(run_id: &str, token: &str, generation: u64, world: usize, rank: usize) -> Self {
+    pub(super) fn new(
+        run_id: &str,
+        token: &str,
+        generation: u64,
+        world: usize,
+        rank: usize,
+    ) -> Self {
         let key = blake3::derive_key("mks2 2026 data plane handshake v1", token.as_bytes());
         let run = blake3::hash(run_id.as_bytes());
-        Self { run, key, generation, world: world as u32, rank: rank as u32 }
+        Self {
+            run,
+            key,
+            generation,
+            world: world as u32,
+            rank: rank as u32,
+        }
     }
 
     fn hello(&self) -> Hello {
-        Hello { generation: self.generation, rank: self.rank, world: self.world, run: *self.run.as_bytes(), nonce: nonce() }
+        Hello {
+            generation: self.generation,
+            rank: self.rank,
+            world: self.world,
+            run: *self.run.as_bytes(),
+            nonce: nonce(),
+        }
     }
 }
 
@@ -116,13 +134,26 @@ impl Hello {
     }
 
     fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<(Self, u32)> {
-        let word = |at: usize| bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+        let word = |at: usize| {
+            bytes[at..]
+                .first_chunk()
+                .map_or(0, |word| u32::from_le_bytes(*word))
+        };
         if &bytes[..8] != MAGIC || word(8) != VERSION {
             return None;
         }
         let generation = u64::from_le_bytes(*bytes[16..].first_chunk()?);
         let (run, nonce) = (*bytes[32..].first_chunk()?, *bytes[64..].first_chunk()?);
-        Some((Self { generation, rank: word(24), world: word(28), run, nonce }, word(12)))
+        Some((
+            Self {
+                generation,
+                rank: word(24),
+                world: word(28),
+                run,
+                nonce,
+            },
+            word(12),
+        ))
     }
 }
 
@@ -147,12 +178,20 @@ pub(super) struct Timed<'a> {
 }
 
 impl<'a> Timed<'a> {
-    pub(super) fn new(socket: TcpStream, deadline: Instant, abort: &'a AbortFlag) -> io::Result<Self> {
+    pub(super) fn new(
+        socket: TcpStream,
+        deadline: Instant,
+        abort: &'a AbortFlag,
+    ) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(TICK))?;
         socket.set_write_timeout(Some(TICK))?;
-        Ok(Self { socket, deadline, abort })
+        Ok(Self {
+            socket,
+            deadline,
+            abort,
+        })
     }
 
     fn check(&self) -> Result<(), Refusal> {
@@ -198,7 +237,10 @@ impl<'a> Timed<'a> {
 }
 
 fn is_tick(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+    )
 }
 
 /// The dialer's side with the worker of rank `rank`. `shared` allows shared memory.
@@ -218,22 +260,38 @@ pub(super) fn dial(
     stream.write(proof(&own.key, Side::Dialer, &mine, &theirs).as_bytes())?;
     let expected = proof(&own.key, Side::Acceptor, &mine, &theirs);
     if blake3::Hash::from(stream.read::<32>()?) != expected {
-        return Err(Refusal::Never("its proof of the run's token is wrong".into()));
+        return Err(Refusal::Never(
+            "its proof of the run's token is wrong".into(),
+        ));
     }
     offer_memory(stream, shared)
 }
 
 fn check_answer(own: &Credentials, rank: usize, hello: &Hello, answer: u32) -> Result<(), Refusal> {
     if answer == Answer::Generation as u32 {
-        let text = format!("it is in generation {}, this worker in {}", hello.generation, own.generation);
-        return Err(if hello.generation < own.generation { Refusal::Later(text) } else { Refusal::Never(text) });
+        let text = format!(
+            "it is in generation {}, this worker in {}",
+            hello.generation, own.generation
+        );
+        return Err(if hello.generation < own.generation {
+            Refusal::Later(text)
+        } else {
+            Refusal::Never(text)
+        });
     }
     if answer == Answer::Run as u32 {
         return Err(Refusal::Never("it belongs to another run".into()));
     }
     let fits = hello.generation == own.generation && hello.run == *own.run.as_bytes();
-    if answer != Answer::Welcome as u32 || !fits || hello.rank as usize != rank || hello.world != own.world {
-        let text = format!("it is rank {} of {} and refused rank {} of {}", hello.rank, hello.world, own.rank, own.world);
+    if answer != Answer::Welcome as u32
+        || !fits
+        || hello.rank as usize != rank
+        || hello.world != own.world
+    {
+        let text = format!(
+            "it is rank {} of {} and refused rank {} of {}",
+            hello.rank, hello.world, own.rank, own.world
+        );
         return Err(Refusal::Never(text));
     }
     Ok(())
@@ -260,11 +318,16 @@ pub(super) fn accept(
     let mine = own.hello().encode(answer);
     stream.write(&mine)?;
     if answer != Answer::Welcome {
-        return Err(Refusal::Later(format!("rank {rank} of generation {} was turned away: {answer:?}", hello.generation)));
+        return Err(Refusal::Later(format!(
+            "rank {rank} of generation {} was turned away: {answer:?}",
+            hello.generation
+        )));
     }
     let expected = proof(&own.key, Side::Dialer, &theirs, &mine);
     if blake3::Hash::from(stream.read::<32>()?) != expected {
-        return Err(Refusal::Later(format!("rank {rank} sent a wrong proof of the run's token")));
+        return Err(Refusal::Later(format!(
+            "rank {rank} sent a wrong proof of the run's token"
+        )));
     }
     stream.write(proof(&own.key, Side::Acceptor, &theirs, &mine).as_bytes())?;
     Ok((rank, take_memory(stream, shared)?))
@@ -273,7 +336,11 @@ pub(super) fn accept(
 /// Offers shared memory to a peer on this machine; it may decline.
 fn offer_memory(stream: &mut Timed<'_>, shared: bool) -> Result<Option<RingPair>, Refusal> {
     let wanted = shared && stream.on_one_machine();
-    let made = if wanted { RingPair::create(nonce()).ok() } else { None };
+    let made = if wanted {
+        RingPair::create(nonce()).ok()
+    } else {
+        None
+    };
     let mut bytes = [0; OFFER_BYTES];
     if let Some((_, _, offer)) = &made {
         bytes[..4].copy_from_slice(&offer.pid.to_le_bytes());
@@ -287,10 +354,22 @@ fn offer_memory(stream: &mut Timed<'_>, shared: bool) -> Result<Option<RingPair>
 
 fn take_memory(stream: &mut Timed<'_>, shared: bool) -> Result<Option<RingPair>, Refusal> {
     let bytes = stream.read::<OFFER_BYTES>()?;
-    let word = |at: usize| bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+    let word = |at: usize| {
+        bytes[at..]
+            .first_chunk()
+            .map_or(0, |word| u32::from_le_bytes(*word))
+    };
     let nonce = bytes[8..].first_chunk().copied().unwrap_or_default();
-    let offer = Offer { pid: word(0), fd: word(4).cast_signed(), nonce };
-    let rings = if shared && offer.pid != 0 { RingPair::open(&offer).ok() } else { None };
+    let offer = Offer {
+        pid: word(0),
+        fd: word(4).cast_signed(),
+        nonce,
+    };
+    let rings = if shared && offer.pid != 0 {
+        RingPair::open(&offer).ok()
+    } else {
+        None
+    };
     stream.write(&[u8::from(rings.is_some())])?;
     Ok(rings)
 }

@@ -26,8 +26,19 @@ impl Link {
     pub(super) fn new(socket: TcpStream, ring: Option<RingPair>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
-        let scratch = if ring.is_some() { Vec::new() } else { vec![0; SCRATCH_BYTES] };
-        Ok(Self { socket, ring, scratch, start: 0, end: 0, ended: false })
+        let scratch = if ring.is_some() {
+            Vec::new()
+        } else {
+            vec![0; SCRATCH_BYTES]
+        };
+        Ok(Self {
+            socket,
+            ring,
+            scratch,
+            start: 0,
+            end: 0,
+            ended: false,
+        })
     }
 
     /// Whether bytes go through shared memory.
@@ -87,13 +98,21 @@ impl Link {
         if self.is_shared() && !self.ended {
             match self.socket.read(&mut [0; 8]) {
                 Ok(0) => self.ended = true,
-                Ok(_) => return Err(io::Error::new(ErrorKind::InvalidData, "unexpected bytes beside the ring")),
+                Ok(_) => {
+                    return Err(io::Error::new(
+                        ErrorKind::InvalidData,
+                        "unexpected bytes beside the ring",
+                    ));
+                }
                 Err(error) if would_block(&error) => {}
                 Err(error) => return Err(error),
             }
         }
         if self.ended && self.readable()?.len() < HEADER_BYTES {
-            return Err(io::Error::new(ErrorKind::UnexpectedEof, "it closed the connection"));
+            return Err(io::Error::new(
+                ErrorKind::UnexpectedEof,
+                "it closed the connection",
+            ));
         }
         Ok(())
     }

@@ -47,10 +47,19 @@ impl Mapping {
         // system chooses.
         let address = unsafe {
             let access = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(std::ptr::null_mut(), SIZE, access, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            libc::mmap(
+                std::ptr::null_mut(),
+                SIZE,
+                access,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
         };
         match NonNull::new(address.cast::<u8>()) {
-            Some(address) if address.as_ptr().cast::<libc::c_void>() != libc::MAP_FAILED => Ok(Self(address)),
+            Some(address) if address.as_ptr().cast::<libc::c_void>() != libc::MAP_FAILED => {
+                Ok(Self(address))
+            }
             _ => Err(io::Error::last_os_error()),
         }
     }
@@ -93,7 +102,12 @@ impl RingPair {
     /// Makes the memory. The file must stay open until the peer has answered the offer.
     pub(super) fn create(nonce: [u8; 32]) -> io::Result<(Self, File, Offer)> {
         // SAFETY: the name ends in zero; the flags take no further arguments.
-        let fd = unsafe { libc::memfd_create(c"mks2-ring".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        let fd = unsafe {
+            libc::memfd_create(
+                c"mks2-ring".as_ptr(),
+                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+            )
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -101,21 +115,44 @@ impl RingPair {
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(SIZE as u64)?;
         // SAFETY: plain call on an open descriptor.
-        if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) } < 0 {
+        if unsafe {
+            libc::fcntl(
+                fd,
+                libc::F_ADD_SEALS,
+                libc::F_SEAL_SHRINK | libc::F_SEAL_GROW,
+            )
+        } < 0
+        {
             return Err(io::Error::last_os_error());
         }
         let memory = Mapping::new(&file)?;
         // SAFETY: the first 32 bytes are inside the mapping, which nobody else knows yet.
         unsafe { memory.0.cast::<[u8; 32]>().write(nonce) };
-        let offer = Offer { pid: std::process::id(), fd, nonce };
-        Ok((Self { memory, outgoing: 0, written: 0, read: 0 }, file, offer))
+        let offer = Offer {
+            pid: std::process::id(),
+            fd,
+            nonce,
+        };
+        Ok((
+            Self {
+                memory,
+                outgoing: 0,
+                written: 0,
+                read: 0,
+            },
+            file,
+            offer,
+        ))
     }
 
     /// Opens the memory that a peer offers.
     pub(super) fn open(offer: &Offer) -> io::Result<Self> {
         let refuse = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, why));
         let path = format!("/proc/{}/fd/{}", offer.pid, offer.fd);
-        if !std::fs::read_link(&path)?.to_string_lossy().starts_with("/memfd:mks2-ring") {
+        if !std::fs::read_link(&path)?
+            .to_string_lossy()
+            .starts_with("/memfd:mks2-ring")
+        {
             return refuse("the descriptor is no ring");
         }
         let file = File::options().read(true).write(true).open(path)?;
@@ -128,36 +165,57 @@ impl RingPair {
         if memory.nonce() != &offer.nonce {
             return refuse("the ring holds another nonce");
         }
-        Ok(Self { memory, outgoing: 1, written: 0, read: 0 })
+        Ok(Self {
+            memory,
+            outgoing: 1,
+            written: 0,
+            read: 0,
+        })
     }
 
     /// Copies as much of `bytes` as fits, in multiples of 64 bytes unless all of it fits.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let read = self.memory.counter(2 + 2 * self.outgoing).load(Ordering::Acquire);
+        let read = self
+            .memory
+            .counter(2 + 2 * self.outgoing)
+            .load(Ordering::Acquire);
         let used = self.written.wrapping_sub(read);
         if used > CAPACITY as u64 {
             return Err(damaged());
         }
         let free = CAPACITY - used as usize;
-        let count = if bytes.len() <= free { bytes.len() } else { free / LINE * LINE };
+        let count = if bytes.len() <= free {
+            bytes.len()
+        } else {
+            free / LINE * LINE
+        };
         let start = (self.written % CAPACITY as u64) as usize;
         let first = count.min(CAPACITY - start);
         let ring = self.memory.data(self.outgoing);
         // SAFETY: both parts lie inside the ring, in bytes that the reader has given back and does
         // not touch before `written` moves; `bytes` is not shared memory.
         unsafe {
-            ring.add(start).copy_from_nonoverlapping(NonNull::from(&bytes[..first]).cast(), first);
-            ring.copy_from_nonoverlapping(NonNull::from(&bytes[first..count]).cast(), count - first);
+            ring.add(start)
+                .copy_from_nonoverlapping(NonNull::from(&bytes[..first]).cast(), first);
+            ring.copy_from_nonoverlapping(
+                NonNull::from(&bytes[first..count]).cast(),
+                count - first,
+            );
         }
         self.written += count as u64;
-        self.memory.counter(1 + 2 * self.outgoing).store(self.written, Ordering::Release);
+        self.memory
+            .counter(1 + 2 * self.outgoing)
+            .store(self.written, Ordering::Release);
         Ok(count)
     }
 
     /// What has arrived, up to the ring's end; empty when nothing has.
     pub(super) fn readable(&self) -> io::Result<&[u8]> {
         let incoming = 1 - self.outgoing;
-        let written = self.memory.counter(1 + 2 * incoming).load(Ordering::Acquire);
+        let written = self
+            .memory
+            .counter(1 + 2 * incoming)
+            .load(Ordering::Acquire);
         let arrived = written.wrapping_sub(self.read);
         if arrived > CAPACITY as u64 {
             return Err(damaged());
@@ -166,19 +224,26 @@ impl RingPair {
         let count = (arrived as usize).min(CAPACITY - start);
         // SAFETY: these bytes lie inside the ring, were written before `written` was, and stay
         // untouched by the writer until `consume`, which needs `self` exclusively.
-        Ok(unsafe { std::slice::from_raw_parts(self.memory.data(incoming).add(start).as_ptr(), count) })
+        Ok(unsafe {
+            std::slice::from_raw_parts(self.memory.data(incoming).add(start).as_ptr(), count)
+        })
     }
 
     /// Gives the first `count` bytes of [`RingPair::readable`] back to the writer.
     pub(super) fn consume(&mut self, count: usize) {
         self.read += count as u64;
         let incoming = 1 - self.outgoing;
-        self.memory.counter(2 + 2 * incoming).store(self.read, Ordering::Release);
+        self.memory
+            .counter(2 + 2 * incoming)
+            .store(self.read, Ordering::Release);
     }
 }
 
 fn damaged() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the shared ring's counters are damaged")
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the shared ring's counters are damaged",
+    )
 }
 
 #[cfg(test)]
@@ -195,11 +260,15 @@ mod tests {
     #[test]
     fn bytes_arrive_in_order_in_both_directions_and_wrap() {
         let (mut near, mut far) = pair();
-        let message: Vec<u8> = (0..3 * CAPACITY + 100).map(|at| (at * 7 % 251) as u8).collect();
+        let message: Vec<u8> = (0..3 * CAPACITY + 100)
+            .map(|at| (at * 7 % 251) as u8)
+            .collect();
         for _ in 0..2 {
             let (mut sent, mut received) = (0, Vec::new());
             while received.len() < message.len() {
-                sent += near.write(&message[sent..message.len().min(sent + 300_032)]).unwrap();
+                sent += near
+                    .write(&message[sent..message.len().min(sent + 300_032)])
+                    .unwrap();
                 let arrived = far.readable().unwrap();
                 let count = arrived.len().min(200_000);
                 received.extend_from_slice(&arrived[..count]);
@@ -222,9 +291,21 @@ mod tests {
     #[test]
     fn a_wrong_offer_is_refused() {
         let (_near, file, offer) = RingPair::create([1; 32]).unwrap();
-        assert!(RingPair::open(&Offer { nonce: [2; 32], ..offer }).is_err());
+        assert!(
+            RingPair::open(&Offer {
+                nonce: [2; 32],
+                ..offer
+            })
+            .is_err()
+        );
         assert!(RingPair::open(&Offer { fd: 0, ..offer }).is_err());
-        assert!(RingPair::open(&Offer { pid: u32::MAX, ..offer }).is_err());
+        assert!(
+            RingPair::open(&Offer {
+                pid: u32::MAX,
+                ..offer
+            })
+            .is_err()
+        );
         drop(file);
         assert!(RingPair::open(&offer).is_err());
     }
@@ -234,7 +315,9 @@ mod tests {
         let (mut near, far) = pair();
         far.memory.counter(2).store(u64::MAX / 2, Ordering::Release);
         assert!(near.write(&[0; 8]).is_err());
-        near.memory.counter(1).store(u64::MAX / 2, Ordering::Release);
+        near.memory
+            .counter(1)
+            .store(u64::MAX / 2, Ordering::Release);
         assert!(far.readable().is_err());
     }
 }

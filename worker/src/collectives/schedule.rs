@@ -45,7 +45,11 @@ pub fn peers(world: usize, rank: usize) -> impl Iterator<Item = usize> {
 pub fn reduce_scatter(len: usize, world: usize, rank: usize) -> Vec<Transfer> {
     let own = shard(len, world, rank);
     peers(world, rank)
-        .map(|peer| Transfer { peer, send: shard(len, world, peer), receive: own.clone() })
+        .map(|peer| Transfer {
+            peer,
+            send: shard(len, world, peer),
+            receive: own.clone(),
+        })
         .collect()
 }
 
@@ -54,14 +58,22 @@ pub fn reduce_scatter(len: usize, world: usize, rank: usize) -> Vec<Transfer> {
 pub fn all_gather(len: usize, world: usize, rank: usize) -> Vec<Transfer> {
     let own = shard(len, world, rank);
     peers(world, rank)
-        .map(|peer| Transfer { peer, send: own.clone(), receive: shard(len, world, peer) })
+        .map(|peer| Transfer {
+            peer,
+            send: own.clone(),
+            receive: shard(len, world, peer),
+        })
         .collect()
 }
 
 /// Digest of the operations of one step (kind and elements, in order) on one layout. Ranks
 /// compare it before step 0 with [`agree`]: a rank with another schedule would hang the others.
 #[must_use]
-pub fn schedule_digest(layout: &FlatLayout, lanes: u32, operations: &[(Kind, u64)]) -> blake3::Hash {
+pub fn schedule_digest(
+    layout: &FlatLayout,
+    lanes: u32,
+    operations: &[(Kind, u64)],
+) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(layout.digest().as_bytes());
     hasher.update(&lanes.to_le_bytes());
@@ -82,7 +94,9 @@ pub fn agree(collective: &mut dyn Collective, what: &str, digest: &blake3::Hash)
     if others.is_empty() {
         return Ok(());
     }
-    Err(CollectiveError::Usage(format!("the {what} of ranks {others:?} differs from that of rank 0")))
+    Err(CollectiveError::Usage(format!(
+        "the {what} of ranks {others:?} differs from that of rank 0"
+    )))
 }
 
 #[cfg(test)]
@@ -99,7 +113,11 @@ mod tests {
                 assert_eq!(shards[0].start, 0);
                 assert_eq!(shards[world - 1].end, len);
                 assert!(shards.windows(2).all(|pair| pair[0].end == pair[1].start));
-                assert!(shards.iter().all(|own| own.is_empty() || own.start % ALIGN_ELEMENTS == 0));
+                assert!(
+                    shards
+                        .iter()
+                        .all(|own| own.is_empty() || own.start % ALIGN_ELEMENTS == 0)
+                );
                 let longest = shards.iter().map(ExactSizeIterator::len).max().unwrap();
                 assert!(longest <= len / world + ALIGN_ELEMENTS);
             }
@@ -133,13 +151,17 @@ mod tests {
             for rank in 0..world {
                 shard(len, world, rank).for_each(|at| sums[rank][at] |= 1 << rank);
                 for transfer in reduce_scatter(len, world, rank) {
-                    transfer.receive.for_each(|at| sums[rank][at] |= 1 << transfer.peer);
+                    transfer
+                        .receive
+                        .for_each(|at| sums[rank][at] |= 1 << transfer.peer);
                 }
             }
             let reduced = sums.clone();
             for rank in 0..world {
                 for transfer in all_gather(len, world, rank) {
-                    transfer.receive.for_each(|at| sums[rank][at] = reduced[transfer.peer][at]);
+                    transfer
+                        .receive
+                        .for_each(|at| sums[rank][at] = reduced[transfer.peer][at]);
                 }
                 assert!(sums[rank].iter().all(|&set| set == (1 << world) - 1));
             }

@@ -1,5 +1,6 @@
 //! Where received bytes go. A slot is a peer, in the order of the schedule.
 
+use super::EachBlock;
 use crate::exact::kernels;
 
 /// Takes the payload of several messages at once, each from its beginning to its end.
@@ -50,31 +51,69 @@ impl Sink for GrowSink {
     }
 }
 
-/// All messages added to this rank's own numbers, slot after slot: a message is taken only as far
-/// as the one before it has come, so that every sum has the same order.
-pub(super) struct SumSink<'a> {
-    pub(super) own: &'a [i64],
-    pub(super) out: &'a mut [i64],
+/// Elements of the window of a [`SumSink`].
+pub(super) const WINDOW: usize = 1 << 15;
+/// Elements that are summed at a time, so that they stay in the first cache.
+const BLOCK: usize = 1 << 10;
+
+/// All messages added to this rank's own numbers. The first slot may be at most a window ahead of
+/// the last one, whose sums are complete and go to `each` at once: no buffer of the shard's length
+/// is needed.
+pub(super) struct SumSink<'a, 'e> {
+    own: &'a [i64],
+    window: Vec<i64>,
     /// Bytes taken of each slot.
-    pub(super) taken: Vec<usize>,
+    taken: Vec<usize>,
+    each: &'a mut EachBlock<'e>,
 }
 
-impl Sink for SumSink<'_> {
+impl<'a, 'e> SumSink<'a, 'e> {
+    pub(super) fn new(own: &'a [i64], slots: usize, each: &'a mut EachBlock<'e>) -> Self {
+        Self {
+            own,
+            window: vec![0; WINDOW],
+            taken: vec![0; slots],
+            each,
+        }
+    }
+
+    /// Adds a block that does not cross the window's end.
+    fn add(&mut self, slot: usize, first: usize, bytes: &[u8]) {
+        let (start, count) = (first % WINDOW, bytes.len() / 8);
+        let sums = &mut self.window[start..start + count];
+        if slot == 0 {
+            kernels::sum_i64(sums, &self.own[first..first + count], bytes);
+        } else {
+            kernels::accumulate_i64(sums, bytes);
+        }
+        if slot + 1 == self.taken.len() {
+            (self.each)(first, sums);
+        }
+    }
+}
+
+impl Sink for SumSink<'_, '_> {
     fn room(&self, slot: usize, at: usize) -> usize {
-        let ready = if slot == 0 { size_of_val(self.own) } else { self.taken[slot - 1] };
+        let last = self.taken.last().copied().unwrap_or(0);
+        let ready = if slot == 0 {
+            size_of_val(self.own).min(last + 8 * WINDOW)
+        } else {
+            self.taken[slot - 1]
+        };
         ready - at
     }
 
     fn put(&mut self, slot: usize, at: usize, bytes: &[u8]) -> usize {
-        let (first, count) = (at / 8, bytes.len() / 8);
-        let out = &mut self.out[first..first + count];
-        if slot == 0 {
-            kernels::sum_i64(out, &self.own[first..first + count], &bytes[..8 * count]);
-        } else {
-            kernels::accumulate_i64(out, &bytes[..8 * count]);
+        let (mut first, mut rest) = (at / 8, &bytes[..bytes.len() / 8 * 8]);
+        let used = rest.len();
+        while !rest.is_empty() {
+            let count = BLOCK.min(WINDOW - first % WINDOW).min(rest.len() / 8);
+            let (block, after) = rest.split_at(8 * count);
+            self.add(slot, first, block);
+            (first, rest) = (first + count, after);
         }
-        self.taken[slot] = at + 8 * count;
-        8 * count
+        self.taken[slot] = at + used;
+        used
     }
 }
 
@@ -87,7 +126,11 @@ pub(super) struct AddSink<'a> {
 
 impl Sink for AddSink<'_> {
     fn room(&self, slot: usize, at: usize) -> usize {
-        let ready = if slot == 0 { size_of_val(self.out) } else { self.taken[slot - 1] };
+        let ready = if slot == 0 {
+            size_of_val(self.out)
+        } else {
+            self.taken[slot - 1]
+        };
         ready - at
     }
 
@@ -106,10 +149,12 @@ mod tests {
 
     #[test]
     fn sums_wait_for_the_slot_before() {
-        let (own, mut out) = ([1i64, 2, 3], [0i64; 3]);
+        let mut out = [0i64; 3];
         let bytes = |values: [i64; 3]| le_bytes(&values).to_vec();
         let (a, b) = (bytes([10, 20, 30]), bytes([100, 200, 300]));
-        let mut sink = SumSink { own: &own, out: &mut out, taken: vec![0; 2] };
+        let mut each =
+            |first: usize, sums: &[i64]| out[first..first + sums.len()].copy_from_slice(sums);
+        let mut sink = SumSink::new(&[1, 2, 3], 2, &mut each);
         assert_eq!(sink.room(1, 0), 0);
         assert_eq!(sink.put(0, 0, &a[..19]), 16);
         assert_eq!(sink.room(1, 0), 16);
@@ -118,5 +163,27 @@ mod tests {
         assert_eq!(sink.put(1, 16, &b[16..]), 8);
         assert_eq!([sink.room(0, 24), sink.room(1, 24)], [0, 0]);
         assert_eq!(out, [111, 222, 333]);
+    }
+
+    #[test]
+    fn the_first_slot_stays_within_the_window() {
+        let own = vec![1i64; 3 * WINDOW];
+        let bytes = vec![0u8; 8 * 3 * WINDOW];
+        let mut total = 0;
+        let mut each = |first: usize, sums: &[i64]| {
+            assert_eq!(first, total);
+            assert!(sums.iter().all(|&sum| sum == 1));
+            total += sums.len();
+        };
+        let mut sink = SumSink::new(&own, 2, &mut each);
+        let mut at = [0, 0];
+        while at[1] < bytes.len() {
+            for slot in 0..2 {
+                let room = sink.room(slot, at[slot]).min(300_000 / (slot + 1));
+                at[slot] += sink.put(slot, at[slot], &bytes[..room]);
+                assert!(at[0] - at[1] <= 8 * WINDOW);
+            }
+        }
+        assert_eq!(total, own.len());
     }
 }

@@ -13,7 +13,10 @@ use super::handshake::{self, Credentials, Refusal, Timed};
 use super::link::Link;
 use super::sink::{AddSink, CopySink, GrowSink, Sink, SumSink};
 use super::wait::Watch;
-use super::{AbortFlag, Collective, CollectiveError, Identity, Kind, Limits, Peer, Result, schedule};
+use super::{
+    AbortFlag, Collective, CollectiveError, EachBlock, Identity, Kind, Limits, Peer, Result,
+    schedule,
+};
 use crate::flat::{le_bytes, le_bytes_mut};
 
 /// Pause between two attempts to reach a peer or to accept one.
@@ -84,7 +87,10 @@ impl Mesh {
     /// The only rank of a world of one: no sockets.
     #[must_use]
     pub fn alone() -> Self {
-        let watch = Watch { abort: AbortFlag::new(), silence: Duration::MAX };
+        let watch = Watch {
+            abort: AbortFlag::new(),
+            silence: Duration::MAX,
+        };
         Self::assemble(0, 0, Vec::new(), Limits::default(), watch)
     }
 
@@ -94,13 +100,32 @@ impl Mesh {
     /// # Errors
     /// [`CollectiveError::Connect`] with the first peer that is missing after `limits.connect`, or
     /// at once when a peer can never fit; [`CollectiveError::Aborted`].
-    pub fn form(listener: &DataListener, roster: &Roster, limits: &Limits, abort: &AbortFlag) -> Result<Self> {
+    pub fn form(
+        listener: &DataListener,
+        roster: &Roster,
+        limits: &Limits,
+        abort: &AbortFlag,
+    ) -> Result<Self> {
         let (rank, world) = (roster.rank, roster.addresses.len());
         if rank >= world {
-            return Err(CollectiveError::Usage(format!("rank {rank} is not one of {world}")));
+            return Err(CollectiveError::Usage(format!(
+                "rank {rank} is not one of {world}"
+            )));
         }
-        let own = Credentials::new(&roster.run_id, &roster.token, roster.generation, world, rank);
-        let forming = Forming { roster, own, limits, abort, deadline: Instant::now() + limits.connect };
+        let own = Credentials::new(
+            &roster.run_id,
+            &roster.token,
+            roster.generation,
+            world,
+            rank,
+        );
+        let forming = Forming {
+            roster,
+            own,
+            limits,
+            abort,
+            deadline: Instant::now() + limits.connect,
+        };
         let mut links: Vec<Option<Link>> = (0..world).map(|_| None).collect();
         for (peer, link) in links.iter_mut().enumerate().take(rank) {
             *link = Some(forming.dial(peer)?);
@@ -112,21 +137,48 @@ impl Mesh {
             let peer = forming.peer(peer);
             neighbours.extend(link.map(|link| Neighbour { peer, link }));
         }
-        let watch = Watch { abort: abort.clone(), silence: limits.silence };
+        let watch = Watch {
+            abort: abort.clone(),
+            silence: limits.silence,
+        };
         let mesh = Self::assemble(rank, roster.generation, neighbours, limits.clone(), watch);
-        tracing::debug!(rank, world, generation = roster.generation, shared = mesh.shared_links(), "mesh formed");
+        tracing::debug!(
+            rank,
+            world,
+            generation = roster.generation,
+            shared = mesh.shared_links(),
+            "mesh formed"
+        );
         Ok(mesh)
     }
 
-    fn assemble(rank: usize, generation: u64, neighbours: Vec<Neighbour>, limits: Limits, watch: Watch) -> Self {
+    fn assemble(
+        rank: usize,
+        generation: u64,
+        neighbours: Vec<Neighbour>,
+        limits: Limits,
+        watch: Watch,
+    ) -> Self {
         let world = neighbours.len() + 1;
-        Self { rank, world, generation, sequence: 0, limits, watch, neighbours, broken: None }
+        Self {
+            rank,
+            world,
+            generation,
+            sequence: 0,
+            limits,
+            watch,
+            neighbours,
+            broken: None,
+        }
     }
 
     /// Peers that are reached through shared memory.
     #[must_use]
     pub fn shared_links(&self) -> usize {
-        self.neighbours.iter().filter(|neighbour| neighbour.link.is_shared()).count()
+        self.neighbours
+            .iter()
+            .filter(|neighbour| neighbour.link.is_shared())
+            .count()
     }
 
     /// Begins the next operation.
@@ -136,7 +188,11 @@ impl Mesh {
         }
         self.watch.abort.check()?;
         self.sequence += 1;
-        Ok(Identity { generation: self.generation, sequence: self.sequence, kind })
+        Ok(Identity {
+            generation: self.generation,
+            sequence: self.sequence,
+            kind,
+        })
     }
 
     /// Runs one operation: `send(slot)` goes to each peer, `receive(slot)` long messages come back.
@@ -149,9 +205,21 @@ impl Mesh {
     ) -> Result<()> {
         let identity = self.begin(kind)?;
         let slots = 0..self.neighbours.len();
-        let outgoing = slots.clone().filter_map(|slot| Some(Outgoing::new(slot, send(slot)?))).collect();
-        let incoming = slots.filter_map(|slot| Some(Incoming::new(slot, slot, receive(slot)?))).collect();
-        let result = exchange(&mut self.neighbours, identity, outgoing, incoming, sink, &self.watch);
+        let outgoing = slots
+            .clone()
+            .filter_map(|slot| Some(Outgoing::new(slot, send(slot)?)))
+            .collect();
+        let incoming = slots
+            .filter_map(|slot| Some(Incoming::new(slot, slot, receive(slot)?)))
+            .collect();
+        let result = exchange(
+            &mut self.neighbours,
+            identity,
+            outgoing,
+            incoming,
+            sink,
+            &self.watch,
+        );
         if let Err(error) = &result {
             self.broken = Some(error.to_string());
         }
@@ -163,7 +231,9 @@ impl Mesh {
             return Ok(());
         }
         let limit = self.limits.message_bytes;
-        Err(CollectiveError::Usage(format!("a message of {bytes} bytes is longer than {limit}")))
+        Err(CollectiveError::Usage(format!(
+            "a message of {bytes} bytes is longer than {limit}"
+        )))
     }
 
     fn reduce_scatter_f32(&mut self, data: &mut [f32]) -> Result<()> {
@@ -182,7 +252,10 @@ impl Mesh {
             Some(le_bytes(values))
         };
         let receive = Length::Exactly(size_of_val(out));
-        let mut sink = AddSink { out, taken: vec![0; transfers.len()] };
+        let mut sink = AddSink {
+            out,
+            taken: vec![0; transfers.len()],
+        };
         self.run(Kind::ReduceScatterF32, send, |_| Some(receive), &mut sink)
     }
 }
@@ -202,7 +275,9 @@ impl Collective for Mesh {
 
     fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.check_message(mine.len())?;
-        let mut sink = GrowSink { parts: vec![Vec::new(); self.world - 1] };
+        let mut sink = GrowSink {
+            parts: vec![Vec::new(); self.world - 1],
+        };
         let length = Length::AtMost(self.limits.message_bytes);
         self.run(Kind::AllGather, |_| Some(mine), |_| Some(length), &mut sink)?;
         let mut all = vec![Vec::new(); self.world];
@@ -215,35 +290,47 @@ impl Collective for Mesh {
 
     fn broadcast(&mut self, root: usize, mine: &[u8]) -> Result<Vec<u8>> {
         if root >= self.world {
-            return Err(CollectiveError::Usage(format!("rank {root} is not one of {}", self.world)));
+            return Err(CollectiveError::Usage(format!(
+                "rank {root} is not one of {}",
+                self.world
+            )));
         }
         let is_root = root == self.rank;
         if is_root {
             self.check_message(mine.len())?;
         }
-        let root_slot = (root + self.world - self.rank).checked_rem(self.world).unwrap_or(0);
+        let root_slot = (root + self.world - self.rank)
+            .checked_rem(self.world)
+            .unwrap_or(0);
         let length = Length::AtMost(self.limits.message_bytes);
-        let mut sink = GrowSink { parts: vec![Vec::new(); self.world - 1] };
+        let mut sink = GrowSink {
+            parts: vec![Vec::new(); self.world - 1],
+        };
         let receive = |slot: usize| (!is_root && slot + 1 == root_slot).then_some(length);
-        self.run(Kind::Broadcast, |_| is_root.then_some(mine), receive, &mut sink)?;
-        Ok(if is_root { mine.to_vec() } else { std::mem::take(&mut sink.parts[root_slot - 1]) })
+        self.run(
+            Kind::Broadcast,
+            |_| is_root.then_some(mine),
+            receive,
+            &mut sink,
+        )?;
+        Ok(if is_root {
+            mine.to_vec()
+        } else {
+            std::mem::take(&mut sink.parts[root_slot - 1])
+        })
     }
 
-    fn reduce_scatter_i64(&mut self, data: &[i64], out: &mut [i64]) -> Result<()> {
-        let own = self.own_shard(data.len());
-        if out.len() != own.len() {
-            let (found, expected) = (out.len(), own.len());
-            return Err(CollectiveError::Usage(format!("{found} elements were given for a shard of {expected}")));
-        }
+    fn reduce_scatter_i64(&mut self, data: &[i64], each: &mut EachBlock<'_>) -> Result<()> {
         if self.world == 1 {
             self.begin(Kind::ReduceScatterI64)?;
-            out.copy_from_slice(data);
+            each(0, data);
             return Ok(());
         }
+        let own = &data[self.own_shard(data.len())];
         let transfers = schedule::reduce_scatter(data.len(), self.world, self.rank);
-        let receive = Length::Exactly(size_of_val(out));
-        let mut sink = SumSink { own: &data[own], out, taken: vec![0; transfers.len()] };
+        let mut sink = SumSink::new(own, transfers.len(), each);
         let send = |slot: usize| Some(le_bytes(&data[transfers[slot].send.clone()]));
+        let receive = Length::Exactly(size_of_val(own));
         self.run(Kind::ReduceScatterI64, send, |_| Some(receive), &mut sink)
     }
 
@@ -264,7 +351,12 @@ impl Collective for Mesh {
             .collect();
         let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
         let mut sink = CopySink { parts };
-        self.run(Kind::AllGatherF32, |_| Some(mine), |slot| Some(Length::Exactly(lengths[slot])), &mut sink)
+        self.run(
+            Kind::AllGatherF32,
+            |_| Some(mine),
+            |slot| Some(Length::Exactly(lengths[slot])),
+            &mut sink,
+        )
     }
 
     fn all_reduce_f32(&mut self, data: &mut [f32]) -> Result<()> {
@@ -284,11 +376,18 @@ struct Forming<'a> {
 
 impl Forming<'_> {
     fn peer(&self, rank: usize) -> Peer {
-        Peer { rank, address: self.roster.addresses[rank] }
+        Peer {
+            rank,
+            address: self.roster.addresses[rank],
+        }
     }
 
     fn unreachable(&self, rank: usize, reason: String) -> CollectiveError {
-        CollectiveError::Connect { peer: self.peer(rank), seconds: self.limits.connect.as_secs_f64(), reason }
+        CollectiveError::Connect {
+            peer: self.peer(rank),
+            seconds: self.limits.connect.as_secs_f64(),
+            reason,
+        }
     }
 
     /// Connects to a lower rank, again and again until the deadline.
@@ -311,8 +410,14 @@ impl Forming<'_> {
     }
 
     fn try_dial(&self, rank: usize) -> std::result::Result<Link, Refusal> {
-        let left = self.deadline.saturating_duration_since(Instant::now()).max(RETRY);
-        let socket = TcpStream::connect_timeout(&self.peer(rank).address, left.min(Duration::from_millis(500)))?;
+        let left = self
+            .deadline
+            .saturating_duration_since(Instant::now())
+            .max(RETRY);
+        let socket = TcpStream::connect_timeout(
+            &self.peer(rank).address,
+            left.min(Duration::from_millis(500)),
+        )?;
         // The acceptor may be busy with others: its answer may take until the deadline.
         let mut stream = Timed::new(socket, self.deadline, self.abort)?;
         let rings = handshake::dial(&mut stream, &self.own, rank, self.limits.shared_memory)?;
@@ -334,19 +439,27 @@ impl Forming<'_> {
                         last_refusal = reason;
                     }
                 },
-                Err(_) if Instant::now() > self.deadline => return Err(self.unreachable(missing, last_refusal)),
+                Err(_) if Instant::now() > self.deadline => {
+                    return Err(self.unreachable(missing, last_refusal));
+                }
                 Err(_) => std::thread::sleep(RETRY),
             }
         }
         Ok(())
     }
 
-    fn try_accept(&self, socket: TcpStream, links: &[Option<Link>]) -> std::result::Result<(usize, Link), Refusal> {
+    fn try_accept(
+        &self,
+        socket: TcpStream,
+        links: &[Option<Link>],
+    ) -> std::result::Result<(usize, Link), Refusal> {
         let deadline = self.deadline.min(Instant::now() + HANDSHAKE);
         let mut stream = Timed::new(socket, deadline, self.abort)?;
         let own_rank = self.own.rank as usize;
-        let expected = |rank: usize| rank > own_rank && links.get(rank).is_some_and(Option::is_none);
-        let (rank, rings) = handshake::accept(&mut stream, &self.own, expected, self.limits.shared_memory)?;
+        let expected =
+            |rank: usize| rank > own_rank && links.get(rank).is_some_and(Option::is_none);
+        let (rank, rings) =
+            handshake::accept(&mut stream, &self.own, expected, self.limits.shared_memory)?;
         Ok((rank, Link::new(stream.into_socket(), rings)?))
     }
 }

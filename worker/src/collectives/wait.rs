@@ -9,8 +9,8 @@ use super::{AbortFlag, CollectiveError, Identity, Result};
 
 /// Polls without sleeping before the processor is given away.
 const SPINS: u32 = 100;
-/// Polls that give the processor to others before the first sleep.
-const YIELDS: u32 = 1000;
+/// How long the processor is given away before the first sleep.
+const YIELDING: Duration = Duration::from_micros(200);
 /// First and longest sleep between two polls of shared memory.
 const SLEEPS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(500));
 /// How long a wait for sockets may last before the abort flag is looked at.
@@ -41,7 +41,12 @@ pub(super) struct Idle<'a> {
 
 impl<'a> Idle<'a> {
     pub(super) fn new(watch: &'a Watch) -> Self {
-        Self { watch, polls: 0, sleep: SLEEPS.0, since: None }
+        Self {
+            watch,
+            polls: 0,
+            sleep: SLEEPS.0,
+            since: None,
+        }
     }
 
     /// Something moved.
@@ -62,22 +67,31 @@ impl<'a> Idle<'a> {
             std::hint::spin_loop();
             return Ok(());
         }
-        if self.polls < YIELDS {
+        let quiet = self.since.get_or_insert_with(Instant::now).elapsed();
+        if quiet < YIELDING {
             std::thread::yield_now();
             return Ok(());
         }
         let pending = pending();
-        self.give_up(neighbours, during, &pending)?;
+        self.give_up(neighbours, during, &pending, quiet)?;
         self.rest(neighbours, &pending);
         Ok(())
     }
 
-    fn give_up(&mut self, neighbours: &mut [Neighbour], during: Identity, pending: &[Pending]) -> Result<()> {
+    fn give_up(
+        &self,
+        neighbours: &mut [Neighbour],
+        during: Identity,
+        pending: &[Pending],
+        quiet: Duration,
+    ) -> Result<()> {
         self.watch.abort.check()?;
-        let quiet = self.since.get_or_insert_with(Instant::now).elapsed();
         for waiting in pending {
             let neighbour = &mut neighbours[waiting.neighbour];
-            neighbour.link.check_alive().map_err(|error| neighbour.lost(during, &error))?;
+            neighbour
+                .link
+                .check_alive()
+                .map_err(|error| neighbour.lost(during, &error))?;
         }
         let receiving = pending.iter().find(|waiting| waiting.receive);
         match receiving.or(pending.first()) {
@@ -91,7 +105,10 @@ impl<'a> Idle<'a> {
     }
 
     fn rest(&mut self, neighbours: &[Neighbour], pending: &[Pending]) {
-        if pending.iter().any(|waiting| neighbours[waiting.neighbour].link.is_shared()) {
+        if pending
+            .iter()
+            .any(|waiting| neighbours[waiting.neighbour].link.is_shared())
+        {
             std::thread::sleep(self.sleep);
             self.sleep = (self.sleep * 2).min(SLEEPS.1);
             return;
@@ -100,7 +117,11 @@ impl<'a> Idle<'a> {
             .iter()
             .map(|waiting| libc::pollfd {
                 fd: neighbours[waiting.neighbour].link.fd(),
-                events: if waiting.receive { libc::POLLIN } else { libc::POLLOUT },
+                events: if waiting.receive {
+                    libc::POLLIN
+                } else {
+                    libc::POLLOUT
+                },
                 revents: 0,
             })
             .collect();

@@ -42,7 +42,9 @@ pub enum BallotError {
         times: usize,
     },
     /// Two ranks use different exponents for one tensor.
-    #[error("rank {rank} scales tensor {tensor} by 2^{found}, others by 2^{expected}: the replicas have come apart")]
+    #[error(
+        "rank {rank} scales tensor {tensor} by 2^{found}, others by 2^{expected}: the replicas have come apart"
+    )]
     Diverged {
         /// The rank that differs.
         rank: usize,
@@ -86,9 +88,21 @@ impl Ballot {
             return None;
         }
         let (seen, exponents) = rest.split_at(2 * tensors);
-        let numbers = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|pair| i16::from_le_bytes(*pair)).collect();
+        let numbers = |bytes: &[u8]| {
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|pair| i16::from_le_bytes(*pair))
+                .collect()
+        };
         Some(Self {
-            lanes: lanes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect(),
+            lanes: lanes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|word| u32::from_le_bytes(*word))
+                .collect(),
             seen: numbers(seen),
             exponents: numbers(exponents),
             dropped: dropped == 1,
@@ -98,19 +112,36 @@ impl Ballot {
 
 impl Tally {
     /// Counts the encoded ballots, by rank.
-    pub(super) fn count(ballots: &[Vec<u8>], tensors: usize, lanes: u32) -> Result<Self, BallotError> {
-        let mut tally = Self { seen: vec![NONE; tensors], exponents: vec![NONE; tensors], dropped: false };
+    pub(super) fn count(
+        ballots: &[Vec<u8>],
+        tensors: usize,
+        lanes: u32,
+    ) -> Result<Self, BallotError> {
+        let mut tally = Self {
+            seen: vec![NONE; tensors],
+            exponents: vec![NONE; tensors],
+            dropped: false,
+        };
         let mut times = vec![0usize; lanes as usize];
         for (rank, bytes) in ballots.iter().enumerate() {
-            let malformed = BallotError::Malformed { rank, bytes: bytes.len(), tensors };
+            let malformed = BallotError::Malformed {
+                rank,
+                bytes: bytes.len(),
+                tensors,
+            };
             let ballot = Ballot::decode(bytes, tensors).ok_or(malformed)?;
             for &lane in &ballot.lanes {
-                *times.get_mut(lane as usize).ok_or(BallotError::Lane { lane, times: 1 })? += 1;
+                *times
+                    .get_mut(lane as usize)
+                    .ok_or(BallotError::Lane { lane, times: 1 })? += 1;
             }
             tally.add(rank, &ballot)?;
         }
         match times.iter().position(|&times| times != 1) {
-            Some(lane) => Err(BallotError::Lane { lane: lane as u32, times: times[lane] }),
+            Some(lane) => Err(BallotError::Lane {
+                lane: lane as u32,
+                times: times[lane],
+            }),
             None => Ok(tally),
         }
     }
@@ -123,7 +154,12 @@ impl Tally {
             if expected == NONE {
                 self.exponents[tensor] = found;
             } else if found != NONE && found != expected {
-                return Err(BallotError::Diverged { rank, tensor, found, expected });
+                return Err(BallotError::Diverged {
+                    rank,
+                    tensor,
+                    found,
+                    expected,
+                });
             }
         }
         Ok(())
@@ -141,14 +177,30 @@ mod tests {
 
     fn ballot(lanes: &[u32], seen: &[i16], exponents: &[i16]) -> Vec<u8> {
         let (seen, exponents) = (seen.to_vec(), exponents.to_vec());
-        Ballot { lanes: lanes.to_vec(), seen, exponents, dropped: false }.encode()
+        Ballot {
+            lanes: lanes.to_vec(),
+            seen,
+            exponents,
+            dropped: false,
+        }
+        .encode()
     }
 
     #[test]
     fn the_largest_counts_whoever_saw_it() {
-        let (a, b) = (ballot(&[0, 2], &[3, NONE], &[40, NONE]), ballot(&[1], &[5, -4], &[40, 9]));
+        let (a, b) = (
+            ballot(&[0, 2], &[3, NONE], &[40, NONE]),
+            ballot(&[1], &[5, -4], &[40, 9]),
+        );
         let tally = Tally::count(&[a.clone(), b.clone()], 2, 3).unwrap();
-        assert_eq!(tally, Tally { seen: vec![5, -4], exponents: vec![40, 9], dropped: false });
+        assert_eq!(
+            tally,
+            Tally {
+                seen: vec![5, -4],
+                exponents: vec![40, 9],
+                dropped: false
+            }
+        );
         assert_eq!(Tally::count(&[b, a], 2, 3).unwrap(), tally);
     }
 
@@ -156,15 +208,28 @@ mod tests {
     fn each_lane_counts_once() {
         let one = |lanes: &[u32]| ballot(lanes, &[1], &[1]);
         let lane = |error| matches!(error, BallotError::Lane { .. });
-        assert!(lane(Tally::count(&[one(&[0]), one(&[0])], 1, 1).unwrap_err()));
-        assert!(lane(Tally::count(&[one(&[0]), one(&[])], 1, 2).unwrap_err()));
+        assert!(lane(
+            Tally::count(&[one(&[0]), one(&[0])], 1, 1).unwrap_err()
+        ));
+        assert!(lane(
+            Tally::count(&[one(&[0]), one(&[])], 1, 2).unwrap_err()
+        ));
         assert!(lane(Tally::count(&[one(&[0, 7])], 1, 1).unwrap_err()));
     }
 
     #[test]
     fn replicas_that_came_apart_are_named() {
-        let error = Tally::count(&[ballot(&[0], &[1], &[4]), ballot(&[], &[1], &[5])], 1, 1).unwrap_err();
-        assert_eq!(error, BallotError::Diverged { rank: 1, tensor: 0, found: 5, expected: 4 });
+        let error =
+            Tally::count(&[ballot(&[0], &[1], &[4]), ballot(&[], &[1], &[5])], 1, 1).unwrap_err();
+        assert_eq!(
+            error,
+            BallotError::Diverged {
+                rank: 1,
+                tensor: 0,
+                found: 5,
+                expected: 4
+            }
+        );
     }
 
     #[test]

@@ -6,7 +6,9 @@ use tch::Tensor;
 
 use super::{ReduceError, kernels};
 use crate::collectives::Collective;
-use crate::flat::{FlatError, FlatLayout, Span, f32_slice, f32_slice_mut, i64_slice, i64_slice_mut};
+use crate::flat::{
+    FlatError, FlatLayout, Span, f32_slice, f32_slice_mut, i64_slice, i64_slice_mut,
+};
 
 /// `sums = round(gradient * scale)` at the tensor's place, or `+=`. Gives the bits of the largest
 /// magnitude.
@@ -17,8 +19,15 @@ pub(super) fn add(
     scale: f64,
     accumulate: bool,
 ) -> Result<u32, FlatError> {
-    let (sums, values) = (&mut i64_slice_mut(sums)?[span.range()], f32_slice(gradient)?);
-    let kernel = if accumulate { kernels::add_fixed } else { kernels::store_fixed };
+    let (sums, values) = (
+        &mut i64_slice_mut(sums)?[span.range()],
+        f32_slice(gradient)?,
+    );
+    let kernel = if accumulate {
+        kernels::add_fixed
+    } else {
+        kernels::store_fixed
+    };
     Ok(kernel(sums, values, scale))
 }
 
@@ -35,7 +44,13 @@ pub(super) fn reduce(
     collective: &mut dyn Collective,
     grads: &mut Tensor,
 ) -> Result<(), ReduceError> {
-    reduce_slices(i64_slice(sums)?, scales, layout, collective, f32_slice_mut(grads)?)
+    reduce_slices(
+        i64_slice(sums)?,
+        scales,
+        layout,
+        collective,
+        f32_slice_mut(grads)?,
+    )
 }
 
 /// [`reduce`] on slices.
@@ -47,19 +62,34 @@ pub(crate) fn reduce_slices(
     grads: &mut [f32],
 ) -> Result<(), ReduceError> {
     let own = collective.own_shard(sums.len());
-    if collective.world() == 1 {
-        convert(sums, &own, scales, layout, grads);
-        return Ok(());
+    let values = &mut grads[own.clone()];
+    collective.reduce_scatter_i64(sums, &mut |first, sums| {
+        let range = own.start + first..own.start + first + sums.len();
+        convert(
+            sums,
+            &range,
+            scales,
+            layout,
+            &mut values[first..first + sums.len()],
+        );
+    })?;
+    if collective.world() > 1 {
+        collective.all_gather_f32(grads)?;
     }
-    let mut shard = vec![0i64; own.len()];
-    collective.reduce_scatter_i64(sums, &mut shard)?;
-    convert(&shard, &own, scales, layout, &mut grads[own.clone()]);
-    Ok(collective.all_gather_f32(grads)?)
+    Ok(())
 }
 
 /// `values = sums * scale of their tensor`, for the elements `range` of the layout.
-fn convert(sums: &[i64], range: &Range<usize>, scales: &[f64], layout: &FlatLayout, values: &mut [f32]) {
-    let first = layout.spans().partition_point(|span| span.range().end <= range.start);
+fn convert(
+    sums: &[i64],
+    range: &Range<usize>,
+    scales: &[f64],
+    layout: &FlatLayout,
+    values: &mut [f32],
+) {
+    let first = layout
+        .spans()
+        .partition_point(|span| span.range().end <= range.start);
     for (span, &scale) in layout.spans().iter().zip(scales).skip(first) {
         if span.offset >= range.end {
             break;

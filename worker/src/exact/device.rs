@@ -17,7 +17,11 @@ pub(super) fn add(
     scale: f64,
     accumulate: bool,
 ) -> Result<Tensor, tch::TchError> {
-    let fixed = gradient.f_to_kind(Kind::Double)?.f_mul_scalar(scale)?.f_round()?.f_to_kind(Kind::Int64)?;
+    let fixed = gradient
+        .f_to_kind(Kind::Double)?
+        .f_mul_scalar(scale)?
+        .f_round()?
+        .f_to_kind(Kind::Int64)?;
     let mut sum = part(sums, span)?;
     if accumulate {
         let _ = sum.f_add_(&fixed)?;
@@ -44,13 +48,20 @@ pub(super) fn reduce(
     grads: &mut Tensor,
 ) -> Result<(), ReduceError> {
     let own = collective.own_shard(layout.total());
-    let reduced = if collective.world() == 1 { sums.shallow_clone() } else { collective.reduce_scatter_tensor(sums)? };
+    let reduced = if collective.world() == 1 {
+        sums.shallow_clone()
+    } else {
+        collective.reduce_scatter_tensor(sums)?
+    };
     for (span, &scale) in layout.spans().iter().zip(scales) {
         let (start, end) = (span.offset.max(own.start), span.range().end.min(own.end));
         if start < end {
             let len = (end - start) as i64;
             let sum = reduced.f_narrow(0, (start - own.start) as i64, len)?;
-            let values = sum.f_to_kind(Kind::Double)?.f_mul_scalar(scale)?.f_to_kind(Kind::Float)?;
+            let values = sum
+                .f_to_kind(Kind::Double)?
+                .f_mul_scalar(scale)?
+                .f_to_kind(Kind::Float)?;
             grads.f_narrow(0, start as i64, len)?.f_copy_(&values)?;
         }
     }

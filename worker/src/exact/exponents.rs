@@ -34,7 +34,11 @@ pub(super) fn of_magnitude(bits: u32, factor: f32) -> i16 {
     }
     // Products of two fp32 magnitudes, even subnormal ones, are normal in f64.
     let exponent = ((product.to_bits() >> 52) & 0x7ff) as i16 - 1022;
-    if exponent > LARGEST { NOT_FINITE } else { exponent.max(SMALLEST) }
+    if exponent > LARGEST {
+        NOT_FINITE
+    } else {
+        exponent.max(SMALLEST)
+    }
 }
 
 /// The exponent that fits a magnitude with headroom.
@@ -69,7 +73,10 @@ mod tests {
     #[test]
     fn magnitudes_have_the_exponent_of_the_next_power_of_two() {
         let of = |value: f32| of_magnitude(value.to_bits(), 1.0);
-        assert_eq!([of(1.0), of(1.5), of(2.0), of(0.5), of(0.0)], [1, 1, 2, 0, NONE]);
+        assert_eq!(
+            [of(1.0), of(1.5), of(2.0), of(0.5), of(0.0)],
+            [1, 1, 2, 0, NONE]
+        );
         assert_eq!(of(2f32.powi(116) * 0.99), 116);
         assert_eq!(of(f32::MAX), NOT_FINITE);
         assert_eq!(of(f32::from_bits(1)), SMALLEST);

@@ -17,7 +17,8 @@ const TWO_52: u64 = 0x4330_0000_0000_0000;
 /// 2^84: its low bits count in units of 2^32.
 const TWO_84: u64 = 0x4530_0000_0000_0000;
 /// 2^84 + 2^63 + 2^52.
-const OFFSET: f64 = f64::from_bits(TWO_84) + f64::from_bits(0x43e0_0000_0000_0000) + f64::from_bits(TWO_52);
+const OFFSET: f64 =
+    f64::from_bits(TWO_84) + f64::from_bits(0x43e0_0000_0000_0000) + f64::from_bits(TWO_52);
 
 #[inline(always)]
 fn fixed(value: f32, scale: f64) -> i64 {
@@ -61,7 +62,9 @@ fn add_body(sums: &mut [i64], values: &[f32], scale: f64) -> u32 {
 
 #[inline(always)]
 fn largest_body(values: &[f32]) -> u32 {
-    values.iter().fold(0, |largest, &value| largest.max(magnitude(value)))
+    values
+        .iter()
+        .fold(0, |largest, &value| largest.max(magnitude(value)))
 }
 
 #[inline(always)]
@@ -190,7 +193,18 @@ mod tests {
     #[test]
     fn ties_go_to_even_and_the_range_is_used_up() {
         let limit = 2f32.powi(51);
-        let values = [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, limit * 0.999, -limit * 0.999, 0.0, -0.0];
+        let values = [
+            0.5,
+            1.5,
+            2.5,
+            -0.5,
+            -1.5,
+            -2.5,
+            limit * 0.999,
+            -limit * 0.999,
+            0.0,
+            -0.0,
+        ];
         let mut sums = [0; 10];
         store_fixed(&mut sums, &values, 1.0);
         assert_eq!(sums[..6], [0, 2, 2, 0, -2, -2]);
@@ -211,12 +225,18 @@ mod tests {
 
     #[test]
     fn bytes_are_added() {
-        let bytes: Vec<u8> = [5i64, -6].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = [5i64, -6]
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         let mut out = [0i64; 2];
         sum_i64(&mut out, &[1, 2], &bytes);
         accumulate_i64(&mut out, &bytes);
         assert_eq!(out, [11, -10]);
-        let bytes: Vec<u8> = [0.5f32, 0.25].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = [0.5f32, 0.25]
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         let mut out = [1f32, 2.0];
         accumulate_f32(&mut out, &bytes);
         assert_eq!(out, [1.5, 2.25]);

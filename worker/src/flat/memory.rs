@@ -11,7 +11,10 @@ fn check(tensor: &Tensor, expected: Kind) -> Result<usize, FlatError> {
         && tensor.device() == Device::Cpu
         && tensor.is_contiguous();
     if !fits {
-        return Err(FlatError::Memory { expected, found: format!("{tensor:?}") });
+        return Err(FlatError::Memory {
+            expected,
+            found: format!("{tensor:?}"),
+        });
     }
     Ok(tensor.numel())
 }
@@ -24,7 +27,11 @@ pub fn f32_slice(tensor: &Tensor) -> Result<&[f32], FlatError> {
     let len = check(tensor, Kind::Float)?;
     // SAFETY: the tensor is contiguous, on the CPU and holds `len` f32; the borrow keeps its
     // storage alive; an empty tensor may have a null pointer, which the first arm takes.
-    Ok(if len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) } })
+    Ok(if len == 0 {
+        &[]
+    } else {
+        unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) }
+    })
 }
 
 /// The values of a contiguous fp32 tensor on the CPU, for writing in place. Other tensors may view
@@ -37,7 +44,11 @@ pub fn f32_slice_mut(tensor: &mut Tensor) -> Result<&mut [f32], FlatError> {
     let len = check(tensor, Kind::Float)?;
     // SAFETY: as in `f32_slice`; the exclusive borrow and the single thread of tensors exclude
     // other accesses while the slice lives.
-    Ok(if len == 0 { &mut [] } else { unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) } })
+    Ok(if len == 0 {
+        &mut []
+    } else {
+        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) }
+    })
 }
 
 /// The values of a contiguous int64 tensor on the CPU, in place.
@@ -47,7 +58,11 @@ pub fn f32_slice_mut(tensor: &mut Tensor) -> Result<&mut [f32], FlatError> {
 pub fn i64_slice(tensor: &Tensor) -> Result<&[i64], FlatError> {
     let len = check(tensor, Kind::Int64)?;
     // SAFETY: as in `f32_slice`, for i64.
-    Ok(if len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) } })
+    Ok(if len == 0 {
+        &[]
+    } else {
+        unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) }
+    })
 }
 
 /// The values of a contiguous int64 tensor on the CPU, for writing in place; see [`f32_slice_mut`].
@@ -57,7 +72,11 @@ pub fn i64_slice(tensor: &Tensor) -> Result<&[i64], FlatError> {
 pub fn i64_slice_mut(tensor: &mut Tensor) -> Result<&mut [i64], FlatError> {
     let len = check(tensor, Kind::Int64)?;
     // SAFETY: as in `f32_slice_mut`, for i64.
-    Ok(if len == 0 { &mut [] } else { unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) } })
+    Ok(if len == 0 {
+        &mut []
+    } else {
+        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) }
+    })
 }
 
 #[cfg(not(target_endian = "little"))]

@@ -4,19 +4,31 @@ use proptest::prelude::*;
 use super::*;
 
 fn spec(name: &str, shape: &[usize]) -> ParamSpec {
-    ParamSpec { name: name.into(), shape: shape.to_vec(), init: Init::Zeros }
+    ParamSpec {
+        name: name.into(),
+        shape: shape.to_vec(),
+        init: Init::Zeros,
+    }
 }
 
 fn small() -> Arc<FlatLayout> {
-    let specs =
-        [spec("norm", &[5]), spec("b.weight", &[3, 4]), spec("tau", &[]), spec("a.weight", &[2, 2])];
+    let specs = [
+        spec("norm", &[5]),
+        spec("b.weight", &[3, 4]),
+        spec("tau", &[]),
+        spec("a.weight", &[2, 2]),
+    ];
     Arc::new(FlatLayout::new(&specs).unwrap())
 }
 
 #[test]
 fn matrices_come_first_and_names_ascend() {
     let layout = small();
-    let names: Vec<&str> = layout.spans().iter().map(|span| span.name.as_str()).collect();
+    let names: Vec<&str> = layout
+        .spans()
+        .iter()
+        .map(|span| span.name.as_str())
+        .collect();
     assert_eq!(names, ["a.weight", "b.weight", "norm", "tau"]);
     assert_eq!(layout.decayed(), 0..32);
     assert_eq!(layout.undecayed(), 32..64);
@@ -59,7 +71,12 @@ fn buffers_start_on_64_bytes_and_padding_stays_zero() {
 fn the_digest_is_of_the_values_in_name_order() {
     let mut state = FlatState::new(small(), Device::Cpu).unwrap();
     let mut hasher = blake3::Hasher::new();
-    for (name, len, first) in [("a.weight", 4, 1.0), ("b.weight", 12, 2.0), ("norm", 5, 3.0), ("tau", 1, 4.0)] {
+    for (name, len, first) in [
+        ("a.weight", 4, 1.0),
+        ("b.weight", 12, 2.0),
+        ("norm", 5, 3.0),
+        ("tau", 1, 4.0),
+    ] {
         let values: Vec<f32> = (0..len).map(|at| first + at as f32).collect();
         state.load(Buffer::Weights, name, &values).unwrap();
         for value in &values {
