@@ -233,6 +233,8 @@ pub(crate) enum ConfigCommand {
     },
     /// The JSON schema of the job file, for editors
     Schema,
+    /// Every key of the job file with its meaning and default, as Markdown
+    Reference,
     /// Look for mistakes in a job, all at once
     #[command(after_long_help = "Example:\n  mks2 config check job.toml && mks2 train job.toml")]
     Check {

@@ -1,5 +1,7 @@
 //! `mks2 config`: every setting with its origin, the schema, all mistakes at once.
 
+mod reference;
+
 use mks2_proto::failure::Failure;
 use mks2_proto::job::load::{self, Origin, Setting};
 
@@ -15,6 +17,10 @@ pub(crate) fn run(command: ConfigCommand, output: &Output) -> Result<(), Failure
         ConfigCommand::Show { job, json, toml } => show(&job, json, toml, output),
         ConfigCommand::Schema => {
             output.result(&format!("{:#}", load::json_schema()));
+            Ok(())
+        }
+        ConfigCommand::Reference => {
+            output.result(&reference::render(&load::json_schema()));
             Ok(())
         }
         ConfigCommand::Check { job } => check(&job, output),

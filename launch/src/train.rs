@@ -56,7 +56,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Trains a job to its end.
 ///
 /// # Errors
-/// Everything that can go wrong with a run; see docs/exit-codes.md.
+/// Everything that can go wrong with a run; see docs/cli.md.
 pub(crate) async fn run(args: &TrainArgs, output: &Output) -> Result<(), Failure> {
     let prepared = prepare::prepare(args).await?;
     let mut signals = Signals::listen()?;

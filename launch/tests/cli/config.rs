@@ -97,3 +97,23 @@ fn errors_are_json_when_logs_are() {
     assert_eq!((ended.code, &error["exit_code"]), (Some(3), &serde_json::json!(3)));
     assert!(error["fix"].is_string());
 }
+
+#[test]
+fn the_settings_page_is_what_the_program_prints() {
+    let page = include_str!("../../../docs/settings.md");
+    let printed = Place::new().run(&["config", "reference"]).done().out.clone();
+    let cure = "run: cargo run -q -p mks2 -- config reference > docs/settings.md";
+    assert!(page == printed, "docs/settings.md is not current; {cure}");
+}
+
+#[test]
+fn the_pages_name_every_exit_code_and_variable() {
+    let codes = include_str!("../../../docs/cli.md");
+    for code in mks2_proto::failure::ExitCode::ALL {
+        assert!(codes.contains(&format!("| {} |", code.code())), "{code:?}");
+    }
+    let variables = include_str!("../../../docs/configuration.md");
+    for (name, _) in mks2_proto::env::ALL.iter().filter(|(name, _)| name.starts_with("MKS2")) {
+        assert!(variables.contains(name), "{name}");
+    }
+}
