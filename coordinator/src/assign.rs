@@ -50,17 +50,16 @@ pub enum DealError {
 ///
 /// # Errors
 /// When there are no members, or more of them than lanes.
-pub fn deal(
-    lanes: u32,
-    members: &[MemberId],
-    previous: &[Share],
-) -> Result<Assignment, DealError> {
+pub fn deal(lanes: u32, members: &[MemberId], previous: &[Share]) -> Result<Assignment, DealError> {
     if members.is_empty() {
         return Err(DealError::NoMembers { lanes });
     }
     let world = u32::try_from(members.len()).unwrap_or(u32::MAX);
     if world > lanes {
-        return Err(DealError::MoreMembersThanLanes { members: members.len(), lanes });
+        return Err(DealError::MoreMembersThanLanes {
+            members: members.len(),
+            lanes,
+        });
     }
     let (share, larger) = (lanes / world, lanes % world);
     let mut first = 0;
@@ -68,7 +67,11 @@ pub fn deal(
         .zip(in_order(members, previous))
         .map(|(rank, member)| {
             let end = first + share + u32::from(rank < larger);
-            let dealt = Share { member, rank: Rank(rank), lanes: first..end };
+            let dealt = Share {
+                member,
+                rank: Rank(rank),
+                lanes: first..end,
+            };
             first = end;
             dealt
         })
@@ -77,12 +80,18 @@ pub fn deal(
 
 /// Veterans by their old rank, then newcomers in the order in which people count.
 fn in_order(members: &[MemberId], previous: &[Share]) -> Vec<MemberId> {
-    let old_rank =
-        |member: &MemberId| previous.iter().find(|s| &s.member == member).map(|s| s.rank.0);
+    let old_rank = |member: &MemberId| {
+        previous
+            .iter()
+            .find(|s| &s.member == member)
+            .map(|s| s.rank.0)
+    };
     let mut ordered = members.to_vec();
     ordered.sort_by(|a, b| {
         let key = |m| old_rank(m).unwrap_or(u32::MAX);
-        key(a).cmp(&key(b)).then_with(|| a.natural_key().cmp(&b.natural_key()))
+        key(a)
+            .cmp(&key(b))
+            .then_with(|| a.natural_key().cmp(&b.natural_key()))
     });
     ordered
 }
@@ -94,13 +103,20 @@ mod tests {
     use super::*;
 
     fn ids(numbers: &[u32]) -> Vec<MemberId> {
-        numbers.iter().map(|n| MemberId::new(&format!("worker-{n}")).expect("good")).collect()
+        numbers
+            .iter()
+            .map(|n| MemberId::new(&format!("worker-{n}")).expect("good"))
+            .collect()
     }
 
     /// Lanes, the members before, and the members now in any order.
     fn problem() -> impl Strategy<Value = (u32, Vec<MemberId>, Vec<MemberId>)> {
         let pool: Vec<u32> = (0..24).collect();
-        (24_u32..2000, subsequence(pool.clone(), 1..24), subsequence(pool, 1..24).prop_shuffle())
+        (
+            24_u32..2000,
+            subsequence(pool.clone(), 1..24),
+            subsequence(pool, 1..24).prop_shuffle(),
+        )
             .prop_map(|(lanes, before, now)| (lanes, ids(&before), ids(&now)))
     }
 
@@ -144,8 +160,14 @@ mod tests {
     #[test]
     fn eight_lanes_for_three_workers() {
         let dealt = deal(8, &ids(&[2, 10, 0]), &[]).expect("enough lanes");
-        let shown: Vec<_> = dealt.iter().map(|s| (s.member.as_str(), s.lanes.clone())).collect();
-        assert_eq!(shown, [("worker-0", 0..3), ("worker-2", 3..6), ("worker-10", 6..8)]);
+        let shown: Vec<_> = dealt
+            .iter()
+            .map(|s| (s.member.as_str(), s.lanes.clone()))
+            .collect();
+        assert_eq!(
+            shown,
+            [("worker-0", 0..3), ("worker-2", 3..6), ("worker-10", 6..8)]
+        );
     }
 
     #[test]

@@ -165,9 +165,20 @@ impl Driver {
                 let ticket = self.expect(reply, None);
                 self.apply(Event::Register(ticket, registration));
             }
-            Command::Attach { stream, who, directives, reply } => {
+            Command::Attach {
+                stream,
+                who,
+                directives,
+                reply,
+            } => {
                 let ticket = self.expect(reply, None);
-                self.streams.insert(stream, Stream { member: who.member.clone(), directives });
+                self.streams.insert(
+                    stream,
+                    Stream {
+                        member: who.member.clone(),
+                        directives,
+                    },
+                );
                 self.apply(Event::Attach(ticket, stream, who));
             }
             Command::Detach(stream, who, how) => {
@@ -178,7 +189,13 @@ impl Driver {
             Command::Report(who, generation, kind) => {
                 self.apply(Event::Report(who, generation, kind));
             }
-            Command::Commit { who, generation, checkpoint, manifest, reply } => {
+            Command::Commit {
+                who,
+                generation,
+                checkpoint,
+                manifest,
+                reply,
+            } => {
                 let ticket = self.expect(reply, Some(manifest));
                 self.apply(Event::Commit(ticket, who, generation, checkpoint));
             }
@@ -223,7 +240,9 @@ impl Driver {
     /// Carries actions out until one has to wait for the store.
     async fn carry_out(&mut self) {
         while !self.busy {
-            let Some(effect) = self.outbox.pop_front() else { return };
+            let Some(effect) = self.outbox.pop_front() else {
+                return;
+            };
             match effect {
                 Effect::Publish(status) => {
                     self.wiring.status.send_replace(*status);
@@ -242,11 +261,21 @@ impl Driver {
         match action {
             Action::Persist(entry) => return Some(Task::Record(entry)),
             Action::WriteManifest(ticket, checkpoint) => {
-                let manifest = self.pending.get_mut(&ticket).and_then(|p| p.manifest.take());
+                let manifest = self
+                    .pending
+                    .get_mut(&ticket)
+                    .and_then(|p| p.manifest.take());
                 return Some(Task::Manifest(ticket, checkpoint, manifest?));
             }
-            Action::Measure { generation, workers, step, metrics } => {
-                return metrics::line(step, generation, workers, &metrics).ok().map(Task::Line);
+            Action::Measure {
+                generation,
+                workers,
+                step,
+                metrics,
+            } => {
+                return metrics::line(step, generation, workers, &metrics)
+                    .ok()
+                    .map(Task::Line);
             }
             Action::Accept(ticket) => self.answer(ticket, Ok(Vec::new())),
             Action::Committed(ticket, released) => self.answer(ticket, Ok(released)),
@@ -280,7 +309,11 @@ impl Driver {
     fn abort(&mut self, member: &MemberId, abortion: &Abortion) {
         let abort = v1::Abort {
             reason: format!("{}: {}", abortion.failure.what, abortion.failure.why),
-            member_id: abortion.lost.as_ref().map(ToString::to_string).unwrap_or_default(),
+            member_id: abortion
+                .lost
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             failure: Some((&abortion.failure).into()),
         };
         self.send(member, Kind::Abort(abort));
@@ -289,9 +322,18 @@ impl Driver {
     /// Puts a directive into the member's newest stream. A member that does not drain its stream
     /// loses it: its directives must not pile up.
     fn send(&mut self, member: &MemberId, kind: Kind) {
-        let directive = v1::Directive { term: self.term.0, kind: Some(kind) };
-        let newest = self.streams.iter().rev().find(|(_, stream)| &stream.member == member);
-        let Some((id, stream)) = newest.map(|(id, stream)| (*id, stream)) else { return };
+        let directive = v1::Directive {
+            term: self.term.0,
+            kind: Some(kind),
+        };
+        let newest = self
+            .streams
+            .iter()
+            .rev()
+            .find(|(_, stream)| &stream.member == member);
+        let Some((id, stream)) = newest.map(|(id, stream)| (*id, stream)) else {
+            return;
+        };
         if stream.directives.try_send(Ok(directive)).is_err() {
             tracing::warn!(%member, "a member does not take its directives");
             self.streams.remove(&id);
@@ -309,7 +351,10 @@ impl Driver {
 }
 
 fn scribe_gone() -> Failure {
-    Failure::internal("the coordinator stops", "the task that writes the journal has ended")
+    Failure::internal(
+        "the coordinator stops",
+        "the task that writes the journal has ended",
+    )
 }
 
 /// A refusal as a gRPC status.
@@ -321,3 +366,6 @@ pub(crate) fn refusal_status(refused: &Refused, status: &v1::StatusResponse) -> 
         failure: Some((&refused.failure).into()),
     })
 }
+
+#[cfg(test)]
+mod tests;

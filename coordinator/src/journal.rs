@@ -108,11 +108,17 @@ pub struct Place {
 
 impl Place {
     fn record(&self, number: u64) -> Path {
-        self.root.clone().join("journal").join(format!("{number:020}.json"))
+        self.root
+            .clone()
+            .join("journal")
+            .join(format!("{number:020}.json"))
     }
 
     fn snapshot(&self, number: u64) -> Path {
-        self.root.clone().join("journal").join(format!("snapshot-{number:020}.json"))
+        self.root
+            .clone()
+            .join("journal")
+            .join(format!("snapshot-{number:020}.json"))
     }
 }
 
@@ -129,8 +135,13 @@ struct Snapshot {
 
 impl Snapshot {
     fn expected_digest(&self) -> Result<String, serde_json::Error> {
-        let blank = Self { digest: String::new(), ..self.clone() };
-        Ok(blake3::hash(&serde_json::to_vec(&blank)?).to_hex().to_string())
+        let blank = Self {
+            digest: String::new(),
+            ..self.clone()
+        };
+        Ok(blake3::hash(&serde_json::to_vec(&blank)?)
+            .to_hex()
+            .to_string())
     }
 }
 
@@ -246,7 +257,10 @@ impl Journal {
             return Ok(());
         }
         let term = serde_json::from_slice::<Record>(&there).map_or(Term(0), |other| other.term);
-        Err(JournalError::Fenced { number: record.number, term })
+        Err(JournalError::Fenced {
+            number: record.number,
+            term,
+        })
     }
 
     /// Saves the sum so far. Without it only the next replay takes longer.
@@ -272,7 +286,9 @@ impl Journal {
 
 /// The writer's clock, for people who read the journal; nothing is decided by it.
 pub(crate) fn wall_clock_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -98,7 +98,9 @@ fn log_format(name: &str) -> telemetry::LogFormat {
 async fn coordinate(arguments: &Arguments) -> Result<Outcome, Failure> {
     let overrides = Overrides {
         sets: arguments.sets.clone(),
-        variables: std::env::vars().filter(|(name, _)| name.starts_with(env::SETTING_PREFIX)).collect(),
+        variables: std::env::vars()
+            .filter(|(name, _)| name.starts_with(env::SETTING_PREFIX))
+            .collect(),
     };
     let resolved = load(&arguments.job, &overrides)?;
     let settings = Settings {
@@ -126,9 +128,12 @@ fn announce(running: &Running) {
 
 /// SIGTERM and Ctrl-C ask the run to stop with a checkpoint; a second one ends at once.
 async fn until_over(running: Running) -> Result<Outcome, Failure> {
-    let signals = |kind| signal(kind).map_err(|error| Failure::io("signals cannot be heard", error));
-    let (mut terminate, mut interrupt) =
-        (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let signals =
+        |kind| signal(kind).map_err(|error| Failure::io("signals cannot be heard", error));
+    let (mut terminate, mut interrupt) = (
+        signals(SignalKind::terminate())?,
+        signals(SignalKind::interrupt())?,
+    );
     let mut watch = running.watch.clone();
     tokio::select! {
         _ = terminate.recv() => running.stop("the coordinator was asked to end").await?,
@@ -144,7 +149,10 @@ async fn until_over(running: Running) -> Result<Outcome, Failure> {
 
 fn is_over(state: mks2_proto::v1::RunState) -> bool {
     use mks2_proto::v1::RunState;
-    matches!(state, RunState::Stopped | RunState::Finished | RunState::Failed)
+    matches!(
+        state,
+        RunState::Stopped | RunState::Finished | RunState::Failed
+    )
 }
 
 fn impatient() -> Failure {

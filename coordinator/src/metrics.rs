@@ -118,10 +118,17 @@ impl Sink {
             Some(folder) => open_file(&folder.join(FILE_NAME), last_step),
             None => {
                 let path = root.clone().join(FILE_NAME);
-                let there = store::get_if_there(&*store, &path).await?.unwrap_or_default();
+                let there = store::get_if_there(&*store, &path)
+                    .await?
+                    .unwrap_or_default();
                 let lines = up_to(&there, last_step);
                 let dirty = lines.len() != there.len();
-                Ok(Self::Spool { store, path, lines, dirty })
+                Ok(Self::Spool {
+                    store,
+                    path,
+                    lines,
+                    dirty,
+                })
             }
         }
     }
@@ -132,9 +139,9 @@ impl Sink {
     /// When the file cannot be written.
     pub fn push(&mut self, line: &[u8]) -> Result<(), Failure> {
         match self {
-            Self::File { file, path } => file
-                .write_all(line)
-                .map_err(|error| Failure::io(format!("{} cannot be written", path.display()), error)),
+            Self::File { file, path } => file.write_all(line).map_err(|error| {
+                Failure::io(format!("{} cannot be written", path.display()), error)
+            }),
             Self::Spool { lines, dirty, .. } => {
                 lines.extend_from_slice(line);
                 *dirty = true;
@@ -149,10 +156,15 @@ impl Sink {
     /// When the store does not take them.
     pub async fn flush(&mut self) -> Result<(), Failure> {
         match self {
-            Self::File { file, path } => file
-                .sync_data()
-                .map_err(|error| Failure::io(format!("{} cannot be written", path.display()), error)),
-            Self::Spool { store, path, lines, dirty } if *dirty => {
+            Self::File { file, path } => file.sync_data().map_err(|error| {
+                Failure::io(format!("{} cannot be written", path.display()), error)
+            }),
+            Self::Spool {
+                store,
+                path,
+                lines,
+                dirty,
+            } if *dirty => {
                 store::put(&**store, path, Bytes::copy_from_slice(lines)).await?;
                 *dirty = false;
                 Ok(())
@@ -174,8 +186,15 @@ fn open_file(path: &FilePath, last_step: u64) -> Result<Sink, Failure> {
         fs::write(&fresh, &kept).map_err(failed)?;
         fs::rename(&fresh, path).map_err(failed)?;
     }
-    let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
-    Ok(Sink::File { file, path: path.to_owned() })
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(failed)?;
+    Ok(Sink::File {
+        file,
+        path: path.to_owned(),
+    })
 }
 
 /// The lines whose step is not after `last_step`. The rest, and a line that a crash left
@@ -189,7 +208,11 @@ fn up_to(text: &[u8], last_step: u64) -> Vec<u8> {
         line.ends_with(b"\n")
             && serde_json::from_slice::<Step>(line).is_ok_and(|line| line.step <= last_step)
     };
-    text.split_inclusive(|byte| *byte == b'\n').filter(keep).flatten().copied().collect()
+    text.split_inclusive(|byte| *byte == b'\n')
+        .filter(keep)
+        .flatten()
+        .copied()
+        .collect()
 }
 
 #[cfg(test)]
@@ -224,13 +247,16 @@ mod tests {
     }
 
     async fn sink(folder: Option<&FilePath>, store: &Arc<dyn ObjectStore>, step: u64) -> Sink {
-        Sink::open(store.clone(), &Path::from("run"), folder, step).await.expect("a sink")
+        Sink::open(store.clone(), &Path::from("run"), folder, step)
+            .await
+            .expect("a sink")
     }
 
     async fn write_three(folder: Option<&FilePath>, store: &Arc<dyn ObjectStore>) {
         let mut sink = sink(folder, store, 0).await;
         for step in 1..=3 {
-            sink.push(&line(step, Generation(1), 1, &metrics()).expect("a line")).expect("space");
+            sink.push(&line(step, Generation(1), 1, &metrics()).expect("a line"))
+                .expect("space");
         }
         sink.flush().await.expect("space");
     }

@@ -89,7 +89,10 @@ struct Description<'a> {
 
 /// blake3 of what makes two jobs the same run: everything but when checkpoints are made.
 pub(crate) fn job_digest(job: &Job) -> Result<String, Failure> {
-    let same = Job { checkpoint: mks2_proto::job::Checkpoint::default(), ..job.clone() };
+    let same = Job {
+        checkpoint: mks2_proto::job::Checkpoint::default(),
+        ..job.clone()
+    };
     let bytes = serde_json::to_vec(&same)
         .map_err(|error| Failure::internal("the job cannot be encoded", error.to_string()))?;
     Ok(blake3::hash(&bytes).to_hex().to_string())
@@ -114,10 +117,19 @@ impl RunDir {
         let run_id = describe(claim, &digest, &place, &mut journal).await?;
         rewind(claim.resume, &mut journal).await?;
         delete_void(&place, journal.history()).await?;
-        let step = journal.history().checkpoints.latest().map_or(0, |latest| latest.step);
-        let metrics =
-            Sink::open(place.store.clone(), &place.root, local.as_deref(), step).await?;
-        Ok(Self { place, journal, metrics, run_id, was_finished })
+        let step = journal
+            .history()
+            .checkpoints
+            .latest()
+            .map_or(0, |latest| latest.step);
+        let metrics = Sink::open(place.store.clone(), &place.root, local.as_deref(), step).await?;
+        Ok(Self {
+            place,
+            journal,
+            metrics,
+            run_id,
+            was_finished,
+        })
     }
 }
 
@@ -125,7 +137,10 @@ impl RunDir {
 fn create_folder(local: Option<&PathBuf>) -> Result<(), Failure> {
     let Some(folder) = local else { return Ok(()) };
     std::fs::create_dir_all(folder).map_err(|error| {
-        Failure::io(format!("the run directory {} cannot be made", folder.display()), error)
+        Failure::io(
+            format!("the run directory {} cannot be made", folder.display()),
+            error,
+        )
     })
 }
 
@@ -138,14 +153,20 @@ fn check(claim: &Claim<'_>, digest: &str, history: &History) -> Result<(), Failu
     if claim.resume == Resume::Never {
         return Err(Failure::usage(
             format!("the run directory {url} is in use"),
-            format!("it holds the run {} of the job '{}'", origin.run_id, origin.job_name),
+            format!(
+                "it holds the run {} of the job '{}'",
+                origin.run_id, origin.job_name
+            ),
             "choose another one with --run, remove it, or go on with --resume auto",
         ));
     }
     if origin.job_digest != digest {
         return Err(Failure::checkpoint(
             format!("the run directory {url} belongs to another job"),
-            format!("its run {} of the job '{}' has other settings", origin.run_id, origin.job_name),
+            format!(
+                "its run {} of the job '{}' has other settings",
+                origin.run_id, origin.job_name
+            ),
             "compare with config.resolved.toml there: take the settings back, or choose another --run",
         ));
     }
@@ -155,7 +176,11 @@ fn check(claim: &Claim<'_>, digest: &str, history: &History) -> Result<(), Failu
 
 fn check_corpora(claim: &Claim<'_>, origin: &Origin) -> Result<(), Failure> {
     for (name, digest) in claim.corpora {
-        if origin.corpora.get(name).is_some_and(|before| before != digest) {
+        if origin
+            .corpora
+            .get(name)
+            .is_some_and(|before| before != digest)
+        {
             return Err(Failure::checkpoint(
                 format!("the run in {} cannot go on", store::shown(claim.run_url)),
                 format!("the corpus '{name}' is another one than when the run began"),
@@ -167,17 +192,26 @@ fn check_corpora(claim: &Claim<'_>, origin: &Origin) -> Result<(), Failure> {
 }
 
 fn check_step(claim: &Claim<'_>, history: &History) -> Result<(), Failure> {
-    let Resume::Step(step) = claim.resume else { return Ok(()) };
+    let Resume::Step(step) = claim.resume else {
+        return Ok(());
+    };
     if step == 0 || history.checkpoints.at(step).is_some() {
         return Ok(());
     }
-    let steps: Vec<_> = history.checkpoints.steps().map(|step| step.to_string()).collect();
+    let steps: Vec<_> = history
+        .checkpoints
+        .steps()
+        .map(|step| step.to_string())
+        .collect();
     let there = match steps.is_empty() {
         true => "it has no checkpoint".to_owned(),
         false => format!("it has those of the steps {}", steps.join(", ")),
     };
     Err(Failure::checkpoint(
-        format!("there is no checkpoint at step {step} in {}", store::shown(claim.run_url)),
+        format!(
+            "there is no checkpoint at step {step} in {}",
+            store::shown(claim.run_url)
+        ),
         there,
         "choose one of them, or --resume auto for the latest",
     ))
@@ -195,7 +229,12 @@ async fn describe(
     journal: &mut Journal,
 ) -> Result<RunId, Failure> {
     let config = Bytes::copy_from_slice(claim.job_toml.as_bytes());
-    store::put(&*place.store, &place.root.clone().join("config.resolved.toml"), config).await?;
+    store::put(
+        &*place.store,
+        &place.root.clone().join("config.resolved.toml"),
+        config,
+    )
+    .await?;
     if let Some(origin) = &journal.history().origin {
         return Ok(origin.run_id.clone());
     }
@@ -210,7 +249,12 @@ async fn describe(
         started_ms: crate::journal::wall_clock_ms(),
     })
     .map_err(|error| Failure::internal("run.json cannot be encoded", error.to_string()))?;
-    store::put(&*place.store, &place.root.clone().join("run.json"), description.into()).await?;
+    store::put(
+        &*place.store,
+        &place.root.clone().join("run.json"),
+        description.into(),
+    )
+    .await?;
     let created = Entry::RunCreated {
         run_id: run_id.clone(),
         job_name: claim.job.name.clone(),
@@ -224,7 +268,13 @@ async fn describe(
 
 /// `emoji-1f03a9c2`: the job's name, as far as an id may look like it, and chance.
 fn new_run_id(job_name: &str, writer: Incarnation) -> Result<RunId, Failure> {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_lowercase()
+        } else {
+            '-'
+        }
+    };
     let name: String = job_name.chars().take(40).map(plain).collect();
     let chance = u32::try_from(writer.0 & u64::from(u32::MAX)).unwrap_or_default();
     RunId::new(&format!("{name}-{chance:08x}"))
@@ -234,11 +284,20 @@ fn new_run_id(job_name: &str, writer: Incarnation) -> Result<RunId, Failure> {
 /// Makes what came after a chosen checkpoint void. The record is the decision: everything else
 /// follows from it, now or when the directory is opened the next time.
 async fn rewind(resume: Resume, journal: &mut Journal) -> Result<(), Failure> {
-    let Resume::Step(to_step) = resume else { return Ok(()) };
-    let dropped: Vec<_> =
-        journal.history().checkpoints.after(to_step).iter().map(|later| later.step).collect();
+    let Resume::Step(to_step) = resume else {
+        return Ok(());
+    };
+    let dropped: Vec<_> = journal
+        .history()
+        .checkpoints
+        .after(to_step)
+        .iter()
+        .map(|later| later.step)
+        .collect();
     if !dropped.is_empty() {
-        journal.append(Entry::RunRewound { to_step, dropped }).await?;
+        journal
+            .append(Entry::RunRewound { to_step, dropped })
+            .await?;
     }
     Ok(())
 }

@@ -141,14 +141,34 @@ fn launch(
     let (commands, incoming) = mpsc::channel(COMMANDS);
     let (tasks_in, tasks_out) = mpsc::channel(1);
     let (done_in, done_out) = mpsc::channel(1);
-    let wiring = Wiring { commands: incoming, tasks: tasks_in, done: done_out, status };
+    let wiring = Wiring {
+        commands: incoming,
+        tasks: tasks_in,
+        done: done_out,
+        status,
+    };
     let handle = Handle::new(commands, watch.clone());
     let driver = Driver::new(machine, term, settings.limits, wiring);
-    let RunDir { place, journal, metrics, run_id, was_finished } = rundir;
-    let scribe = Scribe { place, journal, metrics, metrics_failed: false };
+    let RunDir {
+        place,
+        journal,
+        metrics,
+        run_id,
+        was_finished,
+    } = rundir;
+    let scribe = Scribe {
+        place,
+        journal,
+        metrics,
+        metrics_failed: false,
+    };
     let (streams, goodbye) = (TaskTracker::new(), CancellationToken::new());
     let resumed_from = welcome.resume_from.clone();
-    let service = Service { handle: handle.clone(), welcome, tasks: streams.clone() };
+    let service = Service {
+        handle: handle.clone(),
+        welcome,
+        tasks: streams.clone(),
+    };
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { Ended::Driver(Box::new(driver.run().await)) });
     tasks.spawn(async move {
@@ -208,8 +228,12 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
             ),
             _ => (error.to_string().to_lowercase(), "choose another address"),
         };
-        Failure::environment(format!("the coordinator cannot listen on {address}"), why, cure)
-            .with_source(error)
+        Failure::environment(
+            format!("the coordinator cannot listen on {address}"),
+            why,
+            cure,
+        )
+        .with_source(error)
     })
 }
 
@@ -240,7 +264,11 @@ fn welcome(settings: &Settings, rundir: &RunDir) -> v1::RegisterResponse {
         heartbeat_interval_ms: ms(settings.limits.heartbeat_interval),
         silence_limit_ms: ms(settings.limits.silence),
         resume_from: checkpoints.latest().cloned().map(Into::into),
-        finished_stages: checkpoints.finished_stages().cloned().map(Into::into).collect(),
+        finished_stages: checkpoints
+            .finished_stages()
+            .cloned()
+            .map(Into::into)
+            .collect(),
     }
 }
 
@@ -273,7 +301,9 @@ async fn serve(
         _ => tracing::error!("gRPC reflection is not available"),
     }
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    router.serve_with_incoming_shutdown(incoming, goodbye.cancelled_owned()).await
+    router
+        .serve_with_incoming_shutdown(incoming, goodbye.cancelled_owned())
+        .await
 }
 
 impl Running {
@@ -289,14 +319,19 @@ impl Running {
     /// # Errors
     /// When the run is over and the coordinator has ended.
     pub async fn stop(&self, reason: &str) -> Result<(), Failure> {
-        let answer = self.handle.ask(|reply| Command::Stop(reason.to_owned(), reply)).await;
+        let answer = self
+            .handle
+            .ask(|reply| Command::Stop(reason.to_owned(), reply))
+            .await;
         answer.map(drop).map_err(|refused| refused.failure)
     }
 
     /// Tells that the process of a member was seen to end, and how: "it was killed by signal 9".
     /// The first news of an end is the one that is shown.
     pub async fn member_exited(&self, member: &MemberId, how: &str) {
-        self.handle.tell(Command::Exited(member.clone(), how.to_owned())).await;
+        self.handle
+            .tell(Command::Exited(member.clone(), how.to_owned()))
+            .await;
     }
 
     /// Waits until the run is over, everything is written and everybody has left.
@@ -333,15 +368,27 @@ impl Running {
                 Err(error) => return Err(task_failed(&error)),
             }
         }
-        Err(Failure::internal("the coordinator ended", "its tasks are gone"))
+        Err(Failure::internal(
+            "the coordinator ended",
+            "its tasks are gone",
+        ))
     }
 }
 
 fn server_ended(result: Result<(), tonic::transport::Error>) -> Failure {
-    let why = result.err().map_or("its server stopped".to_owned(), |error| error.to_string());
-    Failure::environment("the coordinator ended", why, "start the run again: it resumes")
+    let why = result
+        .err()
+        .map_or("its server stopped".to_owned(), |error| error.to_string());
+    Failure::environment(
+        "the coordinator ended",
+        why,
+        "start the run again: it resumes",
+    )
 }
 
 fn task_failed(error: &JoinError) -> Failure {
-    Failure::internal("the coordinator ended", format!("one of its tasks failed: {error}"))
+    Failure::internal(
+        "the coordinator ended",
+        format!("one of its tasks failed: {error}"),
+    )
 }

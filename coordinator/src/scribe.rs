@@ -73,7 +73,9 @@ impl Scribe {
     async fn record(&mut self, entry: Entry) -> Done {
         let is_border = matches!(
             entry,
-            Entry::CheckpointCommitted { .. } | Entry::RunFinished { .. } | Entry::RunStopped { .. }
+            Entry::CheckpointCommitted { .. }
+                | Entry::RunFinished { .. }
+                | Entry::RunStopped { .. }
         );
         match self.journal.append(entry).await {
             Ok(number) => {
@@ -93,7 +95,10 @@ impl Scribe {
             Created::New => Ok(()),
             Created::Exists if store::get(&*self.place.store, &path).await? == bytes => Ok(()),
             Created::Exists => Err(Failure::checkpoint(
-                format!("the checkpoint at step {} is not committed", checkpoint.step),
+                format!(
+                    "the checkpoint at step {} is not committed",
+                    checkpoint.step
+                ),
                 format!("{path} exists already and says something else"),
                 "find out who else writes into this run directory, then resume the run",
             )),

@@ -80,7 +80,8 @@ impl Coordinator for Service {
         let span = span_of(info_span!("coordinator.session"), &request);
         let (directives, outgoing) = mpsc::channel(DIRECTIVES);
         let reports = request.into_inner();
-        self.tasks.spawn(session::serve(self.clone(), reports, directives).instrument(span));
+        self.tasks
+            .spawn(session::serve(self.clone(), reports, directives).instrument(span));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
@@ -96,10 +97,18 @@ impl Coordinator for Service {
             let parts = who.and_then(|who| Ok((who, convert::checkpoint(&request)?)));
             let (who, checkpoint) = parts.map_err(|no| self.refuse(&no))?;
             let manifest = Bytes::from(request.manifest);
-            let commit =
-                |reply| Command::Commit { who, generation, checkpoint, manifest, reply };
-            let released =
-                self.handle.ask(commit).await.map_err(|refused| self.refuse(&refused))?;
+            let commit = |reply| Command::Commit {
+                who,
+                generation,
+                checkpoint,
+                manifest,
+                reply,
+            };
+            let released = self
+                .handle
+                .ask(commit)
+                .await
+                .map_err(|refused| self.refuse(&refused))?;
             let released = released.into_iter().map(Into::into).collect();
             Ok(Response::new(v1::CommitCheckpointResponse { released }))
         }
@@ -139,7 +148,8 @@ impl Coordinator for Service {
         let asked = Duration::from_millis(request.into_inner().min_interval_ms.into());
         let (sender, outgoing) = mpsc::channel(1);
         let interval = asked.max(MIN_WATCH_INTERVAL);
-        self.tasks.spawn(watch(self.handle.status(), interval, sender));
+        self.tasks
+            .spawn(watch(self.handle.status(), interval, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 }

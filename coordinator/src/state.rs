@@ -95,7 +95,10 @@ impl Machine {
     /// A run that waits for its members.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let step = config.checkpoints.latest().map_or(0, |checkpoint| checkpoint.step);
+        let step = config
+            .checkpoints
+            .latest()
+            .map_or(0, |checkpoint| checkpoint.step);
         Self {
             run: Run::Waiting,
             members: BTreeMap::new(),
@@ -124,7 +127,10 @@ impl Machine {
             }
             Event::ManifestWritten(ticket, checkpoint) => self.committed(ticket, checkpoint),
             Event::ManifestFailed(ticket, failure) => {
-                vec![Action::Refuse(ticket, refused(v1::RefusalReason::Storage, failure))]
+                vec![Action::Refuse(
+                    ticket,
+                    refused(v1::RefusalReason::Storage, failure),
+                )]
             }
             Event::Stop(ticket, reason) => self.stop(ticket, reason),
             Event::Broken(failure) => self.broken(failure),
@@ -196,7 +202,10 @@ impl Machine {
     }
 
     fn attached(&self) -> impl Iterator<Item = &MemberId> {
-        self.members.iter().filter(|(_, m)| m.stream.is_some()).map(|(id, _)| id)
+        self.members
+            .iter()
+            .filter(|(_, m)| m.stream.is_some())
+            .map(|(id, _)| id)
     }
 
     /// What to tell a user whose run ended too early.
@@ -214,14 +223,25 @@ impl Machine {
 
     fn broken_invariant(&self) -> Option<&'static str> {
         let active = self.run.active()?;
-        let covered: u32 = active.assignment.iter().map(|s| s.lanes.end - s.lanes.start).sum();
+        let covered: u32 = active
+            .assignment
+            .iter()
+            .map(|s| s.lanes.end - s.lanes.start)
+            .sum();
         if covered != self.config.lanes || active.generation != self.generation {
             return Some("1: the generation does not cover the lanes");
         }
-        if self.members.values().any(|member| member.committed > self.step) {
+        if self
+            .members
+            .values()
+            .any(|member| member.committed > self.step)
+        {
             return Some("2: a member is ahead of the run");
         }
-        let stranger = self.members.keys().any(|member| active.rank_of(member).is_none());
+        let stranger = self
+            .members
+            .keys()
+            .any(|member| active.rank_of(member).is_none());
         stranger.then_some("3: a member is outside the generation")
     }
 }

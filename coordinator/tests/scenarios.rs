@@ -31,7 +31,10 @@ fn every_scenario_gives_its_actions() {
             let _ = writeln!(differences, "{}:\n{played}", path.display());
         }
     }
-    assert!(differences.is_empty(), "scenarios differ; they give now:\n{differences}");
+    assert!(
+        differences.is_empty(),
+        "scenarios differ; they give now:\n{differences}"
+    );
 }
 
 /// The scenario with its actions, as the machine gives them.
@@ -40,7 +43,8 @@ fn play(text: &str) -> String {
     let mut clerk = Clerk::default();
     let mut played = String::new();
     for line in text.lines() {
-        let is_output = !(line.is_empty() || line.starts_with(['#', '>']) || line.starts_with("run "));
+        let is_output =
+            !(line.is_empty() || line.starts_with(['#', '>']) || line.starts_with("run "));
         if is_output {
             continue;
         }
@@ -48,7 +52,9 @@ fn play(text: &str) -> String {
         if let Some(options) = line.strip_prefix("run ") {
             machine = Some(Machine::new(config(options)));
         }
-        let (Some(event), Some(machine)) = (line.strip_prefix("> "), &mut machine) else { continue };
+        let (Some(event), Some(machine)) = (line.strip_prefix("> "), &mut machine) else {
+            continue;
+        };
         let (now, event) = clerk.event(event);
         for action in machine.apply(now, event) {
             let _ = writeln!(played, "{}", clerk.note(&action));
@@ -59,16 +65,25 @@ fn play(text: &str) -> String {
 
 /// `key=value` options.
 fn options(text: &str) -> BTreeMap<&str, &str> {
-    text.split_whitespace().filter_map(|option| option.split_once('=')).collect()
+    text.split_whitespace()
+        .filter_map(|option| option.split_once('='))
+        .collect()
 }
 
 fn config(text: &str) -> Config {
     let options = options(text);
     let number = |key: &str, default: u64| {
-        options.get(key).map_or(default, |text| text.parse().expect("a number"))
+        options
+            .get(key)
+            .map_or(default, |text| text.parse().expect("a number"))
     };
     let mut checkpoints = Checkpoints::default();
-    for text in options.get("checkpoints").unwrap_or(&"").split(',').filter(|t| !t.is_empty()) {
+    for text in options
+        .get("checkpoints")
+        .unwrap_or(&"")
+        .split(',')
+        .filter(|t| !t.is_empty())
+    {
         let step = text.trim_end_matches('f').parse().expect("a step");
         checkpoints.insert(checkpoint(step, "memory", text.ends_with('f')));
     }
@@ -124,7 +139,9 @@ impl Clerk {
             "exited" => Event::Exited(MemberId::new(words[2]).expect("a name"), rest(3)),
             "beat" => report(Kind::Heartbeat(heartbeat(line))),
             "step" => report(Kind::StepCommitted(step(number(5), line))),
-            "finished" => report(Kind::Finished(v1::Finished { complete: words[5] == "complete" })),
+            "finished" => report(Kind::Finished(v1::Finished {
+                complete: words[5] == "complete",
+            })),
             "failed" => report(Kind::Failed(failed(number(5), rest(6)))),
             "commit" => {
                 let checkpoint = checkpoint(number(5), words[6], words.get(7) == Some(&"final"));
@@ -158,7 +175,9 @@ fn registration(who: Identity, line: &str) -> Registration {
     let options = options(line);
     Registration {
         run_id: options.get("run").map(|id| RunId::new(id).expect("good")),
-        protocol: options.get("protocol").map_or(1, |text| text.parse().expect("a number")),
+        protocol: options
+            .get("protocol")
+            .map_or(1, |text| text.parse().expect("a number")),
         host: "host-a".into(),
         pid: u32::try_from(who.incarnation.0).expect("small"),
         data_address: format!("127.0.0.1:{}", 9000 + who.incarnation.0),
@@ -169,12 +188,20 @@ fn registration(who: Identity, line: &str) -> Registration {
 
 fn heartbeat(line: &str) -> v1::Heartbeat {
     let options = options(line);
-    let name = options.get("phase").map_or("PHASE_COMPUTING".to_owned(), |phase| {
-        format!("PHASE_{}", phase.to_uppercase())
-    });
+    let name = options
+        .get("phase")
+        .map_or("PHASE_COMPUTING".to_owned(), |phase| {
+            format!("PHASE_{}", phase.to_uppercase())
+        });
     let phase = v1::Phase::from_str_name(&name).expect("a phase").into();
-    let collective = options.get("collective").map_or(0, |text| text.parse().expect("a number"));
-    v1::Heartbeat { step: 0, phase, collective }
+    let collective = options
+        .get("collective")
+        .map_or(0, |text| text.parse().expect("a number"));
+    v1::Heartbeat {
+        step: 0,
+        phase,
+        collective,
+    }
 }
 
 fn step(step: u64, line: &str) -> v1::StepCommitted {
@@ -184,17 +211,28 @@ fn step(step: u64, line: &str) -> v1::StepCommitted {
 
 fn failed(exit_code: u64, why: String) -> v1::Failed {
     let exit_code = u32::try_from(exit_code).expect("small");
-    v1::Failed { what: "it failed".into(), why, cure: "look".into(), exit_code }
+    v1::Failed {
+        what: "it failed".into(),
+        why,
+        cure: "look".into(),
+        exit_code,
+    }
 }
 
 fn words(failure: &Failure) -> String {
     let exit = failure.exit.code();
     assert!(ExitCode::ALL.contains(&failure.exit));
-    format!("{}\n    why: {}\n    fix: {} (exit {exit})", failure.what, failure.why, failure.cure)
+    format!(
+        "{}\n    why: {}\n    fix: {} (exit {exit})",
+        failure.what, failure.why, failure.cure
+    )
 }
 
 fn refusal(refused: &Refused) -> String {
-    let name = refused.reason.as_str_name().trim_start_matches("REFUSAL_REASON_");
+    let name = refused
+        .reason
+        .as_str_name()
+        .trim_start_matches("REFUSAL_REASON_");
     format!("{name}: {}", words(&refused.failure))
 }
 
@@ -202,7 +240,12 @@ fn note(action: &Action) -> String {
     match action {
         Action::Persist(entry) => format!("  persist {}", record(entry)),
         Action::WriteManifest(_, checkpoint) => format!("  write {}", checkpoint.manifest_path),
-        Action::Measure { generation, workers, step, .. } => {
+        Action::Measure {
+            generation,
+            workers,
+            step,
+            ..
+        } => {
             format!("  measure step {step}, generation {generation}, {workers} workers")
         }
         Action::Accept(_) => "  accept".to_owned(),
@@ -218,7 +261,10 @@ fn note(action: &Action) -> String {
         Action::Reject(member, refused) => format!("  reject {member} {}", refusal(refused)),
         Action::Abort(member, abortion) => {
             let lost = abortion.lost.as_ref().map_or("nobody", MemberId::as_str);
-            format!("  abort {member}, lost {lost}: {}", words(&abortion.failure))
+            format!(
+                "  abort {member}, lost {lost}: {}",
+                words(&abortion.failure)
+            )
         }
         Action::Close(stream) => format!("  close stream {}", stream.0),
         Action::Explain(reason) => format!("  because {reason}"),
@@ -227,7 +273,10 @@ fn note(action: &Action) -> String {
 
 fn members(generation: &v1::Generation) -> String {
     let member = |m: &v1::Member| {
-        let (first, last) = (m.lanes.first().expect("a lane"), m.lanes.last().expect("a lane"));
+        let (first, last) = (
+            m.lanes.first().expect("a lane"),
+            m.lanes.last().expect("a lane"),
+        );
         format!("{}={}:{first}..={last}", m.rank, m.member_id)
     };
     let members: Vec<_> = generation.members.iter().map(member).collect();
@@ -236,10 +285,16 @@ fn members(generation: &v1::Generation) -> String {
 
 fn record(entry: &Entry) -> String {
     match entry {
-        Entry::GenerationFormed { generation, members } => {
+        Entry::GenerationFormed {
+            generation,
+            members,
+        } => {
             format!("generation {generation} of {} members", members.len())
         }
-        Entry::CheckpointCommitted { checkpoint, released } => {
+        Entry::CheckpointCommitted {
+            checkpoint,
+            released,
+        } => {
             format!("checkpoint {} released {released:?}", checkpoint.step)
         }
         other => serde_json::to_string(other).expect("json"),

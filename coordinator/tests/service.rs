@@ -32,7 +32,9 @@ async fn members_register_and_a_generation_forms() {
     assert_eq!(status.state(), RunState::Running);
     assert_eq!(status.members.len(), 3);
     for member in members {
-        member.send(Kind::Finished(v1::Finished { complete: true })).await;
+        member
+            .send(Kind::Finished(v1::Finished { complete: true }))
+            .await;
         member.leave().await;
     }
     assert_eq!(running.join().await.expect("no failure"), Outcome::Finished);
@@ -50,7 +52,11 @@ async fn a_broken_connection_is_noticed_and_named_within_a_second() {
     let began = Instant::now();
     drop(lost);
     let abort = members[0].abort().await;
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
     assert_eq!(abort.member_id, "worker-1");
     let failed = abort.failure.expect("three lines");
     assert!(failed.what.contains("worker-1 was lost"), "{}", failed.what);
@@ -74,7 +80,10 @@ async fn silence_is_noticed_and_named_within_three_seconds() {
     let abort = members[0].abort().await;
     let noticed = began.elapsed();
     assert_eq!(abort.member_id, "worker-1");
-    assert!(noticed > Duration::from_secs(2) && noticed < Duration::from_secs(3), "{noticed:?}");
+    assert!(
+        noticed > Duration::from_secs(2) && noticed < Duration::from_secs(3),
+        "{noticed:?}"
+    );
 }
 
 #[tokio::test]
@@ -85,7 +94,12 @@ async fn a_stale_generation_is_refused_by_type() {
     let member = &mut members[0];
     member.generation().await;
     member.generation = 9;
-    member.send(Kind::StepCommitted(v1::StepCommitted { step: 1, metrics: None })).await;
+    member
+        .send(Kind::StepCommitted(v1::StepCommitted {
+            step: 1,
+            metrics: None,
+        }))
+        .await;
     let Some(directive::Kind::Refused(refusal)) = member.next().await else {
         panic!("a refusal was due");
     };
@@ -102,8 +116,14 @@ async fn a_wrong_token_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let running = start(settings(folder.path(), 1)).await;
     let wrong = Token::new("not-the-token").expect("good");
-    let mut client = Target::new(running.endpoint(), wrong).connect().await.expect("connected");
-    let status = client.status(v1::StatusRequest {}).await.expect_err("refused");
+    let mut client = Target::new(running.endpoint(), wrong)
+        .connect()
+        .await
+        .expect("connected");
+    let status = client
+        .status(v1::StatusRequest {})
+        .await
+        .expect_err("refused");
     assert_eq!(status.code(), Code::Unauthenticated);
     assert_eq!(dial::failure(&status).exit, ExitCode::Environment);
     let mut client = target(&running).connect().await.expect("connected");
@@ -121,11 +141,21 @@ async fn health_and_both_reflections_answer_without_a_token() {
         .expect("connected");
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
     let service = "mks2.v1.Coordinator".to_owned();
-    let answer = health.check(tonic_health::pb::HealthCheckRequest { service }).await;
+    let answer = health
+        .check(tonic_health::pb::HealthCheckRequest { service })
+        .await;
     let serving = tonic_health::pb::health_check_response::ServingStatus::Serving;
     assert_eq!(answer.expect("healthy").into_inner().status(), serving);
-    assert!(support::services_v1(channel.clone()).await.contains("mks2.v1.Coordinator"));
-    assert!(support::services_v1alpha(channel).await.contains("mks2.v1.Coordinator"));
+    assert!(
+        support::services_v1(channel.clone())
+            .await
+            .contains("mks2.v1.Coordinator")
+    );
+    assert!(
+        support::services_v1alpha(channel)
+            .await
+            .contains("mks2.v1.Coordinator")
+    );
 }
 
 #[tokio::test]
@@ -133,20 +163,29 @@ async fn stop_and_watch_work_from_outside() {
     let folder = tempfile::tempdir().expect("a folder");
     let running = start(settings(folder.path(), 1)).await;
     let mut client = target(&running).connect().await.expect("connected");
-    let request = v1::WatchRequest { min_interval_ms: 50 };
+    let request = v1::WatchRequest {
+        min_interval_ms: 50,
+    };
     let mut watch = client.watch(request).await.expect("watching").into_inner();
     let first = watch.message().await.expect("open").expect("a status");
     assert_eq!(first.state(), RunState::WaitingForMembers);
     assert!(first.reason.contains("0 of 1"), "{}", first.reason);
     let mut members = Member::join_all(&running, 1).await;
     members[0].generation().await;
-    client.stop(v1::StopRequest { reason: "enough".into() }).await.expect("accepted");
+    client
+        .stop(v1::StopRequest {
+            reason: "enough".into(),
+        })
+        .await
+        .expect("accepted");
     let Some(directive::Kind::Stop(stop)) = members[0].next().await else {
         panic!("a stop was due");
     };
     assert_eq!(stop.reason, "enough");
     let member = members.remove(0);
-    member.send(Kind::Finished(v1::Finished { complete: false })).await;
+    member
+        .send(Kind::Finished(v1::Finished { complete: false }))
+        .await;
     member.leave().await;
     let mut last = first;
     while let Ok(Some(status)) = watch.message().await {
@@ -163,10 +202,15 @@ async fn what_the_launcher_saw_is_the_cause() {
     let mut members = Member::join_all(&running, 1).await;
     members[0].generation().await;
     let id = MemberId::new("worker-0").expect("good");
-    running.member_exited(&id, "it was killed by signal 9").await;
+    running
+        .member_exited(&id, "it was killed by signal 9")
+        .await;
     drop(members);
     let failure = running.join().await.expect_err("lost");
-    assert!(failure.why.starts_with("it was killed by signal 9"), "{failure}");
+    assert!(
+        failure.why.starts_with("it was killed by signal 9"),
+        "{failure}"
+    );
 }
 
 #[tokio::test]
@@ -177,8 +221,13 @@ async fn a_taken_port_and_too_many_workers_are_said() {
     taken.bind = running.address;
     let failure = Coordinator::start(taken).await.expect_err("taken");
     assert_eq!(failure.exit, ExitCode::Environment);
-    assert!(failure.what.contains(&running.address.to_string()), "{failure}");
-    let failure = Coordinator::start(settings(folder.path(), 9)).await.expect_err("too many");
+    assert!(
+        failure.what.contains(&running.address.to_string()),
+        "{failure}"
+    );
+    let failure = Coordinator::start(settings(folder.path(), 9))
+        .await
+        .expect_err("too many");
     assert_eq!(failure.exit, ExitCode::Settings);
     assert!(failure.why.contains("8 lanes"), "{failure}");
 }
@@ -191,13 +240,18 @@ async fn a_second_coordinator_fences_the_first() {
     members[0].generation().await;
     let second = start(settings(folder.path(), 1)).await;
     assert_eq!(second.term.0, 2);
-    let status = commit(&mut members[0], 5, "memory", false).await.expect_err("fenced");
+    let status = commit(&mut members[0], 5, "memory", false)
+        .await
+        .expect_err("fenced");
     assert_eq!(dial::failure(&status).exit, ExitCode::RunFailed);
     let abort = members[0].abort().await;
     assert!(abort.reason.contains("another"), "{}", abort.reason);
     drop(members);
     let failure = first.join().await.expect_err("fenced");
-    assert!(failure.what.contains("lost the run to another"), "{failure}");
+    assert!(
+        failure.what.contains("lost the run to another"),
+        "{failure}"
+    );
 }
 
 #[tokio::test]
@@ -209,10 +263,17 @@ async fn a_restart_resumes_from_the_latest_checkpoint() {
     assert_eq!(member.welcome.resume_from, None);
     member.generation().await;
     for step in 1..=6 {
-        let metrics = Some(v1::StepMetrics { stage: "memory".into(), ..Default::default() });
-        member.send(Kind::StepCommitted(v1::StepCommitted { step, metrics })).await;
+        let metrics = Some(v1::StepMetrics {
+            stage: "memory".into(),
+            ..Default::default()
+        });
+        member
+            .send(Kind::StepCommitted(v1::StepCommitted { step, metrics }))
+            .await;
         if step == 2 || step == 4 {
-            commit(member, step, "memory", step == 2).await.expect("committed");
+            commit(member, step, "memory", step == 2)
+                .await
+                .expect("committed");
         }
     }
     members.remove(0).leave().await;
@@ -225,7 +286,14 @@ async fn a_restart_resumes_from_the_latest_checkpoint() {
     assert_eq!(support::metric_steps(folder.path()), [1, 2, 3, 4]);
     let mut members = Member::join_all(&second, 1).await;
     let welcome = &members[0].welcome;
-    assert_eq!(welcome.finished_stages.iter().map(|f| f.step).collect::<Vec<_>>(), [2]);
+    assert_eq!(
+        welcome
+            .finished_stages
+            .iter()
+            .map(|f| f.step)
+            .collect::<Vec<_>>(),
+        [2]
+    );
     assert_eq!(members[0].generation().await.number, 2);
 }
 
@@ -236,7 +304,9 @@ async fn a_run_directory_is_not_mixed_up() {
     let mut members = Member::join_all(&first, 1).await;
     members[0].generation().await;
     for step in [3, 5, 7] {
-        commit(&mut members[0], step, "memory", true).await.expect("committed");
+        commit(&mut members[0], step, "memory", true)
+            .await
+            .expect("committed");
     }
     drop(members);
     drop(first);
@@ -258,6 +328,16 @@ async fn a_run_directory_is_not_mixed_up() {
     back.resume = Resume::Step(5);
     let rewound = start(back).await;
     assert_eq!(rewound.resumed_from.as_ref().map(|from| from.step), Some(5));
-    assert!(!folder.path().join("checkpoints/step-00000007/manifest.json").exists());
-    assert!(folder.path().join("checkpoints/step-00000005/manifest.json").exists());
+    assert!(
+        !folder
+            .path()
+            .join("checkpoints/step-00000007/manifest.json")
+            .exists()
+    );
+    assert!(
+        folder
+            .path()
+            .join("checkpoints/step-00000005/manifest.json")
+            .exists()
+    );
 }

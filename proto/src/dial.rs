@@ -153,7 +153,10 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_there_is_said_with_the_address() {
-        let failure = target("http://127.0.0.1:1").connect().await.expect_err("closed port");
+        let failure = target("http://127.0.0.1:1")
+            .connect()
+            .await
+            .expect_err("closed port");
         assert_eq!(failure.exit, ExitCode::Environment);
         assert!(failure.what.contains("127.0.0.1:1"), "{failure}");
         assert!(failure.why.contains("refused"), "{failure}");

@@ -18,7 +18,14 @@ fn checked(kind: &'static str, text: &str) -> Result<String, BadId> {
     let good = (1..=100).contains(&text.len())
         && text.chars().all(allowed)
         && text.chars().any(|c| c.is_ascii_alphanumeric());
-    if good { Ok(text.to_owned()) } else { Err(BadId { kind, text: text.to_owned() }) }
+    if good {
+        Ok(text.to_owned())
+    } else {
+        Err(BadId {
+            kind,
+            text: text.to_owned(),
+        })
+    }
 }
 
 macro_rules! text_id {
@@ -135,7 +142,11 @@ impl Token {
     /// (it travels in a header).
     pub fn new(text: &str) -> Result<Self, BadToken> {
         let good = (8..=200).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        if good { Ok(Self(text.to_owned())) } else { Err(BadToken) }
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadToken)
+        }
     }
 
     /// A new token: 256 bits of the operating system's randomness, in hex.
@@ -199,7 +210,10 @@ mod tests {
         for bad in ["", "a/b", "..", ".", "-", "ä", "a b", &"x".repeat(101)] {
             assert!(MemberId::new(bad).is_err(), "{bad}");
         }
-        assert_eq!(MemberId::new("worker-0").expect("good").as_str(), "worker-0");
+        assert_eq!(
+            MemberId::new("worker-0").expect("good").as_str(),
+            "worker-0"
+        );
     }
 
     #[test]
@@ -207,7 +221,10 @@ mod tests {
         let mut ids = ["worker-10", "worker-2", "b", "worker-0"]
             .map(|text| MemberId::new(text).expect("good"));
         ids.sort_by(|a, b| a.natural_key().cmp(&b.natural_key()));
-        assert_eq!(ids.map(String::from), ["b", "worker-0", "worker-2", "worker-10"]);
+        assert_eq!(
+            ids.map(String::from),
+            ["b", "worker-0", "worker-2", "worker-10"]
+        );
     }
 
     #[test]

@@ -148,9 +148,18 @@ impl Session {
     ///
     /// # Errors
     /// When the generation is over.
-    pub fn stage_changed(&self, stage: &str, first_step: u64, last_step: u64) -> Result<(), Failure> {
+    pub fn stage_changed(
+        &self,
+        stage: &str,
+        first_step: u64,
+        last_step: u64,
+    ) -> Result<(), Failure> {
         let stage = stage.to_owned();
-        self.report(Kind::StageChanged(v1::StageChanged { stage, first_step, last_step }))
+        self.report(Kind::StageChanged(v1::StageChanged {
+            stage,
+            first_step,
+            last_step,
+        }))
     }
 
     /// Makes a checkpoint whose parts are stored the run's latest one. Returns those that the
@@ -172,7 +181,10 @@ impl Session {
             manifest,
         };
         let answer = self.client.clone().commit_checkpoint(request).await;
-        Ok(answer.map_err(|status| dial::failure(&status))?.into_inner().released)
+        Ok(answer
+            .map_err(|status| dial::failure(&status))?
+            .into_inner()
+            .released)
     }
 
     /// Reports the end of this worker's part, the job done (`complete`) or stopped on request,
@@ -203,19 +215,29 @@ impl Session {
             return self.shared.over().unwrap_or(failure);
         }
         let is_echo = failure.exit == ExitCode::RunFailed;
-        let cause = if is_echo { self.shared.wait_over(CAUSE_PATIENCE) } else { None };
+        let cause = if is_echo {
+            self.shared.wait_over(CAUSE_PATIENCE)
+        } else {
+            None
+        };
         cause.unwrap_or(failure)
     }
 
     /// Gives a report to the session thread.
     fn report(&self, kind: Kind) -> Result<(), Failure> {
-        let sender = self.reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sender = self
+            .reports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let (mut kind, began) = (kind, Instant::now());
         loop {
             if let Some(failure) = self.shared.over() {
                 return Err(failure);
             }
-            let Some(sender) = &sender else { return Err(closed()) };
+            let Some(sender) = &sender else {
+                return Err(closed());
+            };
             match sender.try_send(kind) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Closed(_)) => {
@@ -230,7 +252,11 @@ impl Session {
 
     /// Ends the stream in an orderly way: the last report is taken before the process ends.
     fn close(&self) {
-        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let reports = self
+            .reports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if reports.is_none() {
             return;
         }

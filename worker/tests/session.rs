@@ -75,7 +75,9 @@ async fn join(running: &Running, rank: u32) -> (Session, AbortFlag) {
     let port = 9000 + u16::try_from(rank).expect("small");
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let env = environment(running, rank, TOKEN);
-    let session = Session::connect(&env, address, abort.clone()).await.expect("joined");
+    let session = Session::connect(&env, address, abort.clone())
+        .await
+        .expect("joined");
     (session, abort)
 }
 
@@ -122,20 +124,33 @@ async fn a_worker_trains_checkpoints_and_finishes() {
     };
     let session = blocking(move || {
         let assignment = session.wait_generation().expect("a generation");
-        assert_eq!((assignment.rank, assignment.world, assignment.generation), (0, 1, 1));
+        assert_eq!(
+            (assignment.rank, assignment.world, assignment.generation),
+            (0, 1, 1)
+        );
         assert_eq!(assignment.lanes, (0..8).collect::<Vec<_>>());
         assert_eq!(assignment.addresses[0].port(), 9000);
         session.stage_changed("memory", 0, 2).expect("reported");
         for step in 1..=2 {
-            let metrics = StepMetrics { stage: "memory".into(), ..StepMetrics::default() };
-            session.step_committed(step, Some(metrics)).expect("reported");
+            let metrics = StepMetrics {
+                stage: "memory".into(),
+                ..StepMetrics::default()
+            };
+            session
+                .step_committed(step, Some(metrics))
+                .expect("reported");
         }
         session
     })
     .await;
-    let released = session.commit_checkpoint(checkpoint, manifest).await.expect("committed");
+    let released = session
+        .commit_checkpoint(checkpoint, manifest)
+        .await
+        .expect("committed");
     assert!(released.is_empty());
-    blocking(move || session.finished(true)).await.expect("reported");
+    blocking(move || session.finished(true))
+        .await
+        .expect("reported");
     assert!(!abort.is_raised());
     assert_eq!(running.join().await.expect("no failure"), Outcome::Finished);
     let metrics = std::fs::read_to_string(folder.path().join("metrics.jsonl")).expect("metrics");
@@ -166,11 +181,18 @@ async fn a_lost_peer_raises_the_flag_and_is_named() {
     let cause = first.aborted().expect("a cause");
     assert!(cause.what.contains("worker-1 was lost"), "{cause}");
     let shown = blocking(move || {
-        first.failed(Failure::run_failed("collective broken", "rank 1 is gone", "see its log"))
+        first.failed(Failure::run_failed(
+            "collective broken",
+            "rank 1 is gone",
+            "see its log",
+        ))
     })
     .await;
     assert!(shown.what.contains("worker-1 was lost"), "{shown}");
-    assert_eq!(running.join().await.expect_err("failed").exit, ExitCode::RunFailed);
+    assert_eq!(
+        running.join().await.expect_err("failed").exit,
+        ExitCode::RunFailed
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -178,7 +200,11 @@ async fn an_echo_waits_for_its_cause() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_running, first, _, second) = pair(folder.path()).await;
     let shown = tokio::spawn(blocking(move || {
-        first.failed(Failure::run_failed("collective broken", "rank 1 is gone", "see its log"))
+        first.failed(Failure::run_failed(
+            "collective broken",
+            "rank 1 is gone",
+            "see its log",
+        ))
     }));
     tokio::time::sleep(Duration::from_millis(100)).await;
     drop(second);
@@ -190,13 +216,20 @@ async fn an_echo_waits_for_its_cause() {
 async fn a_failure_of_ones_own_is_the_cause_for_all() {
     let folder = tempfile::tempdir().expect("a folder");
     let (running, first, abort, second) = pair(folder.path()).await;
-    let shown = blocking(move || second.failed(Failure::data("no rows", "it is empty", "import"))).await;
+    let shown =
+        blocking(move || second.failed(Failure::data("no rows", "it is empty", "import"))).await;
     assert_eq!(shown.what, "no rows");
     until_raised(&abort).await;
     let cause = first.aborted().expect("a cause");
-    assert!(cause.what.contains("worker-1") && cause.what.contains("no rows"), "{cause}");
+    assert!(
+        cause.what.contains("worker-1") && cause.what.contains("no rows"),
+        "{cause}"
+    );
     drop(first);
-    assert_eq!(running.join().await.expect_err("failed").exit, ExitCode::Data);
+    assert_eq!(
+        running.join().await.expect_err("failed").exit,
+        ExitCode::Data
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -222,7 +255,9 @@ async fn a_stop_reaches_workers_before_and_after_the_start() {
         assert!(began.elapsed() < Duration::from_secs(5), "nobody was told");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    blocking(move || first.finished(false).and_then(|()| second.finished(false))).await.expect("told");
+    blocking(move || first.finished(false).and_then(|()| second.finished(false)))
+        .await
+        .expect("told");
     assert_eq!(running.join().await.expect("no failure"), Outcome::Stopped);
 
     let running = coordinator(folder.path(), 2).await;
@@ -242,7 +277,9 @@ async fn a_wrong_token_is_refused_at_once() {
     let env = environment(&running, 0, "another-token");
     let address = SocketAddr::from(([127, 0, 0, 1], 9000));
     let began = Instant::now();
-    let refused = Session::connect(&env, address, AbortFlag::new()).await.expect_err("refused");
+    let refused = Session::connect(&env, address, AbortFlag::new())
+        .await
+        .expect_err("refused");
     assert_eq!(refused.exit, ExitCode::Environment);
     assert!(refused.why.contains("token"), "{refused}");
     assert!(began.elapsed() < Duration::from_secs(2));

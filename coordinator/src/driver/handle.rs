@@ -57,7 +57,11 @@ impl Handle {
         commands: mpsc::Sender<Command>,
         status: watch::Receiver<v1::StatusResponse>,
     ) -> Self {
-        Self { commands, status, streams: Arc::default() }
+        Self {
+            commands,
+            status,
+            streams: Arc::default(),
+        }
     }
 
     /// The status, now and whenever it changes.
@@ -70,7 +74,10 @@ impl Handle {
     }
 
     /// Sends a command and waits for its answer.
-    pub(crate) async fn ask(&self, command: impl FnOnce(oneshot::Sender<Answer>) -> Command) -> Answer {
+    pub(crate) async fn ask(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Answer>) -> Command,
+    ) -> Answer {
         let (reply, answer) = oneshot::channel();
         if self.commands.send(command(reply)).await.is_err() {
             return Err(gone());

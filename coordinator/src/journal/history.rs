@@ -54,7 +54,13 @@ impl History {
         self.term = record.term;
         match &record.entry {
             Entry::TermTaken => self.ending = None,
-            Entry::RunCreated { run_id, job_name, job_digest, corpora, .. } => {
+            Entry::RunCreated {
+                run_id,
+                job_name,
+                job_digest,
+                corpora,
+                ..
+            } => {
                 self.origin = Some(Origin {
                     run_id: run_id.clone(),
                     job_name: job_name.clone(),
@@ -63,7 +69,10 @@ impl History {
                 });
             }
             Entry::GenerationFormed { generation, .. } => self.generation = *generation,
-            Entry::CheckpointCommitted { checkpoint, released } => {
+            Entry::CheckpointCommitted {
+                checkpoint,
+                released,
+            } => {
                 self.checkpoints.insert(checkpoint.clone());
                 self.checkpoints.remove(released);
             }
@@ -80,16 +89,26 @@ impl History {
     #[must_use]
     pub fn objection(&self, record: &Record) -> Option<String> {
         let takes_term = matches!(record.entry, Entry::TermTaken);
-        let due = if takes_term { Term(self.term.0 + 1) } else { self.term };
+        let due = if takes_term {
+            Term(self.term.0 + 1)
+        } else {
+            self.term
+        };
         if record.term != due {
-            return Some(format!("it is of term {}, where term {due} was due", record.term));
+            return Some(format!(
+                "it is of term {}, where term {due} was due",
+                record.term
+            ));
         }
         match &record.entry {
             Entry::RunCreated { .. } if self.origin.is_some() => {
                 Some("it creates the run a second time".to_owned())
             }
             Entry::GenerationFormed { generation, .. } if *generation <= self.generation => {
-                Some(format!("its generation {generation} is not after {}", self.generation))
+                Some(format!(
+                    "its generation {generation} is not after {}",
+                    self.generation
+                ))
             }
             _ => None,
         }

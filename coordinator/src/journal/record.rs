@@ -146,8 +146,13 @@ impl Record {
     /// # Errors
     /// Never for records that were made or read by this program.
     pub fn expected_digest(&self) -> Result<String, serde_json::Error> {
-        let blank = Self { digest: String::new(), ..self.clone() };
-        Ok(blake3::hash(&serde_json::to_vec(&blank)?).to_hex().to_string())
+        let blank = Self {
+            digest: String::new(),
+            ..self.clone()
+        };
+        Ok(blake3::hash(&serde_json::to_vec(&blank)?)
+            .to_hex()
+            .to_string())
     }
 
     /// The record with its digest.

@@ -78,13 +78,23 @@ async fn from_snapshot(place: Place, numbers: &BTreeSet<u64>) -> Replayed {
                 last: snapshot.last,
             };
         }
-        tracing::warn!(number, "a snapshot of the journal is damaged; reading the records");
+        tracing::warn!(
+            number,
+            "a snapshot of the journal is damaged; reading the records"
+        );
     }
-    Replayed { place, history: History::default(), number: 0, last: String::new() }
+    Replayed {
+        place,
+        history: History::default(),
+        number: 0,
+        last: String::new(),
+    }
 }
 
 async fn read_snapshot(place: &Place, number: u64) -> Option<Snapshot> {
-    let bytes = store::get(&*place.store, &place.snapshot(number)).await.ok()?;
+    let bytes = store::get(&*place.store, &place.snapshot(number))
+        .await
+        .ok()?;
     let snapshot: Snapshot = serde_json::from_slice(&bytes).ok()?;
     let whole = snapshot.number == number && snapshot.expected_digest().ok()? == snapshot.digest;
     whole.then_some(snapshot)
@@ -92,12 +102,17 @@ async fn read_snapshot(place: &Place, number: u64) -> Option<Snapshot> {
 
 async fn read(place: &Place, number: u64) -> Result<Record, JournalError> {
     let bytes = store::get(&*place.store, &place.record(number)).await?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| JournalError::Tampered { number, reason: error.to_string() })
+    serde_json::from_slice(&bytes).map_err(|error| JournalError::Tampered {
+        number,
+        reason: error.to_string(),
+    })
 }
 
 fn check(record: &Record, number: u64, before: &Replayed) -> Result<(), JournalError> {
-    let tampered = |reason: &str| JournalError::Tampered { number, reason: reason.to_owned() };
+    let tampered = |reason: &str| JournalError::Tampered {
+        number,
+        reason: reason.to_owned(),
+    };
     if record.number != number {
         return Err(tampered("it has another number inside"));
     }

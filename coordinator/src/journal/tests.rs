@@ -25,16 +25,25 @@ struct Unreliable {
 impl Unreliable {
     fn new(refusals: u32, lost_answers: u32) -> Arc<Self> {
         let inner = InMemory::new();
-        Arc::new(Self { inner, refusals: refusals.into(), lost_answers: lost_answers.into() })
+        Arc::new(Self {
+            inner,
+            refusals: refusals.into(),
+            lost_answers: lost_answers.into(),
+        })
     }
 }
 
 fn count_down(counter: &AtomicU32) -> bool {
-    counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+    counter
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+        .is_ok()
 }
 
 fn trouble() -> object_store::Error {
-    object_store::Error::Generic { store: "unreliable", source: "out of order".into() }
+    object_store::Error::Generic {
+        store: "unreliable",
+        source: "out of order".into(),
+    }
 }
 
 impl fmt::Display for Unreliable {
@@ -50,7 +59,11 @@ impl ObjectStore for Unreliable {
             return Err(trouble());
         }
         let result = self.inner.put_opts(at, data, how).await;
-        if count_down(&self.lost_answers) { Err(trouble()) } else { result }
+        if count_down(&self.lost_answers) {
+            Err(trouble())
+        } else {
+            result
+        }
     }
 
     async fn put_multipart_opts(
@@ -86,12 +99,18 @@ impl ObjectStore for Unreliable {
 }
 
 fn memory() -> Place {
-    Place { store: Arc::new(InMemory::new()), root: Path::from("run") }
+    Place {
+        store: Arc::new(InMemory::new()),
+        root: Path::from("run"),
+    }
 }
 
 async fn office(place: &Place, writer: u64) -> Journal {
     let replayed = replay(place.clone()).await.expect("a whole journal");
-    replayed.take_term(Incarnation(writer)).await.expect("the term")
+    replayed
+        .take_term(Incarnation(writer))
+        .await
+        .expect("the term")
 }
 
 fn created() -> Entry {
@@ -105,14 +124,16 @@ fn created() -> Entry {
 }
 
 fn generation(number: u64) -> Entry {
-    Entry::GenerationFormed { generation: Generation(number), members: Vec::new() }
+    Entry::GenerationFormed {
+        generation: Generation(number),
+        members: Vec::new(),
+    }
 }
 
 #[tokio::test]
 async fn what_was_written_is_what_is_replayed() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (store, root) =
-        store::open(folder.path().to_str().expect("text")).expect("a local store");
+    let (store, root) = store::open(folder.path().to_str().expect("text")).expect("a local store");
     for place in [memory(), Place { store, root }] {
         let mut journal = office(&place, 1).await;
         journal.append(created()).await.expect("written");
@@ -131,15 +152,33 @@ async fn a_new_term_fences_the_old_one() {
     old.append(created()).await.expect("written");
     let mut new = office(&place, 2).await;
     let fenced = old.append(generation(1)).await.expect_err("fenced");
-    assert!(matches!(fenced, JournalError::Fenced { number: 3, term: Term(2) }), "{fenced}");
-    new.append(generation(1)).await.expect("the new one goes on");
-    assert_eq!(Failure::from(fenced).exit, mks2_proto::failure::ExitCode::RunFailed);
+    assert!(
+        matches!(
+            fenced,
+            JournalError::Fenced {
+                number: 3,
+                term: Term(2)
+            }
+        ),
+        "{fenced}"
+    );
+    new.append(generation(1))
+        .await
+        .expect("the new one goes on");
+    assert_eq!(
+        Failure::from(fenced).exit,
+        mks2_proto::failure::ExitCode::RunFailed
+    );
 }
 
 #[tokio::test]
 async fn of_two_that_race_exactly_one_writes_each_number() {
     let place = memory();
-    office(&place, 0).await.append(created()).await.expect("written");
+    office(&place, 0)
+        .await
+        .append(created())
+        .await
+        .expect("written");
     for round in 0..50 {
         let before = replay(place.clone()).await.expect("whole");
         let number = before.number;
@@ -147,13 +186,19 @@ async fn of_two_that_race_exactly_one_writes_each_number() {
         let won = futures::future::join_all(race).await;
         assert_eq!(won.iter().filter(|result| result.is_ok()).count(), 1);
         let after = replay(place.clone()).await.expect("whole");
-        assert_eq!((after.number, after.history.term.0), (number + 1, before.history.term.0 + 1));
+        assert_eq!(
+            (after.number, after.history.term.0),
+            (number + 1, before.history.term.0 + 1)
+        );
     }
 }
 
 #[tokio::test]
 async fn a_store_that_fails_for_a_while_is_tried_again() {
-    let place = Place { store: Unreliable::new(3, 0), root: Path::from("run") };
+    let place = Place {
+        store: Unreliable::new(3, 0),
+        root: Path::from("run"),
+    };
     let mut journal = office(&place, 1).await;
     journal.append(created()).await.expect("written");
     assert_eq!(replay(place).await.expect("whole").number, 2);
@@ -161,7 +206,10 @@ async fn a_store_that_fails_for_a_while_is_tried_again() {
 
 #[tokio::test]
 async fn a_lost_answer_is_not_taken_for_a_rival() {
-    let place = Place { store: Unreliable::new(0, 2), root: Path::from("run") };
+    let place = Place {
+        store: Unreliable::new(0, 2),
+        root: Path::from("run"),
+    };
     let mut journal = office(&place, 1).await;
     journal.append(created()).await.expect("written");
     assert_eq!(replay(place).await.expect("whole").number, 2);
@@ -169,9 +217,15 @@ async fn a_lost_answer_is_not_taken_for_a_rival() {
 
 #[tokio::test]
 async fn a_store_that_stays_broken_is_said() {
-    let place = Place { store: Unreliable::new(1000, 0), root: Path::from("run") };
+    let place = Place {
+        store: Unreliable::new(1000, 0),
+        root: Path::from("run"),
+    };
     let replayed = replay(place).await.expect("empty");
-    let error = replayed.take_term(Incarnation(1)).await.expect_err("broken");
+    let error = replayed
+        .take_term(Incarnation(1))
+        .await
+        .expect_err("broken");
     assert!(matches!(error, JournalError::Store(_)), "{error}");
 }
 
@@ -187,9 +241,16 @@ async fn a_gap_and_a_change_are_found() {
     let text = String::from_utf8(bytes.to_vec()).expect("text");
     let changed = text.replace("\"generation\":2", "\"generation\":7");
     assert_ne!(changed, text);
-    place.store.put(&path, changed.into()).await.expect("written");
+    place
+        .store
+        .put(&path, changed.into())
+        .await
+        .expect("written");
     let error = replay(place.clone()).await.expect_err("changed");
-    assert!(matches!(error, JournalError::Tampered { number: 3, .. }), "{error}");
+    assert!(
+        matches!(error, JournalError::Tampered { number: 3, .. }),
+        "{error}"
+    );
     place.store.delete(&path).await.expect("deleted");
     let error = replay(place).await.expect_err("a gap");
     assert!(matches!(error, JournalError::Gap { number: 3 }), "{error}");
@@ -205,7 +266,11 @@ async fn a_snapshot_says_what_the_records_say_and_a_damaged_one_is_left_aside() 
     let whole = replay(place.clone()).await.expect("whole");
     assert_eq!(&whole.history, journal.history());
     let path = place.snapshot(192);
-    place.store.put(&path, "{}".into()).await.expect("there is a snapshot to replace");
+    place
+        .store
+        .put(&path, "{}".into())
+        .await
+        .expect("there is a snapshot to replace");
     let again = replay(place.clone()).await.expect("whole");
     assert_eq!((again.history, again.last), (whole.history, whole.last));
     // Records that a snapshot covers are no longer needed.

@@ -16,7 +16,10 @@ pub(crate) struct Doorkeeper {
 
 impl Interceptor for Doorkeeper {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let header = request.metadata().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let header = request
+            .metadata()
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
         let given = header.and_then(|text| text.strip_prefix("Bearer "));
         match given {
             Some(given) if self.token.matches(given) => Ok(request),
@@ -26,7 +29,11 @@ impl Interceptor for Doorkeeper {
 }
 
 fn refusal(was_given: bool) -> Status {
-    let why = if was_given { "the token is another run's" } else { "no token was sent" };
+    let why = if was_given {
+        "the token is another run's"
+    } else {
+        "no token was sent"
+    };
     let failure = Failure::environment(
         "the coordinator does not let this program in",
         why,

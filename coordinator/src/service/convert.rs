@@ -24,7 +24,10 @@ pub(crate) fn malformed(why: impl Into<String>) -> Refused {
 
 pub(crate) fn identity(member_id: &str, incarnation: u64) -> Result<Identity, Refused> {
     let member = MemberId::new(member_id).map_err(|error| malformed(error.to_string()))?;
-    Ok(Identity { member, incarnation: Incarnation(incarnation) })
+    Ok(Identity {
+        member,
+        incarnation: Incarnation(incarnation),
+    })
 }
 
 pub(crate) fn registration(request: v1::RegisterRequest) -> Result<Registration, Refused> {
@@ -35,7 +38,9 @@ pub(crate) fn registration(request: v1::RegisterRequest) -> Result<Registration,
     };
     for text in [&request.host, &request.data_address, &request.device] {
         if text.len() > MAX_TEXT || text.chars().any(char::is_control) {
-            return Err(malformed("a member's host, address or device is no short plain text"));
+            return Err(malformed(
+                "a member's host, address or device is no short plain text",
+            ));
         }
     }
     Ok(Registration {
@@ -59,10 +64,14 @@ pub(crate) fn checkpoint(request: &v1::CommitCheckpointRequest) -> Result<Checkp
     let path = manifest_path(checkpoint.step);
     if checkpoint.manifest_path != path {
         let given = &checkpoint.manifest_path;
-        return Err(malformed(format!("the manifest's path is '{given}', not '{path}'")));
+        return Err(malformed(format!(
+            "the manifest's path is '{given}', not '{path}'"
+        )));
     }
     if blake3::hash(&request.manifest).to_hex().as_str() != checkpoint.manifest_digest {
-        return Err(malformed("the manifest's bytes do not have the digest that was said"));
+        return Err(malformed(
+            "the manifest's bytes do not have the digest that was said",
+        ));
     }
     if checkpoint.stage.is_empty() || checkpoint.stage.len() > MAX_TEXT {
         return Err(malformed("a checkpoint names no stage"));
@@ -76,6 +85,14 @@ pub(crate) fn manifest_path(step: u64) -> String {
 }
 
 pub(crate) fn reason(text: String) -> String {
-    let plain: String = text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect();
-    if plain.is_empty() { "somebody asked for it".to_owned() } else { plain }
+    let plain: String = text
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_TEXT)
+        .collect();
+    if plain.is_empty() {
+        "somebody asked for it".to_owned()
+    } else {
+        plain
+    }
 }

@@ -71,7 +71,10 @@ async fn listen(
             }
             let generation = Generation(report.generation);
             if let Some(kind) = report.kind
-                && !service.handle.tell(Command::Report(who.clone(), generation, kind)).await
+                && !service
+                    .handle
+                    .tell(Command::Report(who.clone(), generation, kind))
+                    .await
             {
                 return "the coordinator ended".to_owned();
             }

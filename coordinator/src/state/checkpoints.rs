@@ -94,9 +94,9 @@ impl Checkpoints {
     pub fn place(&self, checkpoint: &Checkpoint) -> Place {
         match self.latest() {
             Some(_) if self.at(checkpoint.step) == Some(checkpoint) => Place::Known,
-            Some(latest) if checkpoint.step <= latest.step => {
-                Place::OutOfOrder { latest: latest.step }
-            }
+            Some(latest) if checkpoint.step <= latest.step => Place::OutOfOrder {
+                latest: latest.step,
+            },
             _ => Place::Next,
         }
     }
@@ -111,7 +111,11 @@ impl Checkpoints {
     #[must_use]
     pub fn surplus(&self, keep_last: usize) -> Vec<Checkpoint> {
         let latest = self.latest().map(|checkpoint| checkpoint.step);
-        let inside = self.kept.values().rev().filter(|checkpoint| !checkpoint.is_final);
+        let inside = self
+            .kept
+            .values()
+            .rev()
+            .filter(|checkpoint| !checkpoint.is_final);
         let mut surplus: Vec<_> = inside
             .skip(keep_last)
             .filter(|checkpoint| Some(checkpoint.step) != latest)
@@ -129,7 +133,10 @@ impl Checkpoints {
     /// Those after a step.
     #[must_use]
     pub fn after(&self, step: u64) -> Vec<Checkpoint> {
-        self.kept.range(step + 1..).map(|(_, checkpoint)| checkpoint.clone()).collect()
+        self.kept
+            .range(step + 1..)
+            .map(|(_, checkpoint)| checkpoint.clone())
+            .collect()
     }
 }
 
@@ -150,9 +157,14 @@ mod tests {
     #[test]
     fn retention_keeps_the_last_ones_and_every_end_of_a_stage() {
         let mut kept = Checkpoints::default();
-        for (step, is_final) in
-            [(10, false), (20, false), (30, true), (40, false), (50, false), (60, true)]
-        {
+        for (step, is_final) in [
+            (10, false),
+            (20, false),
+            (30, true),
+            (40, false),
+            (50, false),
+            (60, true),
+        ] {
             kept.insert(checkpoint(step, is_final));
         }
         let steps = |surplus: Vec<Checkpoint>| surplus.iter().map(|c| c.step).collect::<Vec<_>>();
@@ -160,9 +172,16 @@ mod tests {
         assert_eq!(steps(kept.surplus(0)), [10, 20, 40, 50]);
         kept.remove(&[10, 20]);
         assert_eq!(kept.steps().collect::<Vec<_>>(), [30, 40, 50, 60]);
-        assert_eq!(kept.finished_stages().map(|c| c.step).collect::<Vec<_>>(), [30, 60]);
+        assert_eq!(
+            kept.finished_stages().map(|c| c.step).collect::<Vec<_>>(),
+            [30, 60]
+        );
         kept.insert(checkpoint(70, false));
-        assert_eq!(steps(kept.surplus(0)), [40, 50], "the latest stays, whatever the policy");
+        assert_eq!(
+            steps(kept.surplus(0)),
+            [40, 50],
+            "the latest stays, whatever the policy"
+        );
     }
 
     #[test]
@@ -171,8 +190,14 @@ mod tests {
         assert_eq!(kept.place(&checkpoint(5, false)), Place::Next);
         kept.insert(checkpoint(5, false));
         assert_eq!(kept.place(&checkpoint(5, false)), Place::Known);
-        assert_eq!(kept.place(&checkpoint(5, true)), Place::OutOfOrder { latest: 5 });
-        assert_eq!(kept.place(&checkpoint(4, false)), Place::OutOfOrder { latest: 5 });
+        assert_eq!(
+            kept.place(&checkpoint(5, true)),
+            Place::OutOfOrder { latest: 5 }
+        );
+        assert_eq!(
+            kept.place(&checkpoint(4, false)),
+            Place::OutOfOrder { latest: 5 }
+        );
         assert_eq!(kept.place(&checkpoint(6, false)), Place::Next);
     }
 }

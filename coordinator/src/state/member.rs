@@ -71,6 +71,9 @@ impl Member {
             0 => String::new(),
             number => format!(" in collective {number}"),
         };
-        format!("{phase}{collective} after step {} of generation {generation}", self.committed)
+        format!(
+            "{phase}{collective} after step {} of generation {generation}",
+            self.committed
+        )
     }
 }

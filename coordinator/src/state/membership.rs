@@ -33,7 +33,11 @@ impl Machine {
         let replaced = known.and_then(|member| member.stream);
         let member = Member::new(registration, now, self.step);
         self.members.insert(id, member);
-        replaced.map(Action::Close).into_iter().chain([Action::Accept(ticket)]).collect()
+        replaced
+            .map(Action::Close)
+            .into_iter()
+            .chain([Action::Accept(ticket)])
+            .collect()
     }
 
     /// Whether a process may become a member now.
@@ -43,7 +47,11 @@ impl Machine {
         if registration.protocol != PROTOCOL {
             return Err(other_protocol(id, registration.protocol));
         }
-        if registration.run_id.as_ref().is_some_and(|run| run != &self.config.run_id) {
+        if registration
+            .run_id
+            .as_ref()
+            .is_some_and(|run| run != &self.config.run_id)
+        {
             return Err(self.other_run(registration));
         }
         if self.run.is_over() {
@@ -80,7 +88,10 @@ impl Machine {
                 Failure::settings(
                     format!("{id} cannot join: the run has all its workers"),
                     format!("it was started for {expected} and nobody can join later"),
-                    format!("stop the run and start it again with --workers {}", expected + 1),
+                    format!(
+                        "stop the run and start it again with --workers {}",
+                        expected + 1
+                    ),
                 ),
             ));
         }
@@ -102,8 +113,12 @@ impl Machine {
             return vec![Action::Refuse(ticket, self.unknown(who))];
         };
         member.heard = now;
-        let mut actions: Vec<_> =
-            member.stream.replace(stream).map(Action::Close).into_iter().collect();
+        let mut actions: Vec<_> = member
+            .stream
+            .replace(stream)
+            .map(Action::Close)
+            .into_iter()
+            .collect();
         actions.push(Action::Accept(ticket));
         match self.run.active() {
             Some(active) => {
@@ -119,7 +134,11 @@ impl Machine {
     fn form_if_complete(&mut self) -> Vec<Action> {
         let complete = self.attached().count() == self.config.expected as usize
             && self.members.len() == self.config.expected as usize;
-        if complete { self.form_generation() } else { Vec::new() }
+        if complete {
+            self.form_generation()
+        } else {
+            Vec::new()
+        }
     }
 
     /// The next generation, of all members: who they are, their ranks and lanes. Persisted, then
@@ -139,11 +158,16 @@ impl Machine {
         };
         self.generation = Generation(self.generation.0 + 1);
         self.assignment.clone_from(&assignment);
-        let active = Active { generation: self.generation, assignment };
+        let active = Active {
+            generation: self.generation,
+            assignment,
+        };
         let announced = self.wire_generation(&active);
         self.run = Run::Running(active);
         let persist = Action::Persist(Entry::generation(&announced));
-        let announce = ids.into_iter().map(|id| Action::Announce(id, announced.clone()));
+        let announce = ids
+            .into_iter()
+            .map(|id| Action::Announce(id, announced.clone()));
         std::iter::once(persist).chain(announce).collect()
     }
 
@@ -195,7 +219,10 @@ impl Machine {
         }
         let complained =
             matches!(&self.run, Run::Ailing { complainants, .. } if complainants.contains(id));
-        let gone = self.members.get(id).is_none_or(|member| member.finished.is_some());
+        let gone = self
+            .members
+            .get(id)
+            .is_none_or(|member| member.finished.is_some());
         if complained || gone {
             return Vec::new();
         }
@@ -204,11 +231,18 @@ impl Machine {
     }
 
     fn loss(&self, id: &MemberId, how: &str) -> Failure {
-        let rank = self.run.active().and_then(|active| active.rank_of(id)).unwrap_or_default();
-        let (place, doing) = self.members.get(id).map_or_else(Default::default, |member| {
-            let place = format!(" on {}, process {}", member.host, member.pid);
-            (place, member.doing(self.generation))
-        });
+        let rank = self
+            .run
+            .active()
+            .and_then(|active| active.rank_of(id))
+            .unwrap_or_default();
+        let (place, doing) = self
+            .members
+            .get(id)
+            .map_or_else(Default::default, |member| {
+                let place = format!(" on {}, process {}", member.host, member.pid);
+                (place, member.doing(self.generation))
+            });
         Failure::run_failed(
             format!("{id} was lost (rank {rank}{place})"),
             format!("{how}; it was last {doing}"),
@@ -241,7 +275,10 @@ impl Machine {
             .collect();
         let mut actions = Vec::new();
         for (id, silence) in silent {
-            let stream = self.members.get_mut(&id).and_then(|member| member.stream.take());
+            let stream = self
+                .members
+                .get_mut(&id)
+                .and_then(|member| member.stream.take());
             actions.extend(stream.map(Action::Close));
             let how = format!("nothing was heard of it for {:.1} s", silence.as_secs_f64());
             actions.extend(self.lose(&id, &how));
@@ -251,9 +288,9 @@ impl Machine {
 
     fn end_of_grace(&mut self, now: Duration) -> Vec<Action> {
         match &self.run {
-            Run::Ailing { complaint, since, .. }
-                if now.saturating_sub(*since) >= self.config.limits.complaint_grace =>
-            {
+            Run::Ailing {
+                complaint, since, ..
+            } if now.saturating_sub(*since) >= self.config.limits.complaint_grace => {
                 let failure = complaint.clone();
                 self.fail(failure, None)
             }
@@ -288,12 +325,19 @@ impl Machine {
     }
 
     fn other_run(&self, registration: &Registration) -> Refused {
-        let meant = registration.run_id.as_ref().map(ToString::to_string).unwrap_or_default();
+        let meant = registration
+            .run_id
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         refused(
             RefusalReason::WrongRun,
             Failure::settings(
                 format!("{} cannot join", registration.who.member),
-                format!("this is the run {}, it means the run {meant}", self.config.run_id),
+                format!(
+                    "this is the run {}, it means the run {meant}",
+                    self.config.run_id
+                ),
                 "check MKS2_RUN_ID and MKS2_COORDINATOR",
             ),
         )

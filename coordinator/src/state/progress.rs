@@ -8,10 +8,7 @@ use mks2_proto::{
     v1::{RefusalReason, StepCommitted, report::Kind},
 };
 
-use super::{
-    Action, Checkpoint, Identity, Machine, Place, Refused, Ticket, refused,
-    run::Run,
-};
+use super::{Action, Checkpoint, Identity, Machine, Place, Refused, Ticket, refused, run::Run};
 use crate::journal::Entry;
 
 impl Machine {
@@ -59,7 +56,10 @@ impl Machine {
         }
         let failure = Failure::run_failed(
             "the message comes too late",
-            format!("it speaks of generation {generation}, the run is in {}", self.generation),
+            format!(
+                "it speaks of generation {generation}, the run is in {}",
+                self.generation
+            ),
             self.resume_words(),
         );
         Err(refused(RefusalReason::StaleGeneration, failure))
@@ -86,7 +86,9 @@ impl Machine {
     /// Rank 0 measures for all.
     fn measure(&mut self, who: &Identity, step: StepCommitted) -> Option<Action> {
         let active = self.run.active()?;
-        let metrics = step.metrics.filter(|_| active.rank_of(&who.member) == Some(0))?;
+        let metrics = step
+            .metrics
+            .filter(|_| active.rank_of(&who.member) == Some(0))?;
         let action = Action::Measure {
             generation: active.generation,
             workers: active.workers(),
@@ -105,12 +107,17 @@ impl Machine {
         if ends.any(|end| end.is_none()) {
             return Vec::new();
         }
-        let complete = self.members.values().all(|member| member.finished == Some(true));
+        let complete = self
+            .members
+            .values()
+            .all(|member| member.finished == Some(true));
         let entry = if complete {
             self.run = Run::Finished;
             Entry::RunFinished { step: self.step }
         } else {
-            self.run = Run::Stopped { reason: self.stop_reason() };
+            self.run = Run::Stopped {
+                reason: self.stop_reason(),
+            };
             Entry::RunStopped { step: self.step }
         };
         vec![Action::Persist(entry)]
@@ -151,7 +158,11 @@ impl Machine {
 
     fn with_name(&self, id: &MemberId, mut failure: Failure) -> Failure {
         let rank = self.run.active().and_then(|active| active.rank_of(id));
-        let host = self.members.get(id).map(|member| member.host.clone()).unwrap_or_default();
+        let host = self
+            .members
+            .get(id)
+            .map(|member| member.host.clone())
+            .unwrap_or_default();
         let place = match rank {
             Some(rank) => format!("{id} (rank {rank} on {host})"),
             None => format!("{id} (on {host})"),
@@ -179,11 +190,17 @@ impl Machine {
             Place::Known => vec![Action::Committed(ticket, Vec::new())],
             Place::OutOfOrder { latest } => {
                 let failure = Failure::checkpoint(
-                    format!("the checkpoint at step {} is not committed", checkpoint.step),
+                    format!(
+                        "the checkpoint at step {} is not committed",
+                        checkpoint.step
+                    ),
                     format!("the run has one at step {latest} already"),
                     "checkpoints go forward: resume the run from the one that it has",
                 );
-                vec![Action::Refuse(ticket, refused(RefusalReason::OutOfOrder, failure))]
+                vec![Action::Refuse(
+                    ticket,
+                    refused(RefusalReason::OutOfOrder, failure),
+                )]
             }
         }
     }
@@ -198,23 +215,36 @@ impl Machine {
         let released = self.checkpoints.surplus(self.config.keep_last);
         let steps: Vec<_> = released.iter().map(|checkpoint| checkpoint.step).collect();
         self.checkpoints.remove(&steps);
-        let entry = Entry::CheckpointCommitted { checkpoint, released: steps };
+        let entry = Entry::CheckpointCommitted {
+            checkpoint,
+            released: steps,
+        };
         vec![Action::Persist(entry), Action::Committed(ticket, released)]
     }
 
     pub(super) fn stop(&mut self, ticket: Ticket, reason: String) -> Vec<Action> {
-        let asked = Action::Persist(Entry::StopRequested { reason: reason.clone() });
+        let asked = Action::Persist(Entry::StopRequested {
+            reason: reason.clone(),
+        });
         match std::mem::replace(&mut self.run, Run::Waiting) {
             Run::Waiting => {
                 let tell = self.ask_everybody(&reason);
                 self.run = Run::Stopped { reason };
                 let stopped = Action::Persist(Entry::RunStopped { step: self.step });
-                [asked, stopped].into_iter().chain(tell).chain([Action::Accept(ticket)]).collect()
+                [asked, stopped]
+                    .into_iter()
+                    .chain(tell)
+                    .chain([Action::Accept(ticket)])
+                    .collect()
             }
             Run::Running(active) => {
                 let tell = self.ask_everybody(&reason);
                 self.run = Run::Stopping { active, reason };
-                [asked].into_iter().chain(tell).chain([Action::Accept(ticket)]).collect()
+                [asked]
+                    .into_iter()
+                    .chain(tell)
+                    .chain([Action::Accept(ticket)])
+                    .collect()
             }
             other => {
                 self.run = other;
@@ -224,6 +254,8 @@ impl Machine {
     }
 
     fn ask_everybody(&self, reason: &str) -> Vec<Action> {
-        self.attached().map(|id| Action::AskToStop(id.clone(), reason.to_owned())).collect()
+        self.attached()
+            .map(|id| Action::AskToStop(id.clone(), reason.to_owned()))
+            .collect()
     }
 }

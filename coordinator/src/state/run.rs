@@ -20,7 +20,10 @@ pub(crate) struct Active {
 
 impl Active {
     pub(crate) fn rank_of(&self, member: &MemberId) -> Option<u32> {
-        self.assignment.iter().find(|share| &share.member == member).map(|share| share.rank.0)
+        self.assignment
+            .iter()
+            .find(|share| &share.member == member)
+            .map(|share| share.rank.0)
     }
 
     pub(crate) fn workers(&self) -> u32 {
@@ -39,7 +42,12 @@ pub(crate) enum Run {
     /// The same, until the next step border.
     Stopping { active: Active, reason: String },
     /// Members say that another one failed; that one's own fate is awaited.
-    Ailing { active: Active, complainants: Vec<MemberId>, complaint: Failure, since: Duration },
+    Ailing {
+        active: Active,
+        complainants: Vec<MemberId>,
+        complaint: Failure,
+        since: Duration,
+    },
     /// Ended on request.
     Stopped { reason: String },
     /// The job is done.
@@ -51,7 +59,10 @@ pub(crate) enum Run {
 impl Run {
     /// Nothing can happen any more.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self, Self::Stopped { .. } | Self::Finished | Self::Failed(_))
+        matches!(
+            self,
+            Self::Stopped { .. } | Self::Finished | Self::Failed(_)
+        )
     }
 
     pub(crate) fn active(&self) -> Option<&Active> {

@@ -30,7 +30,12 @@ impl Machine {
             failure: self.failure().map(Into::into),
             expected_members: self.config.expected,
             lanes: self.config.lanes,
-            finished_stages: self.checkpoints.finished_stages().cloned().map(Into::into).collect(),
+            finished_stages: self
+                .checkpoints
+                .finished_stages()
+                .cloned()
+                .map(Into::into)
+                .collect(),
         }
     }
 
@@ -44,7 +49,9 @@ impl Machine {
                 rank: share(id).map(|share| share.rank.0).unwrap_or_default(),
                 host: member.host.clone(),
                 device: member.device.clone(),
-                lanes: share(id).map(|share| share.lanes.clone().collect()).unwrap_or_default(),
+                lanes: share(id)
+                    .map(|share| share.lanes.clone().collect())
+                    .unwrap_or_default(),
                 step: member.committed,
                 phase: member.phase.into(),
                 collective: member.collective,
@@ -63,7 +70,10 @@ impl Machine {
             Run::Waiting => self.waiting_for(),
             Run::Running(active) => match active.workers() {
                 1 => format!("1 worker is at work in generation {}", self.generation),
-                more => format!("{more} workers are at work in generation {}", self.generation),
+                more => format!(
+                    "{more} workers are at work in generation {}",
+                    self.generation
+                ),
             },
             Run::Stopping { reason, .. } => {
                 format!("the run stops at the next step border, with a checkpoint: {reason}")
@@ -81,11 +91,19 @@ impl Machine {
 
     fn waiting_for(&self) -> String {
         let names = |connected: bool| {
-            let some = self.members.iter().filter(|(_, m)| m.stream.is_some() == connected);
-            some.map(|(id, _)| id.as_str()).collect::<Vec<_>>().join(", ")
+            let some = self
+                .members
+                .iter()
+                .filter(|(_, m)| m.stream.is_some() == connected);
+            some.map(|(id, _)| id.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         let (here, coming) = (self.attached().count(), names(false));
-        let mut words = format!("waiting for workers: {here} of {} are here", self.config.expected);
+        let mut words = format!(
+            "waiting for workers: {here} of {} are here",
+            self.config.expected
+        );
         if here > 0 {
             words.push_str(&format!(" ({})", names(true)));
         }

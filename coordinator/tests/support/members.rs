@@ -1,5 +1,7 @@
 //! Members made of a gRPC client, and what tests start coordinators with.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use mks2_coordinator::{Coordinator, Limits, Resume, Running, Settings};
@@ -16,8 +18,10 @@ use tonic::{Status, Streaming, transport::Channel};
 /// Longest that a test waits for anything.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+pub(crate) const TOKEN: &str = "the-token-of-the-tests";
+
 fn token() -> Token {
-    Token::new("the-token-of-the-tests").expect("good")
+    Token::new(TOKEN).expect("good")
 }
 
 fn job() -> Job {
@@ -61,7 +65,11 @@ pub(crate) async fn start(settings: Settings) -> Running {
 }
 
 pub(crate) fn target(running: &Running) -> Target {
-    Target::new(running.endpoint(), token())
+    target_at(&running.endpoint())
+}
+
+pub(crate) fn target_at(endpoint: &str) -> Target {
+    Target::new(endpoint, token())
 }
 
 /// A member without a trainer.
@@ -78,16 +86,16 @@ impl Member {
     pub(crate) async fn join_all(running: &Running, count: u64) -> Vec<Self> {
         let mut members = Vec::new();
         for number in 0..count {
-            members.push(Self::join(running, number).await);
+            members.push(Self::join(&target(running), number).await);
         }
         members
     }
 
-    async fn join(running: &Running, number: u64) -> Self {
-        let mut client = target(running).connect().await.expect("connected");
+    pub(crate) async fn join(target: &Target, number: u64) -> Self {
+        let mut client = target.connect().await.expect("connected");
         let id = format!("worker-{number}");
         let request = v1::RegisterRequest {
-            run_id: running.run_id.to_string(),
+            run_id: String::new(),
             member_id: id.clone(),
             incarnation: 7,
             host: "localhost".into(),
@@ -98,13 +106,27 @@ impl Member {
             protocol: PROTOCOL,
             program_version: "0".into(),
         };
-        let welcome = client.register(request).await.expect("accepted").into_inner();
+        let welcome = client
+            .register(request)
+            .await
+            .expect("accepted")
+            .into_inner();
         let (reports, outgoing) = mpsc::channel(8);
         let report = report(&id, 0, Kind::Heartbeat(v1::Heartbeat::default()));
         reports.send(report).await.expect("room");
-        let opened = client.session(ReceiverStream::new(outgoing)).await.expect("opened");
+        let opened = client
+            .session(ReceiverStream::new(outgoing))
+            .await
+            .expect("opened");
         let directives = opened.into_inner();
-        Self { id, generation: 0, welcome, client, reports, directives }
+        Self {
+            id,
+            generation: 0,
+            welcome,
+            client,
+            reports,
+            directives,
+        }
     }
 
     pub(crate) async fn send(&self, kind: Kind) {
@@ -114,7 +136,11 @@ impl Member {
 
     pub(crate) async fn next(&mut self) -> Option<directive::Kind> {
         let message = tokio::time::timeout(PATIENCE, self.directives.message());
-        message.await.expect("in time").expect("no error").and_then(|directive| directive.kind)
+        message
+            .await
+            .expect("in time")
+            .expect("no error")
+            .and_then(|directive| directive.kind)
     }
 
     /// The generation that is announced.
@@ -137,7 +163,11 @@ impl Member {
 
     /// Closes the stream in order: everything sent before has arrived.
     pub(crate) async fn leave(self) {
-        let Self { reports, mut directives, .. } = self;
+        let Self {
+            reports,
+            mut directives,
+            ..
+        } = self;
         drop(reports);
         let rest = async { while let Ok(Some(_)) = directives.message().await {} };
         tokio::time::timeout(PATIENCE, rest).await.expect("in time");
@@ -160,7 +190,12 @@ impl Member {
 }
 
 fn report(member_id: &str, generation: u64, kind: Kind) -> v1::Report {
-    v1::Report { member_id: member_id.into(), incarnation: 7, generation, kind: Some(kind) }
+    v1::Report {
+        member_id: member_id.into(),
+        incarnation: 7,
+        generation,
+        kind: Some(kind),
+    }
 }
 
 /// Commits a checkpoint whose manifest is made up.
@@ -212,8 +247,16 @@ macro_rules! services {
             };
             let requests = tokio_stream::iter([request]);
             let mut client = ServerReflectionClient::new(channel);
-            let answer = client.server_reflection_info(requests).await.expect("answered");
-            let first = answer.into_inner().message().await.expect("open").expect("a message");
+            let answer = client
+                .server_reflection_info(requests)
+                .await
+                .expect("answered");
+            let first = answer
+                .into_inner()
+                .message()
+                .await
+                .expect("open")
+                .expect("a message");
             format!("{first:?}")
         }
     };

@@ -30,9 +30,15 @@ pub fn status(refusal: &Refusal) -> Status {
         || refusal.reason().as_str_name().to_owned(),
         |failed| format!("{}: {} ({})", failed.what, failed.why, failed.cure),
     );
-    let detail = prost_types::Any { type_url: TYPE_URL.into(), value: refusal.encode_to_vec() };
-    let details =
-        RpcStatus { code: code as i32, message: message.clone(), details: vec![detail] };
+    let detail = prost_types::Any {
+        type_url: TYPE_URL.into(),
+        value: refusal.encode_to_vec(),
+    };
+    let details = RpcStatus {
+        code: code as i32,
+        message: message.clone(),
+        details: vec![detail],
+    };
     Status::with_details(code, message, details.encode_to_vec().into())
 }
 
@@ -58,7 +64,9 @@ fn code(reason: RefusalReason) -> Code {
 #[must_use]
 pub fn refusal(status: &Status) -> Option<Refusal> {
     let details = RpcStatus::decode(status.details()).ok()?.details;
-    let detail = details.into_iter().find(|detail| detail.type_url == TYPE_URL)?;
+    let detail = details
+        .into_iter()
+        .find(|detail| detail.type_url == TYPE_URL)?;
     Refusal::decode(detail.value.as_slice()).ok()
 }
 
@@ -81,7 +89,10 @@ pub fn failure(status: &Status) -> Failure {
             "it is another version of mks2, or another program",
             "use the same version on both sides and check the address",
         ),
-        code => Failure::internal(format!("the coordinator answered {code:?}"), status.message()),
+        code => Failure::internal(
+            format!("the coordinator answered {code:?}"),
+            status.message(),
+        ),
     }
 }
 

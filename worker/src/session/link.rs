@@ -78,7 +78,10 @@ fn run(
     joined: oneshot::Sender<JoinResult>,
     ended: &SyncSender<()>,
 ) {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => {
             runtime.block_on(link.live(reports, joined));
             runtime.shutdown_timeout(Duration::from_millis(200));
@@ -99,7 +102,11 @@ impl Link {
         shared: Arc<Shared>,
     ) -> Result<Self, Failure> {
         let token = Token::new(&env.token).map_err(|error| {
-            Failure::usage("the run's token cannot be used", error.to_string(), "check MKS2_TOKEN")
+            Failure::usage(
+                "the run's token cannot be used",
+                error.to_string(),
+                "check MKS2_TOKEN",
+            )
         })?;
         let incarnation = Incarnation::random()
             .map_err(|error| Failure::io("the system's randomness cannot be read", error))?;
@@ -116,7 +123,11 @@ impl Link {
             protocol: PROTOCOL,
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        Ok(Self { target: Target::new(&env.coordinator, token), request, shared })
+        Ok(Self {
+            target: Target::new(&env.coordinator, token),
+            request,
+            shared,
+        })
     }
 
     pub(super) fn incarnation(&self) -> u64 {
@@ -131,10 +142,13 @@ impl Link {
                 return;
             }
         };
-        let interval = Duration::from_millis(welcome.heartbeat_interval_ms.clamp(10, 60_000).into());
+        let interval =
+            Duration::from_millis(welcome.heartbeat_interval_ms.clamp(10, 60_000).into());
         let (outgoing, stream) = mpsc::channel(IN_FLIGHT);
         // The first report says whose stream it is.
-        let greeted = outgoing.send(self.report(Kind::Heartbeat(self.shared.heartbeat()))).await;
+        let greeted = outgoing
+            .send(self.report(Kind::Heartbeat(self.shared.heartbeat())))
+            .await;
         let opened = client.session(ReceiverStream::new(stream)).await;
         let directives = match (greeted, opened) {
             (Ok(()), Ok(opened)) => opened.into_inner(),
@@ -195,7 +209,10 @@ impl Link {
         mut directives: Streaming<v1::Directive>,
         interval: Duration,
     ) {
-        match self.exchange(reports, &outgoing, &mut directives, interval).await {
+        match self
+            .exchange(reports, &outgoing, &mut directives, interval)
+            .await
+        {
             End::Done => {
                 drop(outgoing);
                 let rest = async { while let Ok(Some(_)) = directives.message().await {} };
@@ -269,7 +286,10 @@ impl Link {
 
 fn is_transient(status: &Status) -> bool {
     dial::refusal(status).is_none()
-        && matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+        && matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+        )
 }
 
 fn aborted(abort: v1::Abort) -> Failure {
@@ -304,5 +324,9 @@ fn words(status: &Status) -> String {
 fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
-    if name.is_empty() { "localhost".to_owned() } else { name.chars().take(200).collect() }
+    if name.is_empty() {
+        "localhost".to_owned()
+    } else {
+        name.chars().take(200).collect()
+    }
 }

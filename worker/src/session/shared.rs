@@ -84,7 +84,8 @@ impl Shared {
 
     /// A generation was announced.
     pub(super) fn assign(&self, assignment: Assignment) {
-        self.generation.store(assignment.generation, Ordering::Release);
+        self.generation
+            .store(assignment.generation, Ordering::Release);
         self.lock().assignment = Some(assignment);
         self.changed.notify_all();
     }
@@ -115,13 +116,18 @@ impl Shared {
             if let Some(reason) = &news.stop_reason {
                 return Err(stopped_before_start(reason));
             }
-            news = self.changed.wait(news).unwrap_or_else(PoisonError::into_inner);
+            news = self
+                .changed
+                .wait(news)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     /// Waits for the end, at most so long.
     pub(super) fn wait_over(&self, patience: Duration) -> Option<Failure> {
-        let waited = self.changed.wait_timeout_while(self.lock(), patience, |n| n.over.is_none());
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), patience, |n| n.over.is_none());
         let (news, _) = waited.unwrap_or_else(PoisonError::into_inner);
         news.over.clone()
     }
@@ -140,10 +146,18 @@ fn stopped_before_start(reason: &str) -> Failure {
 }
 
 /// This member's place in an announced generation.
-pub(super) fn assignment(generation: &v1::Generation, member_id: &str) -> Result<Assignment, Failure> {
-    let mine = generation.members.iter().find(|member| member.member_id == member_id);
+pub(super) fn assignment(
+    generation: &v1::Generation,
+    member_id: &str,
+) -> Result<Assignment, Failure> {
+    let mine = generation
+        .members
+        .iter()
+        .find(|member| member.member_id == member_id);
     let mine = mine.ok_or_else(|| malformed("this worker is not in the generation"))?;
-    let in_order = (0..).zip(&generation.members).all(|(rank, member): (u32, _)| member.rank == rank);
+    let in_order = (0..)
+        .zip(&generation.members)
+        .all(|(rank, member): (u32, _)| member.rank == rank);
     if !in_order {
         return Err(malformed("the generation's ranks have gaps"));
     }
@@ -151,7 +165,9 @@ pub(super) fn assignment(generation: &v1::Generation, member_id: &str) -> Result
         let parsed: Result<SocketAddr, _> = member.data_address.parse();
         parsed.map_err(|_| {
             let (id, text) = (&member.member_id, &member.data_address);
-            malformed(&format!("the data address of {id} is '{text}', not IP:PORT"))
+            malformed(&format!(
+                "the data address of {id} is '{text}', not IP:PORT"
+            ))
         })
     };
     Ok(Assignment {
@@ -159,8 +175,16 @@ pub(super) fn assignment(generation: &v1::Generation, member_id: &str) -> Result
         rank: mine.rank,
         world: u32::try_from(generation.members.len()).unwrap_or(u32::MAX),
         lanes: mine.lanes.clone(),
-        members: generation.members.iter().map(|member| member.member_id.clone()).collect(),
-        addresses: generation.members.iter().map(address).collect::<Result<_, _>>()?,
+        members: generation
+            .members
+            .iter()
+            .map(|member| member.member_id.clone())
+            .collect(),
+        addresses: generation
+            .members
+            .iter()
+            .map(address)
+            .collect::<Result<_, _>>()?,
     })
 }
 

@@ -1,0 +1,207 @@
+//! The driver with a scribe that the test plays: what waits for the store, and what does not.
+
+use mks2_proto::{
+    ids::{Generation, Incarnation, RunId},
+    v1::RunState,
+};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::{
+    journal::Entry,
+    state::{Checkpoints, Config, Identity, Registration},
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A driver, and the test in the scribe's place.
+struct Stage {
+    handle: Handle,
+    tasks: mpsc::Receiver<Task>,
+    done: mpsc::Sender<Done>,
+    driver: JoinHandle<Result<RunState, Failure>>,
+}
+
+fn stage(limits: Limits) -> Stage {
+    let machine = Machine::new(Config {
+        run_id: RunId::new("run-1").expect("good"),
+        job_name: "job".into(),
+        run_url: "runs/1".into(),
+        term: Term(1),
+        lanes: 2,
+        expected: 2,
+        total_steps: 10,
+        keep_last: 1,
+        last_generation: Generation(0),
+        checkpoints: Checkpoints::default(),
+        limits,
+    });
+    let (status, watch) = watch::channel(machine.status(Duration::ZERO));
+    let (commands_in, commands) = mpsc::channel(COMMANDS);
+    let (tasks_in, tasks) = mpsc::channel(1);
+    let (done, done_out) = mpsc::channel(1);
+    let wiring = Wiring {
+        commands,
+        tasks: tasks_in,
+        done: done_out,
+        status,
+    };
+    let driver = tokio::spawn(Driver::new(machine, Term(1), limits, wiring).run());
+    Stage {
+        handle: Handle::new(commands_in, watch),
+        tasks,
+        done,
+        driver,
+    }
+}
+
+fn who(number: u64) -> Identity {
+    let member = MemberId::new(&format!("worker-{number}")).expect("good");
+    Identity {
+        member,
+        incarnation: Incarnation(number),
+    }
+}
+
+type Received = mpsc::Receiver<Result<v1::Directive, Status>>;
+
+impl Stage {
+    async fn join(&self, number: u64) -> (StreamId, Received) {
+        let registration = Registration {
+            who: who(number),
+            run_id: None,
+            protocol: dial::PROTOCOL,
+            host: "host".into(),
+            pid: 1,
+            data_address: "127.0.0.1:1".into(),
+            device: "cpu".into(),
+        };
+        let answer = self
+            .handle
+            .ask(|reply| Command::Register(registration, reply))
+            .await;
+        answer.expect("accepted");
+        let (directives, received) = mpsc::channel(16);
+        let stream = self.handle.new_stream();
+        let attach = |reply| Command::Attach {
+            stream,
+            who: who(number),
+            directives,
+            reply,
+        };
+        self.handle.ask(attach).await.expect("accepted");
+        (stream, received)
+    }
+
+    async fn task(&mut self) -> Task {
+        tokio::time::timeout(PATIENCE, self.tasks.recv())
+            .await
+            .expect("in time")
+            .expect("a task")
+    }
+}
+
+async fn next(received: &mut Received) -> Kind {
+    let directive = tokio::time::timeout(PATIENCE, received.recv())
+        .await
+        .expect("in time");
+    directive
+        .expect("open")
+        .expect("no refusal")
+        .kind
+        .expect("a kind")
+}
+
+#[tokio::test]
+async fn nothing_is_announced_before_it_is_recorded() {
+    let mut stage = stage(Limits::default());
+    let (_, mut first) = stage.join(0).await;
+    let (_, mut second) = stage.join(1).await;
+    let task = stage.task().await;
+    assert!(
+        matches!(task, Task::Record(Entry::GenerationFormed { .. })),
+        "{task:?}"
+    );
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(first.try_recv().is_err() && second.try_recv().is_err());
+    assert_eq!(
+        stage.handle.status().borrow().state(),
+        RunState::WaitingForMembers
+    );
+    stage.done.send(Done::Fine).await.expect("listening");
+    assert!(matches!(next(&mut first).await, Kind::Generation(_)));
+    assert!(matches!(next(&mut second).await, Kind::Generation(_)));
+}
+
+#[tokio::test]
+async fn a_slow_store_makes_nobody_look_dead_and_delays_no_abort() {
+    let limits = Limits {
+        silence: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let mut stage = stage(limits);
+    let (_, mut first) = stage.join(0).await;
+    let (stream, _second) = stage.join(1).await;
+    // The store takes longer than the limit of silence; both go on beating meanwhile.
+    let _unanswered = stage.task().await;
+    for _ in 0..10 {
+        for number in 0..2 {
+            let beat = v1::report::Kind::Heartbeat(v1::Heartbeat::default());
+            stage
+                .handle
+                .tell(Command::Report(who(number), Generation(0), beat))
+                .await;
+        }
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    assert!(first.try_recv().is_err(), "nobody was lost");
+    stage
+        .handle
+        .tell(Command::Detach(
+            stream,
+            who(1),
+            "its connection broke".into(),
+        ))
+        .await;
+    let Kind::Abort(abort) = next(&mut first).await else {
+        panic!("an abort was due")
+    };
+    assert_eq!(abort.member_id, "worker-1");
+}
+
+#[tokio::test]
+async fn a_lost_journal_ends_the_run_and_tells_everybody() {
+    let mut stage = stage(Limits::default());
+    let (stream, mut first) = stage.join(0).await;
+    let (other, _second) = stage.join(1).await;
+    let _unanswered = stage.task().await;
+    let failure = Failure::run_failed("this coordinator has lost the run", "fenced", "leave it");
+    stage
+        .done
+        .send(Done::Broken(failure))
+        .await
+        .expect("listening");
+    assert!(
+        matches!(next(&mut first).await, Kind::Abort(_)),
+        "and no generation before it"
+    );
+    stage
+        .handle
+        .tell(Command::Detach(stream, who(0), "it left".into()))
+        .await;
+    stage
+        .handle
+        .tell(Command::Detach(other, who(1), "it left".into()))
+        .await;
+    let ended = tokio::time::timeout(PATIENCE, stage.driver)
+        .await
+        .expect("in time");
+    assert!(
+        ended
+            .expect("no panic")
+            .expect_err("failed")
+            .what
+            .contains("lost the run")
+    );
+    assert_eq!(stage.handle.status().borrow().state(), RunState::Failed);
+}

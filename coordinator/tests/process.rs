@@ -1,0 +1,102 @@
+//! The coordinator as a process: killed, started again, and asked to end.
+
+#[path = "support/members.rs"]
+mod support;
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use mks2_proto::v1::{StopRequested, directive, report::Kind};
+use support::{Member, TOKEN, commit, target_at};
+
+struct Process {
+    child: Child,
+    endpoint: String,
+}
+
+impl Process {
+    fn start(run: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mks2-coordinator"))
+            .args([
+                "--job",
+                concat!(env!("CARGO_MANIFEST_DIR"), "/tests/job.toml"),
+            ])
+            .args(["--workers", "1", "--run"])
+            .arg(run)
+            .env("MKS2_TOKEN", TOKEN)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("piped");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let line: serde_json::Value = serde_json::from_str(&line).expect("json");
+        Self {
+            child,
+            endpoint: line["endpoint"].as_str().expect("text").to_owned(),
+        }
+    }
+
+    fn terminate(&self) {
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .expect("kill")
+                .success()
+        );
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn killed_and_started_again_it_goes_on_under_the_next_term() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut first = Process::start(folder.path());
+    let mut member = Member::join(&target_at(&first.endpoint), 0).await;
+    assert_eq!(
+        (member.welcome.term, member.generation().await.number),
+        (1, 1)
+    );
+    commit(&mut member, 3, "look", false)
+        .await
+        .expect("committed");
+    first.child.kill().expect("killed");
+    first.child.wait().expect("reaped");
+    drop(member);
+
+    let mut second = Process::start(folder.path());
+    let mut member = Member::join(&target_at(&second.endpoint), 0).await;
+    assert_eq!(
+        (member.welcome.term, member.generation().await.number),
+        (2, 2)
+    );
+    assert_eq!(
+        member.welcome.resume_from.as_ref().map(|from| from.step),
+        Some(3)
+    );
+
+    second.terminate();
+    let stop = member.next().await;
+    assert!(
+        matches!(stop, Some(directive::Kind::Stop(StopRequested { .. }))),
+        "{stop:?}"
+    );
+    member
+        .send(Kind::Finished(mks2_proto::v1::Finished { complete: false }))
+        .await;
+    member.leave().await;
+    assert_eq!(second.child.wait().expect("ended").code(), Some(130));
+}
