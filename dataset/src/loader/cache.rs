@@ -103,11 +103,11 @@ impl Groups {
         LoadError::Picture {
             url,
             shard,
-            cause: Error::Picture {
+            cause: Box::new(Error::Picture {
                 row: at.row,
                 key: row.key.clone(),
                 problem,
-            },
+            }),
         }
     }
 
@@ -127,7 +127,7 @@ impl Groups {
                     url,
                     shard,
                     group,
-                    cause,
+                    cause: Box::new(cause),
                 })
             }
         }
@@ -216,11 +216,14 @@ fn text_bytes(row: &Row) -> u64 {
     (texts + metadata + row.key.len()) as u64 + ROW_OVERHEAD_BYTES
 }
 
+/// Pixels by (source, row).
+type Pixels = HashMap<(u16, u64), Arc<[u8]>>;
+
 /// Decoded pictures.
 #[derive(Debug)]
 pub(super) struct Pictures {
     /// `None` where not all pictures fit: then most would be let go before their next epoch.
-    kept: Option<Mutex<HashMap<(u16, u64), Arc<[u8]>>>>,
+    kept: Option<Mutex<Pixels>>,
     limits: Limits,
 }
 
@@ -256,7 +259,7 @@ impl Pictures {
         Ok(pixels)
     }
 
-    fn kept(&self) -> Option<MutexGuard<'_, HashMap<(u16, u64), Arc<[u8]>>>> {
+    fn kept(&self) -> Option<MutexGuard<'_, Pixels>> {
         let kept = self.kept.as_ref()?;
         Some(kept.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -18,7 +18,7 @@ pub enum LoadError {
         /// The row group, counted over the whole corpus.
         group: u64,
         /// What went wrong.
-        cause: Error,
+        cause: Box<Error>,
     },
     /// A picture could not be decoded.
     #[error("{url}, {shard}: {cause}")]
@@ -28,7 +28,7 @@ pub enum LoadError {
         /// File of the shard in the corpus.
         shard: String,
         /// The row and what is wrong with its picture.
-        cause: Error,
+        cause: Box<Error>,
     },
     /// A row group that lacks a row of the plan.
     #[error("source {source_index} has no row {row}")]
@@ -84,7 +84,7 @@ impl From<LoadError> for Failure {
         let what = "the training data cannot be read";
         match error {
             LoadError::Group { cause, .. } | LoadError::Picture { cause, .. } => {
-                let below = Self::from(cause);
+                let below = Self::from(*cause);
                 Self {
                     what: what.into(),
                     why,

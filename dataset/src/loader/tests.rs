@@ -40,7 +40,7 @@ fn row(index: u64, red: u8) -> Row {
         index,
         key: format!("row-{index}"),
         // Every fifth row is text alone.
-        image: (index % 5 != 0).then(|| png(index, red)),
+        image: (!index.is_multiple_of(5)).then(|| png(index, red)),
         caption: Some(format!("caption {index}")),
         ..Row::default()
     }

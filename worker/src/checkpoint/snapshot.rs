@@ -31,6 +31,20 @@ impl Pool {
         }
     }
 
+    /// Makes room for a snapshot of `table` ahead of time, so that the first one is as quick as
+    /// the later ones. Call it when a stage begins.
+    pub fn warm(&self, table: &Table) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let elements = table.elements();
+        free.retain(|buffer| buffer.capacity() >= elements);
+        while free.len() < MAX_FREE {
+            // Written, not just reserved: the pages must be there.
+            let mut buffer = Vec::with_capacity(elements);
+            buffer.resize(elements, 0.0);
+            free.push(buffer);
+        }
+    }
+
     fn take(&self) -> Vec<f32> {
         self.free
             .lock()

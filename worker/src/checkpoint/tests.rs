@@ -213,6 +213,7 @@ async fn a_step_is_committed_once() {
 #[tokio::test]
 async fn a_pool_gives_memory_back() {
     let pool = Pool::default();
+    pool.warm(&table());
     let mut first = pool.snapshot(table());
     first
         .copy(Kind::Weights, &buffer(1, Kind::Weights))
