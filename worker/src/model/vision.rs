@@ -104,7 +104,7 @@ impl Vision {
     fn embed(&self, pixels_bchw: &Tensor) -> Tensor {
         let (b, grid, patch) = (pixels_bchw.size()[0], self.side / self.patch, self.patch);
         let patches_bpc = pixels_bchw
-            .view([b, 3, grid, patch, grid, patch])
+            .reshape([b, 3, grid, patch, grid, patch])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([b, grid * grid, 3 * patch * patch]);
         let rows_bpv = patches_bpc.linear(&self.patch_vc, None::<Tensor>);

@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32, help="text tokens of a sample")
     parser.add_argument("--answer-tokens", type=int, default=2, help="labelled tokens of a sample")
     parser.add_argument("--threads", type=int, default=1, help="threads of libtorch")
-    parser.add_argument("--chunks", type=int, default=1, help="microbatches of a step (experts)")
+    parser.add_argument("--chunks", type=int, default=1, help="microbatches of a step")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -64,18 +64,45 @@ def experts_batch(c: Config, args) -> SimpleNamespace:
     return SimpleNamespace(ids=ids, labels=ids.masked_fill(~answer, IGNORE))
 
 
+def parts(batch: SimpleNamespace, chunks: int) -> list[SimpleNamespace]:
+    split = {name: value.chunk(chunks) for name, value in vars(batch).items()}
+    return [SimpleNamespace(**dict(zip(split, values))) for values in zip(*split.values())]
+
+
+def update(model: MKS2, optimizer) -> None:
+    torch.nn.utils.clip_grad_norm_(model.trained().values(), 1.0)
+    optimizer.step()
+
+
+def chunked_memory_step(model: MKS2, optimizer, batch, chunks: int) -> float:
+    """All pictures are seen first, so that every microbatch has the whole batch's negatives."""
+    if chunks == 1:
+        return memory_step(model, optimizer, batch)
+    optimizer.zero_grad(set_to_none=True)
+    total, first, labelled = 0.0, 0, (batch.caption_labels != IGNORE).sum()
+    with torch.no_grad():
+        seen = [model.see(part.pixels) for part in parts(batch, chunks)]
+    images = torch.cat([features for _, features in seen])
+    for part, (patches, _) in zip(parts(batch, chunks), seen):
+        caption, retrieval = model.memory_loss(part, (patches, images), first)
+        share = (part.caption_labels != IGNORE).sum() / labelled
+        loss = caption * share + retrieval * len(patches) / len(images)
+        loss.backward()
+        total, first = total + loss.item(), first + len(patches)
+    update(model, optimizer)
+    return total
+
+
 def chunked_experts_step(model: MKS2, optimizer, batch, chunks: int) -> float:
     if chunks == 1:
         return experts_step(model, optimizer, batch)
     optimizer.zero_grad(set_to_none=True)
     total, labelled = 0.0, (batch.labels != IGNORE).sum()
-    for ids, labels in zip(batch.ids.chunk(chunks), batch.labels.chunk(chunks)):
-        share = (labels != IGNORE).sum() / labelled
-        loss = model.experts_loss(SimpleNamespace(ids=ids, labels=labels)) * share
+    for part in parts(batch, chunks):
+        loss = model.experts_loss(part) * ((part.labels != IGNORE).sum() / labelled)
         loss.backward()
         total += loss.item()
-    torch.nn.utils.clip_grad_norm_(model.trained().values(), 1.0)
-    optimizer.step()
+    update(model, optimizer)
     return total
 
 
@@ -104,12 +131,16 @@ def main() -> None:
     config = Config.from_json(given["model"], given["vocab_size"])
     known = Experts.__dataclass_fields__
     settings = {k: v for k, v in given.get("experts", {}).items() if k in known}
-    result = {"torch": torch.__version__, "threads": args.threads, "batch": args.batch}
+    result = {"torch": torch.__version__} | {
+        name: getattr(args, name) for name in ("threads", "batch", "tokens", "chunks")
+    }
     if "memory" in args.stages:
         model = MKS2(config)
         optimizer = model.prepare_memory_stage("see")
         batch = memory_batch(config, args)
-        result["memory"] = timed(lambda: memory_step(model, optimizer, batch), args)
+        result["memory"] = timed(
+            lambda: chunked_memory_step(model, optimizer, batch, args.chunks), args
+        )
     if "experts" in args.stages:
         model = MKS2(config)
         chosen = Experts(**({"memories": ["see"]} | settings))

@@ -288,12 +288,13 @@ class RetrievalHead(nn.Module):
         else:
             self.register_buffer("log_inverse_temperature", start, persistent=False)
 
-    def forward(self, text: Tensor, images: Tensor) -> Tensor:
-        """InfoNCE of texts [b, d] against the images [b, e] of the same rows, averaged."""
+    def forward(self, text: Tensor, images: Tensor, first: int = 0) -> Tensor:
+        """InfoNCE of texts [b, d] against all images [m, e], averaged over the texts; text i
+        belongs to image first + i."""
         text = F.normalize(self.text_projection(text), dim=-1)
         images = F.normalize(self.image_projection(images), dim=-1)
         scale = self.log_inverse_temperature.clamp(max=torch.tensor(100.0).log()).exp()
-        return F.cross_entropy(scale * text @ images.T, torch.arange(len(text)))
+        return F.cross_entropy(scale * text @ images.T, first + torch.arange(len(text)))
 
 
 class Retrieval(RetrievalHead):
@@ -306,11 +307,11 @@ class Retrieval(RetrievalHead):
             self.blocks = nn.ModuleDict({str(n): RetrievalHead(c) for n in extra})
         self.extra = extra
 
-    def loss(self, last: Tensor, after: list[Tensor], end: Tensor, images: Tensor) -> Tensor:
+    def loss(self, last: Tensor, after: list, end: Tensor, images: Tensor, first: int) -> Tensor:
         rows = torch.arange(len(end))
-        losses = [self(last[rows, end], images)]
+        losses = [self(last[rows, end], images, first)]
         for n in self.extra:
-            losses.append(self.blocks[str(n)](after[n - 1][rows, end], images))
+            losses.append(self.blocks[str(n)](after[n - 1][rows, end], images, first))
         return torch.stack(losses).mean()
 
 
@@ -430,17 +431,18 @@ class MKS2(nn.Module):
         labelled = labels != IGNORE
         return F.cross_entropy(self.lm_head(states[labelled]), labels[labelled])
 
-    def memory_loss(self, batch) -> tuple[Tensor, Tensor]:
+    def memory_loss(self, batch, seen=None, first: int = 0) -> tuple[Tensor, Tensor]:
         """L_c and L_t2i. Caption token j is predicted at the position before it; the first one
-        at the last soft token. `retrieval_end` is the position of the end token."""
+        at the last soft token. `retrieval_end` is the position of the end token. A microbatch
+        gives its patches and all images as `seen`, and the place of its first row."""
         with torch.no_grad():
-            patches, images = self.see(batch.pixels)
+            patches, images = seen or self.see(batch.pixels)
         soft = self.bridge(patches)
         words = self.model.embed_tokens(batch.caption_ids[:, :-1])
         last, _ = self.model(torch.cat([soft, words], dim=1), self.storing)
         caption = self.next_token_loss(last[:, soft.shape[1] - 1 :], batch.caption_labels)
         last, after = self.model(self.model.embed_tokens(batch.retrieval_ids), self.storing)
-        return caption, self.retrieval.loss(last, after, batch.retrieval_end, images)
+        return caption, self.retrieval.loss(last, after, batch.retrieval_end, images, first)
 
     def experts_loss(self, batch) -> Tensor:
         """Cross-entropy on the answer's tokens: position i predicts labels[i]."""
