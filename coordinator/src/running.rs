@@ -243,6 +243,7 @@ fn config(settings: &Settings, rundir: &RunDir) -> Config {
         run_id: rundir.run_id.clone(),
         job_name: settings.job.name.clone(),
         run_url: store::shown(&settings.run_url),
+        device: settings.job.device.clone(),
         term: rundir.journal.term(),
         lanes: settings.job.lanes,
         expected: settings.workers,

@@ -35,6 +35,8 @@ pub struct Config {
     pub job_name: String,
     /// URL of the run directory, as shown.
     pub run_url: String,
+    /// The job's device, shown for members that do not name theirs.
+    pub device: String,
     /// The coordinator's term.
     pub term: Term,
     /// Lanes of the job.
@@ -250,3 +252,6 @@ impl Machine {
 fn refused(reason: v1::RefusalReason, failure: Failure) -> Refused {
     Refused { reason, failure }
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,6 +91,7 @@ fn config(text: &str) -> Config {
         run_id: RunId::new("run-1").expect("good"),
         job_name: "job".into(),
         run_url: "runs/1".into(),
+        device: "cpu".into(),
         term: Term(1),
         lanes: u32::try_from(number("lanes", 8)).expect("few"),
         expected: u32::try_from(number("workers", 2)).expect("few"),

@@ -27,6 +27,7 @@ fn stage(limits: Limits) -> Stage {
         run_id: RunId::new("run-1").expect("good"),
         job_name: "job".into(),
         run_url: "runs/1".into(),
+        device: "cpu".into(),
         term: Term(1),
         lanes: 2,
         expected: 2,

@@ -48,7 +48,7 @@ impl Machine {
                 member_id: id.to_string(),
                 rank: share(id).map(|share| share.rank.0).unwrap_or_default(),
                 host: member.host.clone(),
-                device: member.device.clone(),
+                device: self.device_of(&member.device),
                 lanes: share(id)
                     .map(|share| share.lanes.clone().collect())
                     .unwrap_or_default(),
@@ -61,6 +61,14 @@ impl Machine {
             .collect();
         members.sort_by_key(|member| member.rank);
         members
+    }
+
+    fn device_of(&self, named: &str) -> String {
+        if named.is_empty() {
+            self.config.device.clone()
+        } else {
+            named.to_owned()
+        }
     }
 
     /// Why the run is in its state: whom it waits for, who complains, what failed.

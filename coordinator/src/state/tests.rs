@@ -1,0 +1,164 @@
+//! The machine under any order of events. Its numbered invariants are checked inside after each
+//! one; here are the promises that the list of actions keeps.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::journal::Entry;
+use mks2_proto::ids::Incarnation;
+
+const MEMBERS: u64 = 3;
+
+fn who(number: u64, incarnation: u64) -> Identity {
+    let member = MemberId::new(&format!("worker-{number}")).expect("good");
+    Identity {
+        member,
+        incarnation: Incarnation(incarnation),
+    }
+}
+
+fn registration(who: Identity) -> Registration {
+    Registration {
+        who,
+        run_id: None,
+        protocol: mks2_proto::dial::PROTOCOL,
+        host: "host".into(),
+        pid: 1,
+        data_address: "127.0.0.1:1".into(),
+        device: "cpu".into(),
+    }
+}
+
+fn failed(exit_code: u32) -> v1::report::Kind {
+    v1::report::Kind::Failed(v1::Failed {
+        exit_code,
+        ..v1::Failed::default()
+    })
+}
+
+/// A report of any kind.
+fn kind() -> impl Strategy<Value = v1::report::Kind> {
+    prop_oneof![
+        4 => Just(v1::report::Kind::Heartbeat(v1::Heartbeat::default())),
+        8 => (0_u64..6).prop_map(|step| {
+            v1::report::Kind::StepCommitted(v1::StepCommitted { step, metrics: None })
+        }),
+        1 => any::<bool>().prop_map(|complete| {
+            v1::report::Kind::Finished(v1::Finished { complete })
+        }),
+        1 => prop_oneof![Just(7_u32), Just(4)].prop_map(failed),
+    ]
+}
+
+/// Any event, biased towards a run that starts.
+fn event() -> impl Strategy<Value = Event> {
+    let number = 0..MEMBERS + 1;
+    let one = (number, 0_u64..2).prop_map(|(number, incarnation)| who(number, incarnation));
+    let checkpoint = (0_u64..8, any::<bool>()).prop_map(|(step, is_final)| Checkpoint {
+        step,
+        stage: "memory".into(),
+        is_final,
+        manifest_path: String::new(),
+        manifest_digest: String::new(),
+    });
+    prop_oneof![
+        6 => one.clone().prop_map(|who| Event::Register(Ticket(0), registration(who))),
+        6 => (0_u64..4, one.clone()).prop_map(|(s, who)| Event::Attach(Ticket(0), StreamId(s), who)),
+        1 => (0_u64..4, one.clone()).prop_map(|(s, who)| Event::Detach(StreamId(s), who, "broke".into())),
+        10 => (one.clone(), 0_u64..3, kind()).prop_map(|(who, g, kind)| Event::Report(who, Generation(g), kind)),
+        3 => (one, 0_u64..3, checkpoint.clone())
+            .prop_map(|(who, g, checkpoint)| Event::Commit(Ticket(0), who, Generation(g), checkpoint)),
+        2 => checkpoint.prop_map(|checkpoint| Event::ManifestWritten(Ticket(0), checkpoint)),
+        1 => Just(Event::Stop(Ticket(0), "enough".into())),
+        3 => Just(Event::Tick),
+    ]
+}
+
+fn machine() -> Machine {
+    Machine::new(Config {
+        run_id: RunId::new("run-1").expect("good"),
+        job_name: "job".into(),
+        run_url: "runs/1".into(),
+        device: "cpu".into(),
+        term: Term(1),
+        lanes: 8,
+        expected: u32::try_from(MEMBERS).expect("few"),
+        total_steps: 10,
+        keep_last: 1,
+        last_generation: Generation(0),
+        checkpoints: Checkpoints::default(),
+        limits: Limits::default(),
+    })
+}
+
+/// Everybody comes.
+fn start() -> Vec<(u64, Event)> {
+    let come = |number| {
+        let register = Event::Register(Ticket(0), registration(who(number, 0)));
+        [
+            (0, register),
+            (
+                0,
+                Event::Attach(Ticket(0), StreamId(number), who(number, 0)),
+            ),
+        ]
+    };
+    (0..MEMBERS).flat_map(come).collect()
+}
+
+/// Every request gets exactly one answer, or waits for a manifest.
+fn answers(event: &Event, actions: &[Action]) -> Result<(), TestCaseError> {
+    let answered = actions.iter().filter(|action| {
+        matches!(
+            action,
+            Action::Accept(_)
+                | Action::Refuse(..)
+                | Action::Committed(..)
+                | Action::WriteManifest(..)
+        )
+    });
+    let due = matches!(
+        event,
+        Event::Register(..)
+            | Event::Attach(..)
+            | Event::Commit(..)
+            | Event::ManifestWritten(..)
+            | Event::Stop(..)
+    );
+    prop_assert_eq!(answered.count(), usize::from(due));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn any_order_of_events_keeps_the_promises(
+        has_started in any::<bool>(),
+        events in prop::collection::vec((0_u64..400, event()), 1..60)
+    ) {
+        let (mut machine, mut now, mut endings) = (machine(), Duration::ZERO, 0);
+        let prelude = if has_started { start() } else { Vec::new() };
+        for (pause, event) in prelude.into_iter().chain(events) {
+            now += Duration::from_millis(pause);
+            let was_over = machine.is_over();
+            let actions = machine.apply(now, event.clone());
+            answers(&event, &actions)?;
+            let at = |wanted: fn(&Action) -> bool| actions.iter().position(wanted);
+            // Recorded before it is announced.
+            let announced = at(|action| matches!(action, Action::Announce(..)));
+            let recorded =
+                at(|a| matches!(a, Action::Persist(Entry::GenerationFormed { .. })));
+            prop_assert!(recorded.is_none() || recorded < announced);
+            let ended = at(|action| matches!(action, Action::Persist(
+                Entry::RunFailed { .. } | Entry::RunFinished { .. } | Entry::RunStopped { .. }
+            )));
+            endings += usize::from(ended.is_some());
+            // An end is final, and there is one.
+            prop_assert!(endings <= 1);
+            prop_assert!(machine.is_over() || !was_over);
+            prop_assert_eq!(machine.is_over(), endings == 1);
+            prop_assert!(!machine.reason().is_empty());
+        }
+    }
+}
