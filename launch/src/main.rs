@@ -8,18 +8,21 @@
 //! | [`status`] | `status` and `watch`, of a local or a remote run |
 //! | [`contact`] | address and token of a live local run |
 //! | [`data`] | corpora: import, inspect, verify |
+//! | [`summary`], [`report`] | the closing table; `report.json` and `report.html` |
 //! | [`config`] | settings with their origins, the schema, the check |
 //! | [`progress`] | bars on a terminal, plain lines elsewhere |
 //! | [`output`] | the only place that writes to the terminal |
 
 mod cli;
 mod config;
-mod data;
 mod contact;
+mod data;
 mod output;
 mod plan;
 mod progress;
+mod report;
 mod status;
+mod summary;
 mod table;
 mod train;
 mod units;
@@ -50,7 +53,10 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
     // It fails only when one is installed already, which is just as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let telemetry = telemetry::init_with_writer(&cli.common.telemetry(), output.log_writer())?;
-    let ended = dispatch(cli.command, output);
+    let span = tracing::info_span!("mks2");
+    telemetry::continue_from_environment(&span);
+    let ended = span.in_scope(|| dispatch(cli.command, output));
+    drop(span);
     telemetry.shutdown(telemetry::FLUSH_DEADLINE);
     ended
 }
@@ -62,6 +68,9 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Plan(options) => on_runtime(plan::run(&options, output)),
         Command::Status(options) => on_runtime(status::run(&options, output)),
         Command::Watch(options) => on_runtime(status::watch(&options, output)),
+        Command::Report(options) => {
+            on_runtime(summary::print(&options.run, options.json || output.is_json(), output))
+        }
         Command::Config(command) => config::run(command, output),
         Command::Completions { shell } => {
             output.raw(&cli::completions(shell));

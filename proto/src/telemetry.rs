@@ -106,7 +106,9 @@ impl Guard {
     }
 
     fn finish(&mut self, deadline: Duration) -> bool {
-        self.exporters.take().is_none_or(|exporters| exporters.shutdown(deadline))
+        self.exporters
+            .take()
+            .is_none_or(|exporters| exporters.shutdown(deadline))
     }
 }
 
@@ -118,7 +120,9 @@ impl Drop for Guard {
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("exporting", &self.is_exporting()).finish()
+        f.debug_struct("Guard")
+            .field("exporting", &self.is_exporting())
+            .finish()
     }
 }
 
@@ -144,9 +148,15 @@ pub fn init_with_writer(options: &Options, writer: BoxMakeWriter) -> Result<Guar
         layers.extend(exporters.layers());
         exporters.register(settings.propagate);
     }
-    tracing_subscriber::registry().with(layers).try_init().map_err(|error| {
-        Failure::internal("telemetry was set up twice in one process", error.to_string())
-    })?;
+    tracing_subscriber::registry()
+        .with(layers)
+        .try_init()
+        .map_err(|error| {
+            Failure::internal(
+                "telemetry was set up twice in one process",
+                error.to_string(),
+            )
+        })?;
     for note in &settings.notes {
         tracing::warn!("{note}");
     }

@@ -91,15 +91,15 @@ fn fetch(cached: &Path) -> Outcome {
     let cache = cached.parent().unwrap_or(cached);
     fs::create_dir_all(cache).map_err(|error| Fault::file("make", cache, &error))?;
     // Held until it is dropped; the system lets it go when the process is killed.
-    let _lock = lock(&cached.with_extension("lock"))?;
+    let _lock = lock(&beside(cached, "lock"))?;
     if wheels::is_complete(cached) {
         return Ok(());
     }
     let python = python::with_pip()?;
     machine::space(cache)?;
-    let partial = cached.with_extension("partial");
+    let partial = beside(cached, "partial");
     clear(&partial)?;
-    let downloads = cached.with_extension("wheels");
+    let downloads = beside(cached, "wheels");
     ui::say(format_args!(
         "fetching libtorch {VERSION} (519 MiB, once per user)"
     ));
@@ -109,6 +109,13 @@ fn fetch(cached: &Path) -> Outcome {
     clear(cached)?;
     fs::rename(&partial, cached).map_err(|error| Fault::file("make", cached, &error))?;
     clear(&downloads)
+}
+
+/// A neighbour of the cache entry; its name contains dots, so it has no extension to replace.
+fn beside(cached: &Path, what: &str) -> PathBuf {
+    let mut name = cached.as_os_str().to_owned();
+    name.push(format!(".{what}"));
+    name.into()
 }
 
 fn lock(path: &Path) -> Outcome<File> {
@@ -146,4 +153,25 @@ fn point_link_at(cached: &Path) -> Outcome {
     symlink(cached, &new)
         .and_then(|()| fs::rename(&new, &link))
         .map_err(|error| Fault::file("make", &link, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_of_the_cache_entry_keep_its_whole_version() {
+        let cached = Path::new("/cache/libtorch-2.11.0");
+        assert_eq!(
+            beside(cached, "lock"),
+            Path::new("/cache/libtorch-2.11.0.lock")
+        );
+    }
+
+    #[test]
+    fn a_libtorch_of_the_user_must_be_there_and_of_the_right_version() {
+        let fault = of_user("/nonexistent".into()).expect_err("nothing is there");
+        assert_eq!(fault.exit, crate::fault::ENVIRONMENT);
+        assert!(fault.to_string().contains("cargo xtask setup"));
+    }
 }

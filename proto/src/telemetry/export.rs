@@ -43,7 +43,10 @@ pub(super) struct Exporters {
 
 impl Exporters {
     /// None when the environment asks for nothing.
-    pub(super) fn start(service: &'static str, settings: &Settings) -> Result<Option<Self>, Failure> {
+    pub(super) fn start(
+        service: &'static str,
+        settings: &Settings,
+    ) -> Result<Option<Self>, Failure> {
         if settings.is_empty() {
             return Ok(None);
         }
@@ -56,11 +59,28 @@ impl Exporters {
         // The gRPC channels hand their work to the runtime in whose context they are made.
         let inside = runtime.enter();
         let resource = resource(service);
-        let traces = settings.traces.as_ref().map(|to| traces(to, &resource)).transpose()?;
-        let metrics = settings.metrics.as_ref().map(|to| metrics(to, &resource)).transpose()?;
-        let logs = settings.logs.as_ref().map(|to| logs(to, &resource)).transpose()?;
+        let traces = settings
+            .traces
+            .as_ref()
+            .map(|to| traces(to, &resource))
+            .transpose()?;
+        let metrics = settings
+            .metrics
+            .as_ref()
+            .map(|to| metrics(to, &resource))
+            .transpose()?;
+        let logs = settings
+            .logs
+            .as_ref()
+            .map(|to| logs(to, &resource))
+            .transpose()?;
         drop(inside);
-        Ok(Some(Self { runtime, traces, metrics, logs }))
+        Ok(Some(Self {
+            runtime,
+            traces,
+            metrics,
+            logs,
+        }))
     }
 
     /// The layers that turn our spans and events into exported ones.
@@ -73,7 +93,9 @@ impl Exporters {
                 .boxed()
         });
         let records = self.logs.as_ref().map(|provider| {
-            OpenTelemetryTracingBridge::new(provider).with_filter(ours(LevelFilter::INFO)).boxed()
+            OpenTelemetryTracingBridge::new(provider)
+                .with_filter(ours(LevelFilter::INFO))
+                .boxed()
         });
         spans.into_iter().chain(records).collect()
     }
@@ -94,7 +116,12 @@ impl Exporters {
     /// Sends what is buffered, then ends. The SDK has no common deadline, so a thread of its own
     /// does the work and is left behind when it takes too long.
     pub(super) fn shutdown(self, deadline: Duration) -> bool {
-        let Self { runtime, traces, metrics, logs } = self;
+        let Self {
+            runtime,
+            traces,
+            metrics,
+            logs,
+        } = self;
         let (done, finished) = mpsc::sync_channel(1);
         let flush = move || {
             let clean = [
@@ -105,7 +132,9 @@ impl Exporters {
             // Nobody listens any more when the deadline has passed.
             let _ = done.send(clean.into_iter().flatten().all(|result| result.is_ok()));
         };
-        let started = std::thread::Builder::new().name("telemetry-flush".into()).spawn(flush);
+        let started = std::thread::Builder::new()
+            .name("telemetry-flush".into())
+            .spawn(flush);
         let clean = started.is_ok() && finished.recv_timeout(deadline).unwrap_or(false);
         runtime.shutdown_background();
         clean
@@ -145,7 +174,9 @@ fn rand_part() -> u64 {
 }
 
 fn traces(to: &Target, resource: &Resource) -> Result<SdkTracerProvider, Failure> {
-    let mut builder = SpanExporter::builder().with_tonic().with_endpoint(&to.endpoint);
+    let mut builder = SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(&to.endpoint);
     if let Some(tls) = tls(to)? {
         builder = builder.with_tls_config(tls);
     }
@@ -155,7 +186,9 @@ fn traces(to: &Target, resource: &Resource) -> Result<SdkTracerProvider, Failure
 }
 
 fn metrics(to: &Target, resource: &Resource) -> Result<SdkMeterProvider, Failure> {
-    let mut builder = MetricExporter::builder().with_tonic().with_endpoint(&to.endpoint);
+    let mut builder = MetricExporter::builder()
+        .with_tonic()
+        .with_endpoint(&to.endpoint);
     if let Some(tls) = tls(to)? {
         builder = builder.with_tls_config(tls);
     }
@@ -165,7 +198,9 @@ fn metrics(to: &Target, resource: &Resource) -> Result<SdkMeterProvider, Failure
 }
 
 fn logs(to: &Target, resource: &Resource) -> Result<SdkLoggerProvider, Failure> {
-    let mut builder = LogExporter::builder().with_tonic().with_endpoint(&to.endpoint);
+    let mut builder = LogExporter::builder()
+        .with_tonic()
+        .with_endpoint(&to.endpoint);
     if let Some(tls) = tls(to)? {
         builder = builder.with_tls_config(tls);
     }
@@ -192,7 +227,10 @@ fn tls(to: &Target) -> Result<Option<ClientTlsConfig>, Failure> {
 fn pem(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|error| {
         Failure::settings(
-            format!("the collector's certificate file {} cannot be read", path.display()),
+            format!(
+                "the collector's certificate file {} cannot be read",
+                path.display()
+            ),
             error.to_string(),
             "correct OTEL_EXPORTER_OTLP_CERTIFICATE and its companions, or unset them",
         )

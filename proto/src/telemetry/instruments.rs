@@ -6,10 +6,12 @@ use opentelemetry::{KeyValue, global};
 use super::export::SCOPE;
 
 /// Seconds. The SDK's own bounds begin at 5 and fit milliseconds only.
-const STEP_BOUNDS: [f64; 14] =
-    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
-const WAIT_BOUNDS: [f64; 14] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+const STEP_BOUNDS: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+const WAIT_BOUNDS: [f64; 14] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0,
+];
 
 /// One committed step, as the metrics see it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,9 +50,19 @@ impl Instruments {
     pub fn new() -> Self {
         let meter = global::meter(SCOPE);
         Self {
-            step_duration: seconds(&meter, "mks2.step.duration", "Wall time of a step", &STEP_BOUNDS),
+            step_duration: seconds(
+                &meter,
+                "mks2.step.duration",
+                "Wall time of a step",
+                &STEP_BOUNDS,
+            ),
             data_wait: seconds(&meter, "mks2.step.data_wait", "Wait for data", &WAIT_BOUNDS),
-            comm_wait: seconds(&meter, "mks2.step.comm_wait", "Wait for workers", &WAIT_BOUNDS),
+            comm_wait: seconds(
+                &meter,
+                "mks2.step.comm_wait",
+                "Wait for workers",
+                &WAIT_BOUNDS,
+            ),
             checkpoint_duration: seconds(
                 &meter,
                 "mks2.checkpoint.duration",
@@ -59,7 +71,10 @@ impl Instruments {
             ),
             samples: count(&meter, "mks2.samples", "{sample}", "Samples trained on"),
             tokens: count(&meter, "mks2.tokens", "{token}", "Tokens trained on"),
-            loss: meter.f64_gauge("mks2.loss").with_description("Loss of the last step").build(),
+            loss: meter
+                .f64_gauge("mks2.loss")
+                .with_description("Loss of the last step")
+                .build(),
         }
     }
 
@@ -77,7 +92,8 @@ impl Instruments {
 
     /// Records a committed checkpoint and the seconds from its snapshot to its commit.
     pub fn record_checkpoint(&self, stage: &str, seconds: f64) {
-        self.checkpoint_duration.record(seconds, &[KeyValue::new("mks2.stage", stage.to_owned())]);
+        self.checkpoint_duration
+            .record(seconds, &[KeyValue::new("mks2.stage", stage.to_owned())]);
     }
 }
 
@@ -107,5 +123,9 @@ fn count(
     unit: &'static str,
     description: &'static str,
 ) -> Counter<u64> {
-    meter.u64_counter(name).with_unit(unit).with_description(description).build()
+    meter
+        .u64_counter(name)
+        .with_unit(unit)
+        .with_description(description)
+        .build()
 }

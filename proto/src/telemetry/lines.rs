@@ -24,17 +24,17 @@ pub(super) fn layer(
             .with_target(options.verbosity > 0)
             .with_filter(filter)
             .boxed(),
-        LogFormat::Json => {
-            fmt::layer().json().flatten_event(true).with_writer(writer).with_filter(filter).boxed()
-        }
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(writer)
+            .with_filter(filter)
+            .boxed(),
     };
     Ok(layer)
 }
 
-fn filter(
-    verbosity: i8,
-    variable: impl Fn(&str) -> Option<String>,
-) -> Result<EnvFilter, Failure> {
+fn filter(verbosity: i8, variable: impl Fn(&str) -> Option<String>) -> Result<EnvFilter, Failure> {
     let given = ["MKS2_LOG", "RUST_LOG"]
         .into_iter()
         .find_map(|name| Some((name, variable(name).filter(|value| !value.is_empty())?)));
@@ -76,7 +76,12 @@ mod tests {
         let common = |name: &str| (name == "RUST_LOG").then(|| "error".to_owned());
         assert_eq!(filter(2, common).expect("valid").to_string(), "error");
         let empty = |_: &str| Some(String::new());
-        assert!(filter(1, empty).expect("valid").to_string().contains("mks2=debug"));
+        assert!(
+            filter(1, empty)
+                .expect("valid")
+                .to_string()
+                .contains("mks2=debug")
+        );
     }
 
     #[test]

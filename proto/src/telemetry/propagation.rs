@@ -50,7 +50,10 @@ pub fn continue_from_environment(span: &Span) {
         .into_iter()
         .filter_map(|name| Some((name.to_owned(), std::env::var(name.to_uppercase()).ok()?)))
         .collect();
-    adopt(span, global::get_text_map_propagator(|propagator| propagator.extract(&carrier)));
+    adopt(
+        span,
+        global::get_text_map_propagator(|propagator| propagator.extract(&carrier)),
+    );
 }
 
 fn adopt(span: &Span, context: Context) {
@@ -65,9 +68,10 @@ struct Write<'a>(&'a mut MetadataMap);
 impl Injector for Write<'_> {
     fn set(&mut self, key: &str, value: String) {
         // Header names and values of the W3C format are always valid metadata.
-        if let (Ok(key), Ok(value)) =
-            (MetadataKey::from_bytes(key.as_bytes()), MetadataValue::try_from(value))
-        {
+        if let (Ok(key), Ok(value)) = (
+            MetadataKey::from_bytes(key.as_bytes()),
+            MetadataValue::try_from(value),
+        ) {
             self.0.insert(key, value);
         }
     }

@@ -50,7 +50,10 @@ impl Settings {
     /// specification says.
     pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Self {
         let get = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
-        let mut settings = Self { propagate: propagates(&get), ..Self::default() };
+        let mut settings = Self {
+            propagate: propagates(&get),
+            ..Self::default()
+        };
         if get("OTEL_SDK_DISABLED").is_some_and(|value| value.trim().eq_ignore_ascii_case("true")) {
             return settings;
         }
@@ -88,7 +91,9 @@ fn target(
         let mut names = exporters.split(',').map(str::trim);
         if !names.any(|name| name == "otlp") {
             if exporters.trim() != "none" {
-                notes.push(format!("{choice}={exporters} is not known here; nothing is exported"));
+                notes.push(format!(
+                    "{choice}={exporters} is not known here; nothing is exported"
+                ));
             }
             return None;
         }
@@ -116,7 +121,10 @@ mod tests {
 
     fn read(pairs: &[(&str, &str)]) -> Settings {
         Settings::read(|name| {
-            pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            pairs
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
         })
     }
 
@@ -134,7 +142,10 @@ mod tests {
         let all = read(&[ENDPOINT]);
         assert!(all.traces.is_some() && all.metrics.is_some() && all.logs.is_some());
         let alone = read(&[("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://metrics:4317")]);
-        assert_eq!(alone.metrics.expect("asked for").endpoint, "http://metrics:4317");
+        assert_eq!(
+            alone.metrics.expect("asked for").endpoint,
+            "http://metrics:4317"
+        );
         assert!(alone.traces.is_none() && alone.logs.is_none());
     }
 

@@ -50,7 +50,8 @@ impl Receiver {
         let runtime = Runtime::new().expect("a runtime");
         let inbox = Inbox::default();
         let _inside = runtime.enter();
-        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let incoming =
+            TcpIncoming::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
         let address = incoming.local_addr().expect("the port's address");
         let server = tonic::transport::Server::builder()
             .add_service(TraceServiceServer::new(inbox.clone()))
@@ -58,7 +59,11 @@ impl Receiver {
             .add_service(LogsServiceServer::new(inbox.clone()))
             .serve_with_incoming(incoming);
         runtime.spawn(server);
-        Self { endpoint: format!("http://{address}"), inbox, runtime }
+        Self {
+            endpoint: format!("http://{address}"),
+            inbox,
+            runtime,
+        }
     }
 
     /// Calls `look` on what has arrived.
@@ -70,21 +75,27 @@ impl Receiver {
     pub fn wait(&self, limit: Duration, ready: impl Fn(&Received) -> bool) {
         let end = Instant::now() + limit;
         while Instant::now() < end && !self.look(&ready) {
-            self.runtime.block_on(tokio::time::sleep(Duration::from_millis(20)));
+            self.runtime
+                .block_on(tokio::time::sleep(Duration::from_millis(20)));
         }
     }
 
     /// All spans with the `service.name` of their resource.
     pub fn spans(&self) -> Vec<(String, Span)> {
         self.look(|received| {
-            let resources = received.traces.iter().flat_map(|request| &request.resource_spans);
+            let resources = received
+                .traces
+                .iter()
+                .flat_map(|request| &request.resource_spans);
             resources
                 .flat_map(|resource| {
                     let attributes = resource.resource.as_ref().map(|r| r.attributes.as_slice());
                     let service = text(attributes.unwrap_or_default(), "service.name");
                     let scopes = resource.scope_spans.iter();
                     let spans = scopes.flat_map(|scope| scope.spans.iter().cloned());
-                    spans.map(move |span| (service.clone(), span)).collect::<Vec<_>>()
+                    spans
+                        .map(move |span| (service.clone(), span))
+                        .collect::<Vec<_>>()
                 })
                 .collect()
         })
@@ -106,7 +117,11 @@ impl TraceService for Inbox {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        self.0.lock().expect("no panic").traces.push(request.into_inner());
+        self.0
+            .lock()
+            .expect("no panic")
+            .traces
+            .push(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -117,7 +132,11 @@ impl MetricsService for Inbox {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        self.0.lock().expect("no panic").metrics.push(request.into_inner());
+        self.0
+            .lock()
+            .expect("no panic")
+            .metrics
+            .push(request.into_inner());
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
@@ -128,7 +147,11 @@ impl LogsService for Inbox {
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        self.0.lock().expect("no panic").logs.push(request.into_inner());
+        self.0
+            .lock()
+            .expect("no panic")
+            .logs
+            .push(request.into_inner());
         Ok(Response::new(ExportLogsServiceResponse::default()))
     }
 }

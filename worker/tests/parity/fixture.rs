@@ -1,7 +1,7 @@
 //! Reading a fixture, and comparing with it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mks2_proto::job;
 use mks2_worker::model::Weights;
@@ -29,9 +29,12 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn load(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures")
-            .join(name);
+        // `cargo xtask parity` makes them afresh and says where.
+        let folder = std::env::var_os("MKS2_PARITY_FIXTURES").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"),
+            PathBuf::from,
+        );
+        let path = folder.join(name);
         let bytes = std::fs::read(path.with_extension("safetensors")).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let case = &header.metadata().as_ref().unwrap()["case"];

@@ -1,5 +1,6 @@
 //! What is run on either side, which numbers are compared, and what is wanted.
 
+use std::net::TcpListener;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -12,8 +13,8 @@ use crate::places;
 /// A pair of programs and the rows that their numbers fill.
 pub(super) struct Plan {
     pub(super) title: &'static str,
-    /// Arguments after `mks2-worker bench`.
-    pub(super) ours: Vec<String>,
+    /// Arguments after `mks2-worker bench`, of each process that takes part.
+    pub(super) ours: Vec<Vec<String>>,
     /// Arguments of Python; none where we compare with ourselves.
     pub(super) peer: Option<Vec<String>>,
     pub(super) rows: Vec<Row>,
@@ -22,7 +23,7 @@ pub(super) struct Plan {
 /// A line of the table. The ratio is the other side's seconds over ours: more is better.
 pub(super) struct Row {
     pub(super) name: &'static str,
-    /// JSON pointer into what our side printed, seconds.
+    /// JSON pointer into what our side printed: seconds, or milliseconds when it ends in `_ms`.
     pub(super) ours: &'static str,
     pub(super) against: Against,
     pub(super) wanted: f64,
@@ -66,15 +67,20 @@ fn words(text: &[&str]) -> Vec<String> {
 pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
     let job_text = job.display().to_string();
     Ok(match subject {
-        Subject::Collectives => vec![collectives()],
+        Subject::Collectives => {
+            vec![
+                collectives(LARGE, 20, large_rows())?,
+                collectives(SMALL, 500, small_rows())?,
+            ]
+        }
         Subject::Step => steps(job)?,
         Subject::Adamw => vec![Plan {
             title: "AdamW",
-            ours: words(&["adamw"]),
+            ours: vec![words(&["adamw"])],
             peer: None,
             rows: vec![row(
                 "AdamW on flat buffers",
-                "/fused_seconds",
+                "/flat_ms",
                 Against::Own {
                     name: "tch's loop",
                     place: "/loop_seconds",
@@ -85,7 +91,7 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
         Subject::Overhead => vec![overhead(&job_text)],
         Subject::Checkpoint => vec![Plan {
             title: "Checkpoint",
-            ours: words(&["checkpoint", "--job", &job_text]),
+            ours: vec![words(&["checkpoint", "--job", &job_text])],
             peer: None,
             rows: vec![row(
                 "pause of the step loop",
@@ -100,36 +106,68 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
     })
 }
 
-fn collectives() -> Plan {
-    let gloo = |place| Against::Peer {
-        name: "Gloo",
-        place,
+/// Bytes of fp32, and the title of the table.
+const LARGE: (u64, &str) = (64 << 20, "Sum of 64 MB over two workers");
+const SMALL: (u64, &str) = (4 << 10, "Sum of 4 KB over two workers");
+const GLOO: Against = Against::Peer {
+    name: "Gloo",
+    place: "/all_reduce_ms",
+};
+
+fn large_rows() -> Vec<Row> {
+    vec![
+        row("fast", "/fast_ms", GLOO, 1.3),
+        row("exact", "/exact_ms", GLOO, 0.8),
+    ]
+}
+
+fn small_rows() -> Vec<Row> {
+    vec![
+        row("fast", "/fast_ms", GLOO, 5.0),
+        row("exact", "/exact_ms", GLOO, 5.0),
+    ]
+}
+
+fn collectives(size: (u64, &'static str), repetitions: u32, rows: Vec<Row>) -> Outcome<Plan> {
+    let (bytes, title) = (size.0.to_string(), size.1);
+    let repetitions = repetitions.to_string();
+    let addresses = format!("127.0.0.1:{},127.0.0.1:{}", free_port()?, free_port()?);
+    let rank = |rank: &str| {
+        words(&[
+            "collectives",
+            "--rank",
+            rank,
+            "--addresses",
+            &addresses,
+            "--bytes",
+            &bytes,
+            "--repetitions",
+            &repetitions,
+        ])
     };
-    Plan {
-        title: "Sum over two workers",
-        ours: words(&["collectives"]),
-        peer: Some(words(&["xtask/peers/collectives.py"])),
-        rows: vec![
-            row(
-                "64 MB of fp32, fast",
-                "/fast_64mb_seconds",
-                gloo("/gloo_64mb_seconds"),
-                1.3,
-            ),
-            row(
-                "64 MB of fp32, exact",
-                "/exact_64mb_seconds",
-                gloo("/gloo_64mb_seconds"),
-                0.8,
-            ),
-            row(
-                "4 KB of fp32, fast",
-                "/fast_4kb_seconds",
-                gloo("/gloo_4kb_seconds"),
-                5.0,
-            ),
-        ],
-    }
+    Ok(Plan {
+        title,
+        ours: vec![rank("0"), rank("1")],
+        peer: Some(words(&[
+            "xtask/peers/gloo_allreduce.py",
+            "--world",
+            "2",
+            "--bytes",
+            &bytes,
+            "--repetitions",
+            &repetitions,
+            "--port",
+            &free_port()?.to_string(),
+        ])),
+        rows,
+    })
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Outcome<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let fault = |error| Fault::environment(format!("no port of the loopback is free: {error}"));
+    Ok(listener.map_err(fault)?.port())
 }
 
 fn overhead(job: &str) -> Plan {
@@ -139,7 +177,7 @@ fn overhead(job: &str) -> Plan {
     };
     Plan {
         title: "Beside the compute",
-        ours: words(&["overhead", "--job", job]),
+        ours: vec![words(&["overhead", "--job", job])],
         peer: None,
         rows: vec![
             row(
@@ -228,7 +266,13 @@ fn step(title: &'static str, kind: &str, table: &Table, job: &Path, row: Row) ->
     ];
     Ok(Plan {
         title,
-        ours: words(&["step", "--job", &job.display().to_string(), "--stage", kind]),
+        ours: vec![words(&[
+            "step",
+            "--job",
+            &job.display().to_string(),
+            "--stage",
+            kind,
+        ])],
         peer: Some(words(&peer)),
         rows: vec![row],
     })
