@@ -57,8 +57,17 @@ impl Common {
             LogFormat::Json => (telemetry::LogFormat::Json, 0),
         };
         let more = i8::try_from(self.verbose).unwrap_or(i8::MAX);
-        let verbosity = if self.quiet { -1 } else { more.saturating_add(usual) };
-        telemetry::Options { service: "mks2", log_format, verbosity, no_color: false }
+        let verbosity = if self.quiet {
+            -1
+        } else {
+            more.saturating_add(usual)
+        };
+        telemetry::Options {
+            service: "mks2",
+            log_format,
+            verbosity,
+            no_color: false,
+        }
     }
 }
 
@@ -85,6 +94,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Follow a run until it ends
     Watch(WatchArgs),
+    /// Make the report of a run again and print its numbers
+    Report(ReportArgs),
     /// Show, describe or check the settings of a job
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -159,9 +170,11 @@ pub(crate) struct TrainArgs {
 
 /// Options of `plan`.
 #[derive(Clone, Debug, Args)]
-#[command(after_long_help = "Examples:\n  mks2 plan examples/emoji/job.toml --workers 2\n  \
+#[command(
+    after_long_help = "Examples:\n  mks2 plan examples/emoji/job.toml --workers 2\n  \
     mks2 plan job.toml --json | jq '.stages[].parameters'\n\nNothing is trained, and neither a GPU \
-    nor libtorch is needed. Corpora are looked at if they exist.")]
+    nor libtorch is needed. Corpora are looked at if they exist."
+)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -203,6 +216,21 @@ pub(crate) struct StatusArgs {
 pub(crate) struct WatchArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
+}
+
+/// Options of `report`.
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_long_help = "Example:\n  mks2 report runs/emoji\n\nWrites report.json and \
+    report.html into the run directory, from what is there. A finished run has them already."
+)]
+pub(crate) struct ReportArgs {
+    /// The run directory: a path or any object store URL
+    #[arg(value_name = "RUN")]
+    pub(crate) run: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Which run.

@@ -45,11 +45,16 @@ impl Contact {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&new)?;
             file.write_all(&text)?;
             std::fs::rename(&new, &path)
         };
-        write().map_err(|error| Failure::io(format!("{} cannot be written", path.display()), error))?;
+        write()
+            .map_err(|error| Failure::io(format!("{} cannot be written", path.display()), error))?;
         Ok(Published { path })
     }
 
@@ -84,7 +89,10 @@ mod tests {
         };
         let published = contact.publish(folder.path()).expect("written");
         let path = folder.path().join(FILE_NAME);
-        let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+        let mode = std::fs::metadata(&path)
+            .expect("there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(Contact::read(folder.path()), Some(contact));
         drop(published);

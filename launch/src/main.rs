@@ -68,9 +68,11 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Plan(options) => on_runtime(plan::run(&options, output)),
         Command::Status(options) => on_runtime(status::run(&options, output)),
         Command::Watch(options) => on_runtime(status::watch(&options, output)),
-        Command::Report(options) => {
-            on_runtime(summary::print(&options.run, options.json || output.is_json(), output))
-        }
+        Command::Report(options) => on_runtime(summary::print(
+            &options.run,
+            options.json || output.is_json(),
+            output,
+        )),
         Command::Config(command) => config::run(command, output),
         Command::Completions { shell } => {
             output.raw(&cli::completions(shell));

@@ -1,6 +1,10 @@
 //! The only place that writes to the terminal: results to standard output, everything about the
 //! way there to standard error.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the output module")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is the output module"
+)]
 
 use std::io::{self, IsTerminal, Write};
 
@@ -73,7 +77,9 @@ impl Output {
     pub(crate) fn raw(&self, text: &str) {
         self.bars.suspend(|| {
             let mut stdout = io::stdout().lock();
-            let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+            let _ = stdout
+                .write_all(text.as_bytes())
+                .and_then(|()| stdout.flush());
         });
     }
 
@@ -84,7 +90,8 @@ impl Output {
         } else if self.color {
             let text = failure.to_string();
             let rest = text.strip_prefix("error:").unwrap_or(&text);
-            self.bars.suspend(|| eprintln!("\u{1b}[1;31merror:\u{1b}[0m{rest}"));
+            self.bars
+                .suspend(|| eprintln!("\u{1b}[1;31merror:\u{1b}[0m{rest}"));
         } else {
             self.bars.suspend(|| eprintln!("{failure}"));
         }
@@ -93,7 +100,10 @@ impl Output {
     /// Where log lines go: above the bars.
     pub(crate) fn log_writer(&self) -> BoxMakeWriter {
         let bars = self.bars.clone();
-        BoxMakeWriter::new(move || AboveBars { bars: bars.clone(), line: Vec::new() })
+        BoxMakeWriter::new(move || AboveBars {
+            bars: bars.clone(),
+            line: Vec::new(),
+        })
     }
 }
 

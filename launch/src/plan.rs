@@ -101,7 +101,11 @@ pub(crate) async fn run(args: &PlanArgs, output: &Output) -> Result<(), Failure>
 /// The plan of a job for so many workers.
 fn make(job: &Job, workers: u32, corpora: Vec<CorpusFacts>) -> Result<Plan, Failure> {
     let lanes_per_worker = deal(job.lanes, workers)?;
-    let stages = job.stages.iter().map(|stage| stage_plan(job, stage, &corpora)).collect();
+    let stages = job
+        .stages
+        .iter()
+        .map(|stage| stage_plan(job, stage, &corpora))
+        .collect();
     Ok(Plan {
         job: job.name.clone(),
         workers,
@@ -118,10 +122,11 @@ fn make(job: &Job, workers: u32, corpora: Vec<CorpusFacts>) -> Result<Plan, Fail
 
 /// Lanes of each rank, as the coordinator would deal them.
 fn deal(lanes: u32, workers: u32) -> Result<Vec<u32>, Failure> {
-    let names: Result<Vec<MemberId>, _> =
-        (0..workers).map(|rank| MemberId::new(&format!("worker-{rank}"))).collect();
-    let names = names
-        .map_err(|error| Failure::internal("a worker has no name", error.to_string()))?;
+    let names: Result<Vec<MemberId>, _> = (0..workers)
+        .map(|rank| MemberId::new(&format!("worker-{rank}")))
+        .collect();
+    let names =
+        names.map_err(|error| Failure::internal("a worker has no name", error.to_string()))?;
     let shares = assign::deal(lanes, &names, &[]).map_err(|error| {
         Failure::settings(
             format!("{workers} workers are too many for this job"),
@@ -129,7 +134,10 @@ fn deal(lanes: u32, workers: u32) -> Result<Vec<u32>, Failure> {
             format!("use --workers {lanes} or fewer, or set lanes to {workers} or more"),
         )
     })?;
-    Ok(shares.into_iter().map(|share| share.lanes.end - share.lanes.start).collect())
+    Ok(shares
+        .into_iter()
+        .map(|share| share.lanes.end - share.lanes.start)
+        .collect())
 }
 
 fn stage_plan(job: &Job, stage: &Stage, corpora: &[CorpusFacts]) -> StagePlan {
@@ -238,7 +246,10 @@ mod tests {
         assert_eq!(memory.checkpoint_bytes, memory.trained_parameters * 12);
         assert!(memory.trained_parameters > 0 && memory.frozen_parameters > 0);
         let evaluate = &plan.stages[3];
-        assert_eq!((evaluate.trained_parameters, evaluate.checkpoint_bytes), (0, 0));
+        assert_eq!(
+            (evaluate.trained_parameters, evaluate.checkpoint_bytes),
+            (0, 0)
+        );
     }
 
     #[test]

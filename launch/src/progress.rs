@@ -40,7 +40,12 @@ struct Stage {
 
 impl Progress {
     pub(crate) fn new(output: &Output) -> Self {
-        Self { output: output.clone(), stage: None, waiting: None, last_reason: String::new() }
+        Self {
+            output: output.clone(),
+            stage: None,
+            waiting: None,
+            last_reason: String::new(),
+        }
     }
 
     /// Shows a status.
@@ -79,8 +84,13 @@ impl Progress {
         if let Some(waiting) = self.waiting.take() {
             waiting.finish_and_clear();
         }
-        let Some(announced) = &status.stage else { return };
-        let is_new = self.stage.as_ref().is_none_or(|stage| stage.name != announced.stage);
+        let Some(announced) = &status.stage else {
+            return;
+        };
+        let is_new = self
+            .stage
+            .as_ref()
+            .is_none_or(|stage| stage.name != announced.stage);
         if is_new {
             if let Some(before) = self.stage.take() {
                 before.end(&self.output);
@@ -97,7 +107,11 @@ impl Stage {
     fn begin(announced: &StageChanged, output: &Output) -> Self {
         let steps = announced.last_step.saturating_sub(announced.first_step);
         let bar = output.shows_bars().then(|| {
-            let bar = if steps == 0 { spinner(output) } else { meter(output, steps) };
+            let bar = if steps == 0 {
+                spinner(output)
+            } else {
+                meter(output, steps)
+            };
             bar.set_prefix(announced.stage.clone());
             bar
         });
@@ -138,7 +152,8 @@ impl Stage {
     }
 
     fn line_is_due(&self) -> bool {
-        self.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL)
+        self.last_line
+            .is_none_or(|last| last.elapsed() >= LINE_INTERVAL)
     }
 
     fn log(&self, done: u64, text: &str, output: &Output) {
@@ -148,13 +163,21 @@ impl Stage {
                 step = signed(self.first_step + done),
                 loss = self.last.as_ref().map(|metrics| metrics.loss),
                 samples_per_second = self.pace.samples_per_second(),
-                seconds_left = self.pace.left(self.steps - done).map(|left| left.as_secs_f64()),
+                seconds_left = self
+                    .pace
+                    .left(self.steps - done)
+                    .map(|left| left.as_secs_f64()),
                 "progress"
             );
         } else if self.steps == 0 {
             output.note(&format!("{}  {text}", self.name));
         } else {
-            output.note(&format!("{}  {}/{}  {text}", self.name, count(done), count(self.steps)));
+            output.note(&format!(
+                "{}  {}/{}  {text}",
+                self.name,
+                count(done),
+                count(self.steps)
+            ));
         }
     }
 
@@ -164,20 +187,44 @@ impl Stage {
             return "at work, without steps".into();
         }
         let mut parts = Vec::new();
-        parts.extend(self.last.as_ref().map(|metrics| format!("loss {:.4}", metrics.loss)));
-        parts.extend(self.pace.samples_per_second().map(|rate| format!("{rate:.0} samples/s")));
-        parts.extend(self.pace.left(self.steps - done).map(|left| format!("{} left", clock(left))));
-        if parts.is_empty() { "starting".into() } else { parts.join("  ") }
+        parts.extend(
+            self.last
+                .as_ref()
+                .map(|metrics| format!("loss {:.4}", metrics.loss)),
+        );
+        parts.extend(
+            self.pace
+                .samples_per_second()
+                .map(|rate| format!("{rate:.0} samples/s")),
+        );
+        parts.extend(
+            self.pace
+                .left(self.steps - done)
+                .map(|left| format!("{} left", clock(left))),
+        );
+        if parts.is_empty() {
+            "starting".into()
+        } else {
+            parts.join("  ")
+        }
     }
 
     fn end(self, output: &Output) {
         let time = clock(self.since.elapsed());
-        let loss = self.last.as_ref().map(|m| format!("loss {:.4}  ", m.loss)).unwrap_or_default();
+        let loss = self
+            .last
+            .as_ref()
+            .map(|m| format!("loss {:.4}  ", m.loss))
+            .unwrap_or_default();
         let text = format!("{loss}in {time}");
         match self.bar {
             Some(bar) => bar.abandon_with_message(text),
             None if output.is_json() => {
-                tracing::info!(stage = self.name, seconds = self.since.elapsed().as_secs_f64(), "stage ends");
+                tracing::info!(
+                    stage = self.name,
+                    seconds = self.since.elapsed().as_secs_f64(),
+                    "stage ends"
+                );
             }
             None => output.note(&format!("{}  {text}", self.name)),
         }
@@ -236,13 +283,19 @@ mod tests {
         assert_eq!(stage(10).describe(0), "starting");
         assert_eq!(stage(0).describe(0), "at work, without steps");
         let mut known = stage(10);
-        known.last = Some(StepMetrics { loss: 1.5, ..StepMetrics::default() });
+        known.last = Some(StepMetrics {
+            loss: 1.5,
+            ..StepMetrics::default()
+        });
         assert_eq!(known.describe(1), "loss 1.5000");
     }
 
     #[test]
     fn templates_are_well_formed() {
-        for template in ["{prefix:12.bold} {bar:30.cyan/dim} {pos:>6}/{len}  {msg}", "{spinner}"] {
+        for template in [
+            "{prefix:12.bold} {bar:30.cyan/dim} {pos:>6}/{len}  {msg}",
+            "{spinner}",
+        ] {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
     }

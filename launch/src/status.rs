@@ -42,7 +42,9 @@ pub(crate) async fn run(args: &StatusArgs, output: &Output) -> Result<(), Failur
         return show_resting(&args.target.target, args.json, output).await;
     };
     let answer = client.status(StatusRequest {}).await;
-    let status = answer.map_err(|status| dial::failure(&status))?.into_inner();
+    let status = answer
+        .map_err(|status| dial::failure(&status))?
+        .into_inner();
     if args.json {
         output.result(&format!("{:#}", view::json(&status)));
     } else {
@@ -59,9 +61,13 @@ pub(crate) async fn watch(args: &WatchArgs, output: &Output) -> Result<(), Failu
     let Some(mut client) = connect(&args.target).await? else {
         return show_resting(&args.target.target, false, output).await;
     };
-    let request = WatchRequest { min_interval_ms: WATCH_INTERVAL_MS };
+    let request = WatchRequest {
+        min_interval_ms: WATCH_INTERVAL_MS,
+    };
     let answer = client.watch(request).await;
-    let mut statuses = answer.map_err(|status| dial::failure(&status))?.into_inner();
+    let mut statuses = answer
+        .map_err(|status| dial::failure(&status))?
+        .into_inner();
     let mut progress = Progress::new(output);
     let mut last = None;
     while let Some(Ok(status)) = statuses.next().await {
@@ -101,7 +107,9 @@ async fn connect(args: &TargetArgs) -> Result<Option<dial::Client>, Failure> {
         }
         Target::Run(location) => {
             let contact = store::local_path(&location).and_then(|folder| Contact::read(&folder));
-            let Some(contact) = contact else { return Ok(None) };
+            let Some(contact) = contact else {
+                return Ok(None);
+            };
             let token = token(Some(&contact.token))?;
             let mut target = dial::Target::new(contact.endpoint, token);
             target.connect_timeout = LOCAL_TIMEOUT;
@@ -120,7 +128,11 @@ fn token(given: Option<&str>) -> Result<Token, Failure> {
         )
     })?;
     Token::new(given).map_err(|error| {
-        Failure::usage("the run's token cannot be used", error.to_string(), "check MKS2_TOKEN")
+        Failure::usage(
+            "the run's token cannot be used",
+            error.to_string(),
+            "check MKS2_TOKEN",
+        )
     })
 }
 
@@ -178,7 +190,10 @@ mod tests {
             failure: Some((&failure).into()),
             ..StatusResponse::default()
         };
-        assert_eq!(conclude(Some(failed), &output).expect_err("failed").what, failure.what);
+        assert_eq!(
+            conclude(Some(failed), &output).expect_err("failed").what,
+            failure.what
+        );
         assert_eq!(conclude(None, &output).expect_err("gone").exit.code(), 7);
     }
 }

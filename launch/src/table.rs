@@ -11,9 +11,17 @@ pub(crate) struct Table {
 impl Table {
     /// A table with headings; one that begins with `>` stands to the right.
     pub(crate) fn new(headings: &[&str]) -> Self {
-        let right = headings.iter().map(|heading| heading.starts_with('>')).collect();
-        let headings = headings.iter().map(|heading| heading.trim_start_matches('>').to_owned());
-        Self { rows: vec![headings.collect()], right }
+        let right = headings
+            .iter()
+            .map(|heading| heading.starts_with('>'))
+            .collect();
+        let headings = headings
+            .iter()
+            .map(|heading| heading.trim_start_matches('>').to_owned());
+        Self {
+            rows: vec![headings.collect()],
+            right,
+        }
     }
 
     pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
@@ -36,7 +44,11 @@ impl Table {
             let mut line = String::new();
             for ((cell, width), right) in row.iter().zip(&widths).zip(&self.right) {
                 let space = " ".repeat(width.saturating_sub(cell.chars().count()));
-                let (before, after) = if *right { (space.as_str(), "") } else { ("", &*space) };
+                let (before, after) = if *right {
+                    (space.as_str(), "")
+                } else {
+                    ("", &*space)
+                };
                 line.push_str(&format!("{before}{cell}{after}  "));
             }
             text.push_str(line.trim_end());
@@ -56,6 +68,9 @@ mod tests {
         assert!(table.is_empty());
         table.row(["bootstrap", "5"]);
         table.row(["m", "1,000"]);
-        assert_eq!(table.render(), "name       steps\nbootstrap      5\nm          1,000\n");
+        assert_eq!(
+            table.render(),
+            "name       steps\nbootstrap      5\nm          1,000\n"
+        );
     }
 }

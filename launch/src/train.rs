@@ -18,7 +18,6 @@ mod lock;
 mod prepare;
 mod signals;
 mod spawn;
-mod summary;
 
 pub(crate) use prepare::used_corpora;
 
@@ -35,6 +34,7 @@ use crate::cli::TrainArgs;
 use crate::contact::{Contact, Published};
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::summary;
 use crate::units::plural;
 use fleet::{Exit, Fleet};
 use prepare::Prepared;
@@ -64,13 +64,18 @@ pub(crate) async fn run(args: &TrainArgs, output: &Output) -> Result<(), Failure
     if running.was_finished && args.resume == Resume::Auto {
         output.note("the job is done already: nothing is left to train");
         drop(running);
-        return summary::print(&prepared.run_url, output).await;
+        return summary::print(&prepared.run_url, output.is_json(), output).await;
     }
     let _published = publish(&prepared, &running)?;
     greet(args, &prepared, &running, output);
     let status = running.watch.clone();
     let mut fleet = Fleet::start(&prepared.orders(args, &running, output))?;
-    let follow = Follow { output, args, prepared: &prepared, running: &running };
+    let follow = Follow {
+        output,
+        args,
+        prepared: &prepared,
+        running: &running,
+    };
     let verdict = follow.until_over(&mut fleet, &mut signals).await;
     let patient = verdict.is_ok() && may_take_leave(&status.borrow());
     let patience = if patient { PATIENCE } else { SHORT_PATIENCE };
@@ -78,7 +83,7 @@ pub(crate) async fn run(args: &TrainArgs, output: &Output) -> Result<(), Failure
     let outcome = conclude(verdict, running, &fleet).await;
     fleet.join().await;
     match outcome? {
-        Outcome::Finished => summary::print(&prepared.run_url, output).await,
+        Outcome::Finished => summary::print(&prepared.run_url, output.is_json(), output).await,
         Outcome::Stopped => {
             let checkpoint = status.borrow().latest_checkpoint.clone();
             Err(stopped(args, &prepared, checkpoint.as_ref()))
@@ -100,15 +105,26 @@ fn publish(prepared: &Prepared, running: &Running) -> Result<Option<Published>, 
         run_id: running.run_id.to_string(),
         pid: std::process::id(),
     };
-    prepared.folder.as_deref().map(|folder| contact.publish(folder)).transpose()
+    prepared
+        .folder
+        .as_deref()
+        .map(|folder| contact.publish(folder))
+        .transpose()
 }
 
 fn greet(args: &TrainArgs, prepared: &Prepared, running: &Running, output: &Output) {
     let job = &prepared.resolved.job;
     let workers = plural(args.workers.into(), "worker");
     let lanes = plural(job.lanes.into(), "lane");
-    output.note(&format!("run {} in {}", running.run_id, store::shown(&prepared.run_url)));
-    output.note(&format!("{workers}, {lanes}, {}", plural(job.stages.len() as u64, "stage")));
+    output.note(&format!(
+        "run {} in {}",
+        running.run_id,
+        store::shown(&prepared.run_url)
+    ));
+    output.note(&format!(
+        "{workers}, {lanes}, {}",
+        plural(job.stages.len() as u64, "stage")
+    ));
     if let Some(checkpoint) = &running.resumed_from {
         let place = format!("step {} (stage {})", checkpoint.step, checkpoint.stage);
         output.note(&format!("goes on from the checkpoint of {place}"));
@@ -193,8 +209,12 @@ impl Follow<'_> {
         fleet: &Fleet,
         watch: &mut watch::Receiver<StatusResponse>,
     ) -> Result<(), Failure> {
-        let Some(worker) = fleet.workers().get(exit.rank as usize) else { return Ok(()) };
-        self.running.member_exited(&worker.member, &cause::ending(exit.status)).await;
+        let Some(worker) = fleet.workers().get(exit.rank as usize) else {
+            return Ok(());
+        };
+        self.running
+            .member_exited(&worker.member, &cause::ending(exit.status))
+            .await;
         if watch.borrow().state() != RunState::WaitingForMembers {
             return Ok(());
         }
@@ -223,7 +243,10 @@ impl Follow<'_> {
 }
 
 fn is_over(status: &StatusResponse) -> bool {
-    matches!(status.state(), RunState::Finished | RunState::Stopped | RunState::Failed)
+    matches!(
+        status.state(),
+        RunState::Finished | RunState::Stopped | RunState::Failed
+    )
 }
 
 /// Lets the workers leave, then makes them; another Ctrl-C kills them at once.
@@ -244,7 +267,10 @@ async fn conclude(
     fleet: &Fleet,
 ) -> Result<Outcome, Failure> {
     match verdict {
-        Ok(()) => running.join().await.map_err(|failure| cause::with_log(failure, fleet.workers())),
+        Ok(()) => running
+            .join()
+            .await
+            .map_err(|failure| cause::with_log(failure, fleet.workers())),
         Err(failure) => {
             // So that the journal ends properly; the launcher's reason is the one to show.
             let goodbye = async {
@@ -260,7 +286,10 @@ async fn conclude(
 
 fn stopped(args: &TrainArgs, prepared: &Prepared, checkpoint: Option<&CheckpointRef>) -> Failure {
     let why = match checkpoint {
-        Some(at) => format!("on request; it is safe at the checkpoint of step {}", at.step),
+        Some(at) => format!(
+            "on request; it is safe at the checkpoint of step {}",
+            at.step
+        ),
         None => "on request, before the first checkpoint".into(),
     };
     Failure::stopped("the run was stopped", why, resume_words(args, prepared))
@@ -268,10 +297,21 @@ fn stopped(args: &TrainArgs, prepared: &Prepared, checkpoint: Option<&Checkpoint
 
 /// The command that goes on.
 fn resume_words(args: &TrainArgs, prepared: &Prepared) -> String {
-    let mut words = vec!["mks2 train".to_owned(), quoted(&args.job.job.display().to_string())];
-    words.push(format!("--run {}", quoted(args.run.as_deref().unwrap_or(&prepared.run_url))));
+    let mut words = vec![
+        "mks2 train".to_owned(),
+        quoted(&args.job.job.display().to_string()),
+    ];
+    words.push(format!(
+        "--run {}",
+        quoted(args.run.as_deref().unwrap_or(&prepared.run_url))
+    ));
     words.push(format!("--workers {}", args.workers));
-    words.extend(args.job.sets.iter().map(|set| format!("--set {}", quoted(set))));
+    words.extend(
+        args.job
+            .sets
+            .iter()
+            .map(|set| format!("--set {}", quoted(set))),
+    );
     format!("go on with: {}", words.join(" "))
 }
 
@@ -300,7 +340,10 @@ mod tests {
     #[test]
     fn the_three_ends_are_over() {
         let over = |state: RunState| {
-            is_over(&StatusResponse { state: state.into(), ..StatusResponse::default() })
+            is_over(&StatusResponse {
+                state: state.into(),
+                ..StatusResponse::default()
+            })
         };
         assert!(over(RunState::Failed) && over(RunState::Stopped) && over(RunState::Finished));
         assert!(!over(RunState::Stopping) && !over(RunState::WaitingForMembers));

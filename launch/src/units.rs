@@ -17,12 +17,20 @@ pub(crate) fn count(number: u64) -> String {
 
 /// `1.23 M`: three digits and a decimal prefix.
 pub(crate) fn short(number: u64) -> String {
-    scaled(number as f64, 1000.0, &["", " k", " M", " G", " T", " P", " E"])
+    scaled(
+        number as f64,
+        1000.0,
+        &["", " k", " M", " G", " T", " P", " E"],
+    )
 }
 
 /// `1.23 MiB`
 pub(crate) fn bytes(number: u64) -> String {
-    scaled(number as f64, 1024.0, &[" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"])
+    scaled(
+        number as f64,
+        1024.0,
+        &[" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"],
+    )
 }
 
 fn scaled(mut value: f64, base: f64, units: &[&str]) -> String {
@@ -58,7 +66,11 @@ pub(crate) fn percent(share: f64) -> String {
 
 /// `worker` or `workers`
 pub(crate) fn plural(number: u64, word: &str) -> String {
-    format!("{} {word}{}", count(number), if number == 1 { "" } else { "s" })
+    format!(
+        "{} {word}{}",
+        count(number),
+        if number == 1 { "" } else { "s" }
+    )
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ mod pretender;
 mod refusals;
 #[path = "cli/runs.rs"]
 mod runs;
-#[path = "cli/support.rs"]
-mod support;
 #[path = "cli/supervision.rs"]
 mod supervision;
+#[path = "cli/support.rs"]
+mod support;

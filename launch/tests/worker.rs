@@ -7,16 +7,25 @@ use std::time::{Duration, Instant};
 
 /// The checkout.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a parent").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("a parent")
+        .to_path_buf()
 }
 
 /// `mks2`, with the worker that was built beside it.
 fn mks2(arguments: &[&str]) -> Command {
     let program = Path::new(env!("CARGO_BIN_EXE_mks2"));
     let worker = program.with_file_name("mks2-worker");
-    assert!(worker.is_file(), "build mks2-worker first: cargo build -p mks2-worker");
+    assert!(
+        worker.is_file(),
+        "build mks2-worker first: cargo build -p mks2-worker"
+    );
     let mut command = Command::new(program);
-    command.args(arguments).current_dir(root()).env_remove("MKS2_WORKER");
+    command
+        .args(arguments)
+        .current_dir(root())
+        .env_remove("MKS2_WORKER");
     command
 }
 
@@ -34,11 +43,19 @@ struct Corpora {
 
 impl Corpora {
     fn import() -> Self {
-        let corpora = Self { folder: tempfile::tempdir().expect("a folder") };
+        let corpora = Self {
+            folder: tempfile::tempdir().expect("a folder"),
+        };
         let sources = [
             ("emoji", "examples/emoji/corpus/emoji-{00000..00003}.tar"),
-            ("colors-train", "examples/emoji/corpus/color-questions-train.jsonl"),
-            ("colors-test", "examples/emoji/corpus/color-questions-test.jsonl"),
+            (
+                "colors-train",
+                "examples/emoji/corpus/color-questions-train.jsonl",
+            ),
+            (
+                "colors-test",
+                "examples/emoji/corpus/color-questions-test.jsonl",
+            ),
         ];
         for (name, source) in sources {
             run(&["data", "import", source, "--out", &corpora.url(name)]);
@@ -52,12 +69,22 @@ impl Corpora {
 
     /// `mks2 train` of the quick job into a run directory beside the corpora.
     fn train(&self, run: &str, workers: u32) -> Command {
-        let mut command = mks2(&["train", "examples/emoji/quick.toml", "--run", &self.url(run)]);
+        let mut command = mks2(&[
+            "train",
+            "examples/emoji/quick.toml",
+            "--run",
+            &self.url(run),
+        ]);
         command.arg("--workers").arg(workers.to_string());
         for name in ["emoji", "colors-train", "colors-test"] {
-            command.arg("--set").arg(format!("data.{name}.url={}", self.url(name)));
+            command
+                .arg("--set")
+                .arg(format!("data.{name}.url={}", self.url(name)));
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 
@@ -86,7 +113,10 @@ impl Corpora {
             Interruption::DeathOfAll => signal(child.id(), "KILL"),
         }
         let output = child.wait_with_output().expect("waited");
-        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+        (
+            output.status.code().unwrap_or(-1),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
     }
 }
 
@@ -101,14 +131,21 @@ enum Interruption {
 }
 
 fn signal(pid: u32, name: &str) {
-    let sent = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+    let sent = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status();
     assert!(sent.expect("kill runs").success());
 }
 
 fn youngest_child(pid: u32) -> u32 {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let children = std::fs::read_to_string(path).expect("the kernel lists children");
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).max().expect("a worker")
+    children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .max()
+        .expect("a worker")
 }
 
 #[test]
@@ -118,22 +155,36 @@ fn deaths_and_requests_to_stop_change_no_bit() {
     let err = String::from_utf8_lossy(&quiet.stderr);
     assert!(quiet.status.success(), "{err}");
     let table = String::from_utf8_lossy(&quiet.stdout).into_owned();
-    assert!(table.contains("stage") && table.contains("weights"), "{table}");
+    assert!(
+        table.contains("stage") && table.contains("weights"),
+        "{table}"
+    );
     let total = corpora.steps("quiet");
 
     let (code, err) = corpora.interrupted("stormy", 2, total / 5, Interruption::DeathOfAWorker);
     assert_eq!(code, 7, "{err}");
-    assert!(err.contains("was lost") && err.contains("logs/worker-"), "{err}");
+    assert!(
+        err.contains("was lost") && err.contains("logs/worker-"),
+        "{err}"
+    );
     let (code, err) = corpora.interrupted("stormy", 3, total * 2 / 5, Interruption::Request);
     assert_eq!(code, 130, "{err}");
     assert!(err.contains("go on with: mks2 train"), "{err}");
     let (code, _) = corpora.interrupted("stormy", 1, total * 3 / 5, Interruption::DeathOfAll);
     assert_eq!(code, -1);
     let last = corpora.train("stormy", 4).output().expect("mks2 runs");
-    assert!(last.status.success(), "{}", String::from_utf8_lossy(&last.stderr));
+    assert!(
+        last.status.success(),
+        "{}",
+        String::from_utf8_lossy(&last.stderr)
+    );
 
     let (quiet, stormy) = (corpora.report("quiet"), corpora.report("stormy"));
     assert!(quiet["weights_digest"].is_string());
     assert_eq!(quiet["weights_digest"], stormy["weights_digest"]);
-    assert_eq!(corpora.steps("stormy"), total, "each step is in the metrics once");
+    assert_eq!(
+        corpora.steps("stormy"),
+        total,
+        "each step is in the metrics once"
+    );
 }

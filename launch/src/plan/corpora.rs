@@ -29,7 +29,9 @@ pub(super) struct CorpusFacts {
 pub(super) async fn look_at(job: &Job) -> Vec<CorpusFacts> {
     let mut facts = Vec::new();
     for name in used_corpora(job) {
-        let Some(corpus) = job.data.get(name) else { continue };
+        let Some(corpus) = job.data.get(name) else {
+            continue;
+        };
         facts.push(one(name, &corpus.url).await);
     }
     facts
@@ -45,13 +47,28 @@ async fn one(name: &str, url: &str) -> CorpusFacts {
     };
     match tokio::time::timeout(LIMIT, Corpus::open(url)).await {
         Ok(Ok(corpus)) => {
-            let bytes = corpus.manifest().shards.iter().map(|shard| shard.bytes).sum();
-            CorpusFacts { rows: Some(corpus.rows()), bytes: Some(bytes), ..blank }
+            let bytes = corpus
+                .manifest()
+                .shards
+                .iter()
+                .map(|shard| shard.bytes)
+                .sum();
+            CorpusFacts {
+                rows: Some(corpus.rows()),
+                bytes: Some(bytes),
+                ..blank
+            }
         }
-        Ok(Err(error)) => CorpusFacts { problem: Some(Failure::from(error).why), ..blank },
+        Ok(Err(error)) => CorpusFacts {
+            problem: Some(Failure::from(error).why),
+            ..blank
+        },
         Err(_) => {
             let problem = format!("no answer within {} s", LIMIT.as_secs());
-            CorpusFacts { problem: Some(problem), ..blank }
+            CorpusFacts {
+                problem: Some(problem),
+                ..blank
+            }
         }
     }
 }

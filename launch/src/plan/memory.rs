@@ -45,7 +45,14 @@ impl Memory {
         let (gradients, moments, sums) = (trained * FP32, trained * 2 * FP32, trained * sum_bytes);
         let activations = activations(job, stage, u64::from(microbatch), tokens);
         let total = weights + gradients + moments + sums + activations;
-        Self { weights, gradients, moments, sums, activations, total }
+        Self {
+            weights,
+            gradients,
+            moments,
+            sums,
+            activations,
+            total,
+        }
     }
 }
 
@@ -62,14 +69,20 @@ fn activations(job: &Job, stage: &Stage, samples: u64, tokens: u64) -> u64 {
 /// Numbers kept of one sample: per block the inputs of its products, the attention's weights,
 /// and the logits with their gradient at the end.
 fn decoder(shape: &Decoder, tokens: u64, vocabulary: u64) -> u64 {
-    let (d, f) = (u64::from(shape.hidden_size), u64::from(shape.intermediate_size));
+    let (d, f) = (
+        u64::from(shape.hidden_size),
+        u64::from(shape.intermediate_size),
+    );
     let block = tokens * (8 * d + 3 * f) + u64::from(shape.num_attention_heads) * tokens * tokens;
     block * u64::from(shape.num_hidden_layers) + 2 * tokens * vocabulary
 }
 
 fn vision(shape: &Vision, blocks: u32) -> u64 {
     let patches = u64::from(shape.image_size / shape.patch_size.max(1)).pow(2) + 1;
-    let (d, f) = (u64::from(shape.hidden_size), u64::from(shape.intermediate_size));
+    let (d, f) = (
+        u64::from(shape.hidden_size),
+        u64::from(shape.intermediate_size),
+    );
     let block = patches * (8 * d + 2 * f) + u64::from(shape.num_attention_heads) * patches.pow(2);
     block * u64::from(blocks)
 }

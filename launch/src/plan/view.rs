@@ -41,7 +41,13 @@ fn heading(plan: &Plan) -> String {
 
 fn stages(plan: &Plan) -> String {
     let mut table = Table::new(&[
-        "stage", "kind", ">steps", ">batch", ">per lane", ">samples", "data (passes)",
+        "stage",
+        "kind",
+        ">steps",
+        ">batch",
+        ">per lane",
+        ">samples",
+        "data (passes)",
     ]);
     for stage in &plan.stages {
         let kind = format!("{:?}", stage.kind).to_lowercase();
@@ -74,11 +80,19 @@ fn parameters(plan: &Plan) -> String {
         for (index, module) in stage.parameters.iter().enumerate() {
             let first = index == 0;
             table.row([
-                if first { stage.name.clone() } else { String::new() },
+                if first {
+                    stage.name.clone()
+                } else {
+                    String::new()
+                },
                 module.module.clone(),
                 count(module.parameters),
                 if module.trained { "trained" } else { "frozen" }.to_owned(),
-                if first { short(stage.flops_per_token) } else { String::new() },
+                if first {
+                    short(stage.flops_per_token)
+                } else {
+                    String::new()
+                },
             ]);
         }
     }
@@ -87,7 +101,13 @@ fn parameters(plan: &Plan) -> String {
 
 fn memory(plan: &Plan) -> String {
     let mut table = Table::new(&[
-        "memory per worker", ">weights", ">gradients", ">moments", ">sums", ">activations", ">total",
+        "memory per worker",
+        ">weights",
+        ">gradients",
+        ">moments",
+        ">sums",
+        ">activations",
+        ">total",
     ]);
     for stage in plan.stages.iter().filter(|stage| stage.steps > 0) {
         let memory = &stage.memory;
@@ -132,5 +152,9 @@ fn corpora(plan: &Plan) -> String {
             place,
         ]);
     }
-    if table.is_empty() { String::new() } else { table.render() }
+    if table.is_empty() {
+        String::new()
+    } else {
+        table.render()
+    }
 }

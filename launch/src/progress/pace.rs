@@ -41,7 +41,9 @@ impl Pace {
     /// Time for so many more steps.
     pub(super) fn left(&self, steps: u64) -> Option<Duration> {
         let (seconds, done, _) = self.span().filter(|(_, done, _)| *done > 0.0)?;
-        Some(Duration::from_secs_f64((seconds / done * steps as f64).min(1e9)))
+        Some(Duration::from_secs_f64(
+            (seconds / done * steps as f64).min(1e9),
+        ))
     }
 }
 
@@ -56,7 +58,11 @@ mod tests {
         pace.note(start, 1, 64);
         assert_eq!(pace.samples_per_second(), None);
         for second in 1..=100 {
-            pace.note(start + Duration::from_secs(second), 1 + second * 2, (1 + second * 2) * 64);
+            pace.note(
+                start + Duration::from_secs(second),
+                1 + second * 2,
+                (1 + second * 2) * 64,
+            );
         }
         assert!((pace.samples_per_second().expect("known") - 128.0).abs() < 1e-6);
         assert_eq!(pace.left(20), Some(Duration::from_secs(10)));

@@ -37,7 +37,11 @@ impl Resting {
         if history.origin.is_none() {
             return Err(nothing());
         }
-        Ok(Self { location: shown, history, has_report })
+        Ok(Self {
+            location: shown,
+            history,
+            has_report,
+        })
     }
 
     fn state(&self) -> &'static str {
@@ -53,7 +57,10 @@ impl Resting {
     pub(super) fn text(&self) -> String {
         let mut lines = Vec::new();
         if let Some(origin) = &self.history.origin {
-            lines.push(format!("run         {} (job '{}')", origin.run_id, origin.job_name));
+            lines.push(format!(
+                "run         {} (job '{}')",
+                origin.run_id, origin.job_name
+            ));
         }
         lines.push(format!("directory   {}", self.location));
         lines.push(format!("state       {}, nobody trains in it", self.state()));
@@ -62,7 +69,10 @@ impl Resting {
             None => "checkpoint  none".into(),
         });
         if self.has_report {
-            lines.push(format!("report      {}/report.json", self.location.trim_end_matches('/')));
+            lines.push(format!(
+                "report      {}/report.json",
+                self.location.trim_end_matches('/')
+            ));
         }
         if self.state() != "finished" {
             lines.push("go on       mks2 train JOB --run with this directory".into());

@@ -44,7 +44,11 @@ fn stretches(lanes: &[u32]) -> String {
         }
     }
     let words = parts.into_iter().map(|(first, last)| {
-        if first == last { first.to_string() } else { format!("{first}-{last}") }
+        if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        }
     });
     words.collect::<Vec<_>>().join(", ")
 }
@@ -53,31 +57,52 @@ pub(super) fn text(status: &StatusResponse) -> String {
     let mut lines = vec![
         format!("run         {} (job '{}')", status.run_id, status.job_name),
         format!("directory   {}", status.run_url),
-        format!("state       {}: {}", state_word(status.state()), status.reason),
-        format!("step        {} of {}", count(status.step), count(status.total_steps)),
+        format!(
+            "state       {}: {}",
+            state_word(status.state()),
+            status.reason
+        ),
+        format!(
+            "step        {} of {}",
+            count(status.step),
+            count(status.total_steps)
+        ),
     ];
     if let Some(stage) = &status.stage {
         let (done, of) = (
             status.step.saturating_sub(stage.first_step),
             stage.last_step.saturating_sub(stage.first_step),
         );
-        lines.push(format!("stage       {}, {} of {}", stage.stage, count(done), count(of)));
+        lines.push(format!(
+            "stage       {}, {} of {}",
+            stage.stage,
+            count(done),
+            count(of)
+        ));
     }
     if let Some(metrics) = &status.metrics {
         lines.push(format!("loss        {:.4}", metrics.loss));
     }
     lines.push(match &status.latest_checkpoint {
-        Some(latest) => format!("checkpoint  step {} (stage {})", count(latest.step), latest.stage),
+        Some(latest) => format!(
+            "checkpoint  step {} (stage {})",
+            count(latest.step),
+            latest.stage
+        ),
         None => "checkpoint  none yet".into(),
     });
-    lines.push(format!("generation  {} (term {})", status.generation, status.term));
+    lines.push(format!(
+        "generation  {} (term {})",
+        status.generation, status.term
+    ));
     let members = members(&status.members);
     format!("{}\n\n{members}", lines.join("\n"))
 }
 
 fn members(members: &[MemberStatus]) -> String {
-    let mut table =
-        Table::new(&[">rank", "worker", "host", "device", "lanes", ">step", "phase", ">silent"]);
+    let mut table = Table::new(&[
+        ">rank", "worker", "host", "device", "lanes", ">step", "phase", ">silent",
+    ]);
     for member in members {
         let phase = match member.collective {
             0 => phase_word(member.phase()).to_owned(),
@@ -92,7 +117,11 @@ fn members(members: &[MemberStatus]) -> String {
             stretches(&member.lanes),
             count(member.step),
             phase,
-            if member.connected { silent } else { "gone".into() },
+            if member.connected {
+                silent
+            } else {
+                "gone".into()
+            },
         ]);
     }
     table.render()
@@ -160,7 +189,11 @@ mod tests {
             state: RunState::Running.into(),
             step: 120,
             total_steps: 400,
-            stage: Some(StageChanged { stage: "memory".into(), first_step: 100, last_step: 300 }),
+            stage: Some(StageChanged {
+                stage: "memory".into(),
+                first_step: 100,
+                last_step: 300,
+            }),
             members: vec![MemberStatus {
                 member_id: "worker-0".into(),
                 lanes: vec![0, 1],
@@ -172,7 +205,11 @@ mod tests {
             ..StatusResponse::default()
         };
         let shown = text(&status);
-        for words in ["step        120 of 400", "memory, 20 of 200", "reducing (collective 7)"] {
+        for words in [
+            "step        120 of 400",
+            "memory, 20 of 200",
+            "reducing (collective 7)",
+        ] {
             assert!(shown.contains(words), "{words} in\n{shown}");
         }
         assert_eq!(json(&status)["members"][0]["phase"], "reducing");

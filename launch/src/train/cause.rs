@@ -50,8 +50,13 @@ fn signal_name(number: i32) -> Option<&'static str> {
 pub(crate) fn of_start(rank: u32, worker: &Worker, status: ExitStatus) -> Failure {
     let tail = tail(&worker.log, worker.log_start);
     let log = worker.log.display();
-    let told = libtorch_missing(&tail).or_else(|| three_lines(&tail)).or_else(|| event(&tail));
-    let known = status.code().and_then(|code| u32::try_from(code).ok()).map(ExitCode::from_code);
+    let told = libtorch_missing(&tail)
+        .or_else(|| three_lines(&tail))
+        .or_else(|| event(&tail));
+    let known = status
+        .code()
+        .and_then(|code| u32::try_from(code).ok())
+        .map(ExitCode::from_code);
     match told {
         Some(mut failure) => {
             if failure.exit == ExitCode::Internal {
@@ -64,7 +69,11 @@ pub(crate) fn of_start(rank: u32, worker: &Worker, status: ExitStatus) -> Failur
         None => Failure::new(
             known.unwrap_or(ExitCode::RunFailed),
             format!("{} ended before it joined the run", worker.member),
-            format!("{}; {} (rank {rank}, this machine)", ending(status), last_words(&tail)),
+            format!(
+                "{}; {} (rank {rank}, this machine)",
+                ending(status),
+                last_words(&tail)
+            ),
             format!("read its log: {log}"),
         ),
     }
@@ -72,10 +81,16 @@ pub(crate) fn of_start(rank: u32, worker: &Worker, status: ExitStatus) -> Failur
 
 /// Adds to a failure that the coordinator tells where the log of its worker is.
 pub(crate) fn with_log(mut failure: Failure, workers: &[Worker]) -> Failure {
-    let named = workers.iter().find(|worker| mentions(&failure, worker.member.as_str()));
+    let named = workers
+        .iter()
+        .find(|worker| mentions(&failure, worker.member.as_str()));
     if let Some(worker) = named {
-        let death = worker.exit.filter(|status| worker.unprompted && status.code().is_none());
-        let death = death.map(|status| format!("; {}", ending(status))).unwrap_or_default();
+        let death = worker
+            .exit
+            .filter(|status| worker.unprompted && status.code().is_none());
+        let death = death
+            .map(|status| format!("; {}", ending(status)))
+            .unwrap_or_default();
         failure.why = format!("{}{death} (log {})", failure.why, worker.log.display());
     } else if let Some(folder) = workers.first().and_then(|worker| worker.log.parent()) {
         failure.why = format!("{} (logs {})", failure.why, folder.display());
@@ -97,12 +112,16 @@ fn tail(log: &Path, start: u64) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = std::fs::File::open(log)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(start.max(length.saturating_sub(TAIL_BYTES))))?;
+        file.seek(SeekFrom::Start(
+            start.max(length.saturating_sub(TAIL_BYTES)),
+        ))?;
         let mut bytes = Vec::new();
         file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    read().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    read()
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
 }
 
 /// The dynamic loader's complaint.
@@ -133,7 +152,9 @@ fn three_lines(tail: &str) -> Option<Failure> {
 
 /// A failure logged as an event with the fields `why` and `fix`, as text or JSON.
 fn event(tail: &str) -> Option<Failure> {
-    tail.lines().rev().find_map(|line| json_event(line).or_else(|| text_event(line)))
+    tail.lines()
+        .rev()
+        .find_map(|line| json_event(line).or_else(|| text_event(line)))
 }
 
 fn text_event(line: &str) -> Option<Failure> {
@@ -142,13 +163,23 @@ fn text_event(line: &str) -> Option<Failure> {
     let (why, rest) = rest.split_once(" fix=")?;
     let cure = rest.split_once(" exit=").map_or(rest, |(cure, _)| cure);
     let what = what.split_once(": ").map_or(what, |(_, what)| what);
-    Some(Failure::new(ExitCode::Internal, shortened(what), shortened(why), shortened(cure)))
+    Some(Failure::new(
+        ExitCode::Internal,
+        shortened(what),
+        shortened(why),
+        shortened(cure),
+    ))
 }
 
 fn json_event(line: &str) -> Option<Failure> {
     let value: serde_json::Value = serde_json::from_str(line).ok()?;
     let fields = value.get("fields").unwrap_or(&value);
-    let text = |name: &str| fields.get(name).and_then(serde_json::Value::as_str).map(shortened);
+    let text = |name: &str| {
+        fields
+            .get(name)
+            .and_then(serde_json::Value::as_str)
+            .map(shortened)
+    };
     let (what, why, cure) = (text("message")?, text("why")?, text("fix")?);
     Some(Failure::new(ExitCode::Internal, what, why, cure))
 }
@@ -181,7 +212,13 @@ mod tests {
         let log = folder.path().join("worker-1.log");
         std::fs::write(&log, log_text).expect("written");
         let member = MemberId::new("worker-1").expect("good");
-        let worker = Worker { member, log, log_start: 0, exit: None, unprompted: true };
+        let worker = Worker {
+            member,
+            log,
+            log_start: 0,
+            exit: None,
+            unprompted: true,
+        };
         of_start(1, &worker, ExitStatus::from_raw(raw_status))
     }
 
@@ -197,10 +234,16 @@ mod tests {
 
     #[test]
     fn the_workers_own_words_are_kept() {
-        let lines = "noise\nerror: no such device\n  why: this machine has no CUDA\n  fix: use cpu\n";
+        let lines =
+            "noise\nerror: no such device\n  why: this machine has no CUDA\n  fix: use cpu\n";
         let failure = failure_of(lines, 6 << 8);
         assert_eq!((failure.exit.code(), failure.cure.as_str()), (6, "use cpu"));
-        assert!(failure.what.contains("worker-1 could not start: no such device"), "{failure}");
+        assert!(
+            failure
+                .what
+                .contains("worker-1 could not start: no such device"),
+            "{failure}"
+        );
         let text = "2026 ERROR mks2_worker: no such device why=no CUDA here fix=use cpu exit=6\n";
         assert_eq!(failure_of(text, 6 << 8).cure, "use cpu");
         let json = r#"{"level":"ERROR","fields":{"message":"m","why":"w","fix":"f","exit":3}}"#;

@@ -90,7 +90,12 @@ impl Fleet {
             workers.push(worker);
             tasks.spawn(mind(rank, child, listen.clone(), report.clone()));
         }
-        Ok(Self { workers, orders: order, exits, tasks })
+        Ok(Self {
+            workers,
+            orders: order,
+            exits,
+            tasks,
+        })
     }
 
     pub(crate) fn workers(&self) -> &[Worker] {
@@ -156,7 +161,16 @@ fn start_one(orders: &Orders, rank: u32) -> Result<(Worker, Child), Failure> {
     let log_start = std::fs::metadata(&log).map_or(0, |meta| meta.len());
     let child = spawn::start(&orders.program, &variables(orders, rank, &name), &log);
     let child = child.map_err(|error| not_started(error, &orders.program, &log))?;
-    Ok((Worker { member, log, log_start, exit: None, unprompted: false }, child))
+    Ok((
+        Worker {
+            member,
+            log,
+            log_start,
+            exit: None,
+            unprompted: false,
+        },
+        child,
+    ))
 }
 
 fn variables(orders: &Orders, rank: u32, member: &str) -> Vec<(String, String)> {
@@ -171,8 +185,11 @@ fn variables(orders: &Orders, rank: u32, member: &str) -> Vec<(String, String)> 
         world_size: orders.workers,
         local_world_size: orders.workers,
     };
-    let mut variables: Vec<(String, String)> =
-        contract.variables().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let mut variables: Vec<(String, String)> = contract
+        .variables()
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
     variables.push((env::LOG_FORMAT.to_owned(), orders.log_format.to_owned()));
     variables.extend(telemetry::child_environment(&tracing::Span::current()));
     variables
@@ -180,11 +197,15 @@ fn variables(orders: &Orders, rank: u32, member: &str) -> Vec<(String, String)> 
 
 fn not_started(error: SpawnError, program: &Path, log: &Path) -> Failure {
     match error {
-        SpawnError::Log(error) => {
-            Failure::io(format!("the log {} cannot be written", log.display()), error)
-        }
+        SpawnError::Log(error) => Failure::io(
+            format!("the log {} cannot be written", log.display()),
+            error,
+        ),
         SpawnError::Program(error) => Failure::environment(
-            format!("the worker's program {} cannot be started", program.display()),
+            format!(
+                "the worker's program {} cannot be started",
+                program.display()
+            ),
             error.to_string(),
             "build it with `cargo build -p mks2-worker`, or name another one in MKS2_WORKER",
         )

@@ -57,7 +57,10 @@ fn taken(folder: &Path, file: &mut File) -> Failure {
 }
 
 fn unwritable(folder: &Path, error: std::io::Error) -> Failure {
-    Failure::io(format!("the run directory {} cannot be written", folder.display()), error)
+    Failure::io(
+        format!("the run directory {} cannot be written", folder.display()),
+        error,
+    )
 }
 
 /// Makes a local run directory.
@@ -67,7 +70,10 @@ fn unwritable(folder: &Path, error: std::io::Error) -> Failure {
 pub(crate) fn make_folder(folder: &Path) -> Result<PathBuf, Failure> {
     let made = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize());
     made.map_err(|error| {
-        Failure::io(format!("the run directory {} cannot be made", folder.display()), error)
+        Failure::io(
+            format!("the run directory {} cannot be made", folder.display()),
+            error,
+        )
     })
 }
 
@@ -80,7 +86,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let first = RunLock::take(folder.path()).expect("free");
         let refused = RunLock::take(folder.path()).expect_err("taken");
-        assert!(refused.why.contains(&std::process::id().to_string()), "{refused}");
+        assert!(
+            refused.why.contains(&std::process::id().to_string()),
+            "{refused}"
+        );
         assert_eq!(refused.exit.code(), 7);
         drop(first);
         RunLock::take(folder.path()).expect("free again");
@@ -91,6 +100,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("file");
         std::fs::write(&file, "").expect("written");
-        assert_eq!(make_folder(&file.join("run")).expect_err("no folder").exit.code(), 5);
+        assert_eq!(
+            make_folder(&file.join("run"))
+                .expect_err("no folder")
+                .exit
+                .code(),
+            5
+        );
     }
 }

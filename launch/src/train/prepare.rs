@@ -44,15 +44,29 @@ pub(crate) async fn prepare(args: &TrainArgs) -> Result<Prepared, Failure> {
     check_workers(args.workers, resolved.job.lanes)?;
     let program = worker_program()?;
     let corpora = open_corpora(&resolved.job).await?;
-    let named = args.run.clone().unwrap_or_else(|| default_run(&resolved.job));
+    let named = args
+        .run
+        .clone()
+        .unwrap_or_else(|| default_run(&resolved.job));
     let folder = store::local_path(&named);
     let folder = folder.as_deref().map(lock::make_folder).transpose()?;
     let lock = folder.as_deref().map(RunLock::take).transpose()?;
-    let run_url = folder.as_ref().map_or(named, |folder| folder.display().to_string());
+    let run_url = folder
+        .as_ref()
+        .map_or(named, |folder| folder.display().to_string());
     let logs = logs_folder(folder.as_deref())?;
     let token = Token::random()
         .map_err(|error| Failure::internal("there is no randomness", error.to_string()))?;
-    Ok(Prepared { resolved, run_url, folder, logs, token, program, corpora, _lock: lock })
+    Ok(Prepared {
+        resolved,
+        run_url,
+        folder,
+        logs,
+        token,
+        program,
+        corpora,
+        _lock: lock,
+    })
 }
 
 impl Prepared {
@@ -98,8 +112,17 @@ fn check_workers(workers: u32, lanes: u32) -> Result<(), Failure> {
 
 /// `runs/NAME`, with the job's name as far as a folder may look like it.
 fn default_run(job: &Job) -> String {
-    let plain = |c: char| if c.is_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
-    format!("runs/{}", job.name.trim().chars().map(plain).collect::<String>())
+    let plain = |c: char| {
+        if c.is_alphanumeric() || c == '-' || c == '_' {
+            c
+        } else {
+            '-'
+        }
+    };
+    format!(
+        "runs/{}",
+        job.name.trim().chars().map(plain).collect::<String>()
+    )
 }
 
 /// `MKS2_WORKER`, else `mks2-worker` beside this program.
@@ -111,19 +134,28 @@ fn worker_program() -> Result<PathBuf, Failure> {
             Ok(path)
         } else {
             let what = format!("the worker's program {} is not there", path.display());
-            Err(Failure::environment(what, format!("{} names it", env::WORKER), cure))
+            Err(Failure::environment(
+                what,
+                format!("{} names it", env::WORKER),
+                cure,
+            ))
         };
     }
-    let own = std::env::current_exe().and_then(|path| path.canonicalize()).map_err(|error| {
-        Failure::internal("this program does not know where it is", error.to_string())
-    })?;
+    let own = std::env::current_exe()
+        .and_then(|path| path.canonicalize())
+        .map_err(|error| {
+            Failure::internal("this program does not know where it is", error.to_string())
+        })?;
     let beside = own.with_file_name("mks2-worker");
     if beside.is_file() {
         return Ok(beside);
     }
     Err(Failure::environment(
         "the worker's program mks2-worker is not there",
-        format!("it is looked for beside this program, at {}", beside.display()),
+        format!(
+            "it is looked for beside this program, at {}",
+            beside.display()
+        ),
         cure,
     ))
 }
@@ -133,9 +165,16 @@ pub(crate) fn used_corpora(job: &Job) -> BTreeSet<&str> {
     let mut names = BTreeSet::new();
     for stage in &job.stages {
         names.extend(stage.data.iter().map(|source| source.corpus.as_str()));
-        let evaluate = stage.evaluate.as_ref().filter(|_| stage.kind == StageKind::Evaluate);
+        let evaluate = stage
+            .evaluate
+            .as_ref()
+            .filter(|_| stage.kind == StageKind::Evaluate);
         if let Some(settings) = evaluate {
-            let named = [&settings.corpus, &settings.questions, &settings.train_questions];
+            let named = [
+                &settings.corpus,
+                &settings.questions,
+                &settings.train_questions,
+            ];
             names.extend(named.into_iter().flatten().map(String::as_str));
         }
     }
@@ -146,7 +185,9 @@ pub(crate) fn used_corpora(job: &Job) -> BTreeSet<&str> {
 async fn open_corpora(job: &Job) -> Result<BTreeMap<String, String>, Failure> {
     let mut digests = BTreeMap::new();
     for name in used_corpora(job) {
-        let Some(corpus) = job.data.get(name) else { continue };
+        let Some(corpus) = job.data.get(name) else {
+            continue;
+        };
         let opened = Corpus::open(&corpus.url).await?;
         digests.insert(name.to_owned(), opened.manifest().digest());
     }
@@ -161,7 +202,10 @@ fn logs_folder(run: Option<&Path>) -> Result<PathBuf, Failure> {
     };
     let logs = run.join("logs");
     std::fs::create_dir_all(&logs).map_err(|error| {
-        Failure::io(format!("the folder {} cannot be made", logs.display()), error)
+        Failure::io(
+            format!("the folder {} cannot be made", logs.display()),
+            error,
+        )
     })?;
     Ok(logs)
 }

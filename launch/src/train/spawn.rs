@@ -21,7 +21,10 @@ pub(crate) fn start(
     variables: &[(String, String)],
     log: &Path,
 ) -> Result<Child, SpawnError> {
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log);
     let file = file.map_err(SpawnError::Log)?;
     let twin = file.try_clone().map_err(SpawnError::Log)?;
     let mut command = Command::new(program);

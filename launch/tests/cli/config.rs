@@ -6,15 +6,28 @@ use crate::support::{JOB, Place};
 fn show_tells_value_and_origin() {
     let place = Place::new();
     let mut command = place.mks2(&["config", "show", "job.toml", "--json", "--set", "seed=9"]);
-    let output = command.env("MKS2__STAGE__MEMORY__STEPS", "77").output().expect("runs");
+    let output = command
+        .env("MKS2__STAGE__MEMORY__STEPS", "77")
+        .output()
+        .expect("runs");
     let settings: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let origin = |key: &str| {
-        let found = settings.as_array().expect("a list").iter().find(|entry| entry["key"] == key);
+        let found = settings
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|entry| entry["key"] == key);
         let entry = found.unwrap_or_else(|| panic!("no {key}"));
-        (entry["value"].to_string(), entry["origin"].as_str().expect("text").to_owned())
+        (
+            entry["value"].to_string(),
+            entry["origin"].as_str().expect("text").to_owned(),
+        )
     };
     assert_eq!(origin("seed"), ("\"9\"".into(), "set".into()));
-    assert_eq!(origin("stage.memory.steps"), ("\"77\"".into(), "environment".into()));
+    assert_eq!(
+        origin("stage.memory.steps"),
+        ("\"77\"".into(), "environment".into())
+    );
     assert_eq!(origin("lanes"), ("\"4\"".into(), "file".into()));
     assert_eq!(origin("threads"), ("\"1\"".into(), "default".into()));
 }
@@ -23,7 +36,11 @@ fn show_tells_value_and_origin() {
 fn show_prints_a_table_and_a_job_file_that_loads_again() {
     let place = Place::new();
     let table = place.run(&["config", "show", "job.toml"]);
-    assert!(table.done().out.contains("job.toml line 4"), "{}", table.out);
+    assert!(
+        table.done().out.contains("job.toml line 4"),
+        "{}",
+        table.out
+    );
     let toml = place.run(&["config", "show", "job.toml", "--toml"]);
     place.write("resolved.toml", &toml.done().out);
     let again = place.run(&["config", "show", "resolved.toml", "--toml"]);
@@ -39,10 +56,17 @@ fn the_schema_is_json_and_knows_the_stages() {
 
 #[test]
 fn check_tells_all_problems_at_once() {
-    let place = Place::with_job(&JOB.replace("lanes = 4", "lanes = 0").replace("width = 96", "width = 0"));
+    let place = Place::with_job(
+        &JOB.replace("lanes = 4", "lanes = 0")
+            .replace("width = 96", "width = 0"),
+    );
     let ended = place.run(&["config", "check", "job.toml"]);
     ended.refused(3, &[]);
-    assert!(ended.err.contains("lanes") && ended.err.contains("model.memory.width"), "{}", ended.err);
+    assert!(
+        ended.err.contains("lanes") && ended.err.contains("model.memory.width"),
+        "{}",
+        ended.err
+    );
     Place::new().run(&["config", "check", "job.toml"]).done();
 }
 
@@ -57,12 +81,17 @@ fn an_unknown_key_gets_a_suggestion() {
 fn a_wrong_type_tells_what_was_expected_and_found() {
     let place = Place::with_job(&JOB.replace("lanes = 4", "lanes = \"four\""));
     let ended = place.run(&["config", "show", "job.toml"]);
-    ended.refused(3, &["lanes must be a whole number", "text, \"four\"", "line 4"]);
+    ended.refused(
+        3,
+        &["lanes must be a whole number", "text, \"four\"", "line 4"],
+    );
 }
 
 #[test]
 fn a_missing_job_file_is_named() {
-    Place::new().run(&["plan", "nothing.toml"]).refused(3, &["nothing.toml", "does not exist"]);
+    Place::new()
+        .run(&["plan", "nothing.toml"])
+        .refused(3, &["nothing.toml", "does not exist"]);
 }
 
 #[test]
@@ -70,15 +99,26 @@ fn usage_errors_end_with_2() {
     let place = Place::new();
     assert_eq!(place.run(&["train"]).code, Some(2));
     assert_eq!(place.run(&["fly"]).code, Some(2));
-    assert_eq!(place.run(&["train", "job.toml", "--workers", "0"]).code, Some(2));
-    place.run(&["config", "show", "job.toml", "--set", "seed"]).refused(2, &["key=value"]);
+    assert_eq!(
+        place.run(&["train", "job.toml", "--workers", "0"]).code,
+        Some(2)
+    );
+    place
+        .run(&["config", "show", "job.toml", "--set", "seed"])
+        .refused(2, &["key=value"]);
 }
 
 #[test]
 fn help_has_examples_and_exit_codes() {
     let place = Place::new();
     assert!(place.run(&["--help"]).done().out.contains("Exit codes"));
-    assert!(place.run(&["train", "--help"]).done().out.contains("Examples:"));
+    assert!(
+        place
+            .run(&["train", "--help"])
+            .done()
+            .out
+            .contains("Examples:")
+    );
 }
 
 #[test]
@@ -94,14 +134,21 @@ fn errors_are_json_when_logs_are() {
     let ended = Place::new().run(&["plan", "nothing.toml", "--log-format", "json"]);
     let last = ended.err.lines().last().expect("a line");
     let error: serde_json::Value = serde_json::from_str(last).expect("JSON");
-    assert_eq!((ended.code, &error["exit_code"]), (Some(3), &serde_json::json!(3)));
+    assert_eq!(
+        (ended.code, &error["exit_code"]),
+        (Some(3), &serde_json::json!(3))
+    );
     assert!(error["fix"].is_string());
 }
 
 #[test]
 fn the_settings_page_is_what_the_program_prints() {
     let page = include_str!("../../../docs/settings.md");
-    let printed = Place::new().run(&["config", "reference"]).done().out.clone();
+    let printed = Place::new()
+        .run(&["config", "reference"])
+        .done()
+        .out
+        .clone();
     let cure = "run: cargo run -q -p mks2 -- config reference > docs/settings.md";
     assert!(page == printed, "docs/settings.md is not current; {cure}");
 }
@@ -113,7 +160,10 @@ fn the_pages_name_every_exit_code_and_variable() {
         assert!(codes.contains(&format!("| {} |", code.code())), "{code:?}");
     }
     let variables = include_str!("../../../docs/configuration.md");
-    for (name, _) in mks2_proto::env::ALL.iter().filter(|(name, _)| name.starts_with("MKS2")) {
+    for (name, _) in mks2_proto::env::ALL
+        .iter()
+        .filter(|(name, _)| name.starts_with("MKS2"))
+    {
         assert!(variables.contains(name), "{name}");
     }
 }

@@ -22,7 +22,11 @@ fn a_plan_tells_batches_parameters_and_costs() {
 fn a_plan_needs_no_corpora() {
     let place = Place::with_job(&JOB.replace("corpora/emoji", "corpora/nowhere"));
     let ended = place.run(&["plan", "job.toml"]);
-    assert!(ended.done().out.contains("corpora/nowhere"), "{}", ended.out);
+    assert!(
+        ended.done().out.contains("corpora/nowhere"),
+        "{}",
+        ended.out
+    );
 }
 
 #[test]

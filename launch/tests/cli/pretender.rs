@@ -35,7 +35,9 @@ fn pretends_to_be_a_worker() {
         return; // Run by the test harness: there is nobody to pretend to.
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let code = runtime.block_on(Pretender::join(env, behaviour)).map_or(7, |code| code);
+    let code = runtime
+        .block_on(Pretender::join(env, behaviour))
+        .map_or(7, |code| code);
     std::process::exit(code);
 }
 
@@ -85,7 +87,11 @@ impl Pretender {
                     kind: Some(heartbeat),
                 };
                 reports.send(first).await.expect("open");
-                client.session(ReceiverStream::new(stream)).await.expect("a stream").into_inner()
+                client
+                    .session(ReceiverStream::new(stream))
+                    .await
+                    .expect("a stream")
+                    .into_inner()
             },
             reports,
         };
@@ -108,20 +114,31 @@ impl Pretender {
             match self.next_directive().await {
                 Some(directive::Kind::Generation(generation)) => {
                     self.generation = generation.number;
-                    let me = generation.members.iter().find(|m| m.member_id == self.env.member_id);
+                    let me = generation
+                        .members
+                        .iter()
+                        .find(|m| m.member_id == self.env.member_id);
                     self.rank = me.expect("a member").rank;
                 }
                 Some(directive::Kind::Stop(_)) => {}
                 _ => return 7,
             }
         }
-        let steps = if self.behaviour == "linger" { u64::MAX } else { 20 };
+        let steps = if self.behaviour == "linger" {
+            u64::MAX
+        } else {
+            20
+        };
         for step in 1..=steps {
             if step % 20 == 1 {
                 let stage = if step <= 20 { "bootstrap" } else { "memory" };
                 let last_step = if steps == 20 { 20 } else { step + 10_000 };
                 let first_step = step - 1;
-                let changed = StageChanged { stage: stage.into(), first_step, last_step };
+                let changed = StageChanged {
+                    stage: stage.into(),
+                    first_step,
+                    last_step,
+                };
                 self.tell(report::Kind::StageChanged(changed)).await;
             }
             if self.behaviour == "fail" && self.rank == 1 && step == 3 {
@@ -143,7 +160,8 @@ impl Pretender {
             samples: step * 16,
             ..StepMetrics::default()
         });
-        self.tell(report::Kind::StepCommitted(StepCommitted { step, metrics })).await;
+        self.tell(report::Kind::StepCommitted(StepCommitted { step, metrics }))
+            .await;
     }
 
     /// What the coordinator wants by now.
@@ -158,18 +176,25 @@ impl Pretender {
     }
 
     async fn next_directive(&mut self) -> Option<directive::Kind> {
-        self.directives.message().await.ok().flatten().and_then(|directive| directive.kind)
+        self.directives
+            .message()
+            .await
+            .ok()
+            .flatten()
+            .and_then(|directive| directive.kind)
     }
 
     async fn finish(&self, complete: bool) -> i32 {
-        self.tell(report::Kind::Finished(Finished { complete })).await;
+        self.tell(report::Kind::Finished(Finished { complete }))
+            .await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         if complete { 0 } else { 130 }
     }
 
     async fn fail(&self) -> i32 {
         let failure = Failure::data("a picture cannot be read", "row 7 is damaged", "verify it");
-        self.tell(report::Kind::Failed(Failed::from(&failure))).await;
+        self.tell(report::Kind::Failed(Failed::from(&failure)))
+            .await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         4
     }

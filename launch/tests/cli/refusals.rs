@@ -14,7 +14,15 @@ fn a_missing_worker_program_is_an_environment_failure() {
     let place = Place::new();
     let mut command = place.mks2(&["train", "job.toml", "--run", "run"]);
     command.env("MKS2_WORKER", place.path("no-such-worker"));
-    refused(command, 6, &["no-such-worker", "MKS2_WORKER", "cargo build -p mks2-worker"]);
+    refused(
+        command,
+        6,
+        &[
+            "no-such-worker",
+            "MKS2_WORKER",
+            "cargo build -p mks2-worker",
+        ],
+    );
 }
 
 #[test]
@@ -22,7 +30,11 @@ fn a_worker_that_cannot_be_executed_is_an_environment_failure() {
     let place = Place::new();
     let mut command = place.mks2(&["train", "job.toml", "--run", "run"]);
     command.env("MKS2_WORKER", place.path("job.toml"));
-    refused(command, 6, &["cannot be started", "cargo build -p mks2-worker"]);
+    refused(
+        command,
+        6,
+        &["cannot be started", "cargo build -p mks2-worker"],
+    );
 }
 
 #[test]
@@ -30,7 +42,12 @@ fn a_missing_libtorch_is_told_with_its_cure() {
     let loader = "echo 'mks2-worker: error while loading shared libraries: libtorch_cpu.so: \
         cannot open shared object file: No such file or directory' >&2; exit 127";
     let place = Place::new();
-    let words = ["libtorch cannot be loaded", "libtorch_cpu.so", "worker-0.log", "xtask setup"];
+    let words = [
+        "libtorch cannot be loaded",
+        "libtorch_cpu.so",
+        "worker-0.log",
+        "xtask setup",
+    ];
     refused(place.train(loader, &[]), 6, &words);
 }
 
@@ -39,7 +56,11 @@ fn the_words_of_a_worker_that_cannot_start_are_shown() {
     let script = "echo 'error: cuda cannot be used' >&2; echo '  why: this machine has none' >&2; \
         echo '  fix: set device = \"cpu\"' >&2; exit 6";
     let place = Place::new();
-    refused(place.train(script, &[]), 6, &["cuda cannot be used", "device = \"cpu\"", "rank 0"]);
+    refused(
+        place.train(script, &[]),
+        6,
+        &["cuda cannot be used", "device = \"cpu\"", "rank 0"],
+    );
 }
 
 #[test]
@@ -53,20 +74,32 @@ fn a_worker_that_dies_silently_is_named_with_its_log() {
 #[test]
 fn more_workers_than_lanes_are_refused() {
     let place = Place::new();
-    refused(place.train(SLEEPER, &["--workers", "5"]), 3, &["5 workers", "4 lanes"]);
+    refused(
+        place.train(SLEEPER, &["--workers", "5"]),
+        3,
+        &["5 workers", "4 lanes"],
+    );
 }
 
 #[test]
 fn lanes_that_do_not_divide_the_batch_are_refused() {
     let place = Place::with_job(&JOB.replace("lanes = 4", "lanes = 3"));
-    let words = ["stage.bootstrap.batch_size = 16", "lanes = 3 does not divide", "15 or 18"];
+    let words = [
+        "stage.bootstrap.batch_size = 16",
+        "lanes = 3 does not divide",
+        "15 or 18",
+    ];
     refused(place.train(SLEEPER, &[]), 3, &words);
 }
 
 #[test]
 fn a_missing_corpus_is_refused() {
     let place = Place::with_job(&JOB.replace("corpora/emoji", "corpora/nowhere"));
-    refused(place.train(SLEEPER, &[]), 4, &["corpora/nowhere", "mks2 data import"]);
+    refused(
+        place.train(SLEEPER, &[]),
+        4,
+        &["corpora/nowhere", "mks2 data import"],
+    );
 }
 
 #[test]
@@ -107,17 +140,29 @@ fn a_full_disk_is_a_storage_failure() {
     );
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]);
-    command.current_dir(place.path(".")).env("MKS2_WORKER", worker);
+    command
+        .current_dir(place.path("."))
+        .env("MKS2_WORKER", worker);
     match command.output() {
         Ok(output) if output.status.code() == Some(5) => {
             Ended::from(output).refused(5, &["no space left"]);
         }
         Ok(output) if matches!(output.status.code(), Some(1 | 99)) => {
             let words = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(words.contains("unshare") || words.contains("mount"), "{words}");
-            println!("not tested: this machine gives no mount namespace ({})", words.trim());
+            assert!(
+                words.contains("unshare") || words.contains("mount"),
+                "{words}"
+            );
+            println!(
+                "not tested: this machine gives no mount namespace ({})",
+                words.trim()
+            );
         }
-        Ok(output) => panic!("{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr)),
+        Ok(output) => panic!(
+            "{:?}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        ),
         Err(error) => println!("not tested: there is no unshare here ({error})"),
     }
 }

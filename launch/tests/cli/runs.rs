@@ -30,7 +30,12 @@ fn a_run_ends_well_and_tells_its_stages() {
 fn progress_is_json_when_logs_are() {
     let place = Place::new();
     let more = ["--log-format", "json"];
-    let run = Ended::from(place.train(&script("finish"), &more).output().expect("runs"));
+    let run = Ended::from(
+        place
+            .train(&script("finish"), &more)
+            .output()
+            .expect("runs"),
+    );
     let events: Vec<serde_json::Value> = run
         .done()
         .err
@@ -45,7 +50,12 @@ fn progress_is_json_when_logs_are() {
 #[test]
 fn quiet_runs_say_nothing_but_errors() {
     let place = Place::new();
-    let run = Ended::from(place.train(&script("finish"), &["--quiet"]).output().expect("runs"));
+    let run = Ended::from(
+        place
+            .train(&script("finish"), &["--quiet"])
+            .output()
+            .expect("runs"),
+    );
     assert_eq!(run.done().err, "");
 }
 
@@ -58,16 +68,28 @@ fn a_killed_worker_is_named_with_rank_and_log() {
     let pid = std::fs::read_to_string(place.path("worker.sh.pids/worker-1")).expect("its process");
     signal(pid.trim().parse().expect("a number"), "KILL");
     let run = ended(launcher);
-    let words = ["worker-1 was lost", "rank 1 on here", "(SIGKILL)", "worker-1.log", "same command"];
+    let words = [
+        "worker-1 was lost",
+        "rank 1 on here",
+        "(SIGKILL)",
+        "worker-1.log",
+        "same command",
+    ];
     run.refused(7, &words);
-    assert!(workers.iter().all(|pid| !is_alive(*pid)), "no child may outlive the launcher");
+    assert!(
+        workers.iter().all(|pid| !is_alive(*pid)),
+        "no child may outlive the launcher"
+    );
 }
 
 #[test]
 fn the_first_failure_is_the_cause_and_gives_the_exit_code() {
     let place = Place::new();
     let run = ended(start(place.train(&script("fail"), &["--workers", "2"])));
-    run.refused(4, &["a picture cannot be read", "row 7 is damaged", "verify it"]);
+    run.refused(
+        4,
+        &["a picture cannot be read", "row 7 is damaged", "verify it"],
+    );
 }
 
 #[test]
@@ -77,8 +99,14 @@ fn ctrl_c_in_a_run_stops_at_a_step_border() {
     wait_for_steps(&place, 3);
     signal(launcher.id(), "INT");
     let run = ended(launcher);
-    run.refused(130, &["stopped", "mks2 train job.toml --run run --workers 2"]);
-    assert!(place.run(&["status", "run"]).done().out.contains("stopped"), "the journal knows");
+    run.refused(
+        130,
+        &["stopped", "mks2 train job.toml --run run --workers 2"],
+    );
+    assert!(
+        place.run(&["status", "run"]).done().out.contains("stopped"),
+        "the journal knows"
+    );
 }
 
 #[test]
@@ -101,8 +129,19 @@ fn a_live_run_shows_its_members_and_stage() {
     let launcher = start(place.train(&script("linger"), &["--workers", "2"]));
     wait_for_steps(&place, 3);
     let status = place.run(&["status", "run"]);
-    for words in ["running", "stage       bootstrap", "worker-0", "worker-1", "0-1", "2-3"] {
-        assert!(status.done().out.contains(words), "{words} in:\n{}", status.out);
+    for words in [
+        "running",
+        "stage       bootstrap",
+        "worker-0",
+        "worker-1",
+        "0-1",
+        "2-3",
+    ] {
+        assert!(
+            status.done().out.contains(words),
+            "{words} in:\n{}",
+            status.out
+        );
     }
     signal(launcher.id(), "INT");
     ended(launcher);

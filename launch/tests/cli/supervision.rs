@@ -23,7 +23,9 @@ fn children_die_with_the_launcher_even_by_kill_9() {
     assert!(workers.iter().all(|pid| is_alive(*pid)));
     signal(launcher.id(), "KILL");
     ended(launcher);
-    eventually("the workers die", || workers.iter().all(|pid| !is_alive(*pid)).then_some(()));
+    eventually("the workers die", || {
+        workers.iter().all(|pid| !is_alive(*pid)).then_some(())
+    });
 }
 
 #[test]
@@ -35,8 +37,15 @@ fn ctrl_c_stops_the_run_and_tells_how_to_go_on() {
     let ended = ended(launcher);
     let command = "mks2 train job.toml --run run --workers 2 --set seed=5";
     ended.refused(130, &["stopped", command]);
-    assert!(ended.err.contains("once more stops at once"), "{}", ended.err);
-    assert!(workers.iter().all(|pid| !is_alive(*pid)), "no child may outlive the launcher");
+    assert!(
+        ended.err.contains("once more stops at once"),
+        "{}",
+        ended.err
+    );
+    assert!(
+        workers.iter().all(|pid| !is_alive(*pid)),
+        "no child may outlive the launcher"
+    );
     assert!(!place.path("run/coordinator.json").exists());
 }
 
@@ -58,11 +67,17 @@ fn a_live_run_can_be_asked_for_its_status() {
     let launcher = start(place.train(SLEEPER, &["--workers", "2"]));
     place.sleepers(2);
     let contact = place.path("run/coordinator.json");
-    let mode = std::fs::metadata(&contact).expect("published").permissions().mode();
+    let mode = std::fs::metadata(&contact)
+        .expect("published")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
     let status = place.run(&["status", "run", "--json"]);
     let status: serde_json::Value = serde_json::from_str(&status.done().out).expect("JSON");
-    assert_eq!((&status["live"], &status["state"]), (&true.into(), &"waiting".into()));
+    assert_eq!(
+        (&status["live"], &status["state"]),
+        (&true.into(), &"waiting".into())
+    );
     assert!(place.run(&["status", "run"]).done().out.contains("0 of 2"));
 
     let contact: serde_json::Value =
@@ -73,13 +88,20 @@ fn a_live_run_can_be_asked_for_its_status() {
     assert!(remote.status().expect("runs").success());
     place.run(&["status", endpoint]).refused(2, &["MKS2_TOKEN"]);
     let mut wrong = place.mks2(&["status", endpoint]);
-    let wrong = wrong.env("MKS2_TOKEN", "another-token").output().expect("runs");
+    let wrong = wrong
+        .env("MKS2_TOKEN", "another-token")
+        .output()
+        .expect("runs");
     assert_ne!(wrong.status.code(), Some(0));
 
     signal(launcher.id(), "INT");
     ended(launcher);
     let resting = place.run(&["status", "run"]);
-    assert!(resting.done().out.contains("stopped, nobody trains in it"), "{}", resting.out);
+    assert!(
+        resting.done().out.contains("stopped, nobody trains in it"),
+        "{}",
+        resting.out
+    );
 }
 
 #[test]
@@ -92,15 +114,24 @@ fn a_watched_run_is_followed_to_its_end() {
     signal(launcher.id(), "INT");
     ended(launcher);
     let watched = ended(watcher);
-    assert!(watched.done().err.contains("the run was stopped"), "{}", watched.err);
+    assert!(
+        watched.done().err.contains("the run was stopped"),
+        "{}",
+        watched.err
+    );
 }
 
 #[test]
 fn there_is_no_status_where_there_is_no_run() {
     let place = Place::new();
-    place.run(&["status", "nowhere"]).refused(2, &["no run at", "nowhere"]);
+    place
+        .run(&["status", "nowhere"])
+        .refused(2, &["no run at", "nowhere"]);
     let mut command = place.mks2(&["status", "127.0.0.1:1"]);
-    let output = command.env("MKS2_TOKEN", "long-enough").output().expect("runs");
+    let output = command
+        .env("MKS2_TOKEN", "long-enough")
+        .output()
+        .expect("runs");
     crate::support::Ended::from(output).refused(6, &["127.0.0.1:1"]);
 }
 

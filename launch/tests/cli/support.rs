@@ -27,7 +27,9 @@ impl Place {
 
     /// With another job file.
     pub(crate) fn with_job(job: &str) -> Self {
-        let place = Self { folder: tempfile::tempdir().expect("a folder") };
+        let place = Self {
+            folder: tempfile::tempdir().expect("a folder"),
+        };
         let job = job.replace("s3://bucket/colors", "corpora/colors");
         place.write("job.toml", &job);
         for corpus in ["emoji", "colors"] {
@@ -49,7 +51,12 @@ impl Place {
 
     /// A manifest without its shards: enough for everything but reading rows.
     pub(crate) fn write_corpus(&self, name: &str, rows: u64) {
-        let shard = ShardEntry { path: "shards/part-00000.parquet".into(), rows, bytes: 5000, ..ShardEntry::default() };
+        let shard = ShardEntry {
+            path: "shards/part-00000.parquet".into(),
+            rows,
+            bytes: 5000,
+            ..ShardEntry::default()
+        };
         let manifest = Manifest {
             version: VERSION,
             rows,
@@ -58,7 +65,10 @@ impl Place {
             shards: if rows == 0 { Vec::new() } else { vec![shard] },
             ..Manifest::default()
         };
-        self.write(&format!("corpora/{name}/manifest.json"), &manifest.to_json());
+        self.write(
+            &format!("corpora/{name}/manifest.json"),
+            &manifest.to_json(),
+        );
     }
 
     /// A script in the place of `mks2-worker`.
@@ -72,8 +82,17 @@ impl Place {
     /// `mks2` in this folder, with a quiet environment.
     pub(crate) fn mks2(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mks2"));
-        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
-        for name in ["MKS2_WORKER", "MKS2_TOKEN", "MKS2_LOG", "MKS2_LOG_FORMAT", "RUST_LOG"] {
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null());
+        for name in [
+            "MKS2_WORKER",
+            "MKS2_TOKEN",
+            "MKS2_LOG",
+            "MKS2_LOG_FORMAT",
+            "RUST_LOG",
+        ] {
             command.env_remove(name);
         }
         command
@@ -98,7 +117,13 @@ impl Place {
         eventually("the workers start", || {
             let files = std::fs::read_dir(&folder).ok()?;
             let pids: Vec<u32> = files
-                .filter_map(|file| std::fs::read_to_string(file.ok()?.path()).ok()?.trim().parse().ok())
+                .filter_map(|file| {
+                    std::fs::read_to_string(file.ok()?.path())
+                        .ok()?
+                        .trim()
+                        .parse()
+                        .ok()
+                })
                 .collect();
             (pids.len() == number).then_some(pids)
         })
@@ -126,7 +151,13 @@ impl Ended {
     /// Three lines (what, why, what to do) at the end of standard error, holding the words.
     #[track_caller]
     pub(crate) fn refused(&self, code: i32, words: &[&str]) {
-        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.out, self.err);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "stdout:\n{}\nstderr:\n{}",
+            self.out,
+            self.err
+        );
         let lines: Vec<&str> = self.err.trim_end().lines().collect();
         let last = &lines[lines.len().saturating_sub(3)..];
         let starts = ["error: ", "  why: ", "  fix: "];
@@ -140,7 +171,13 @@ impl Ended {
 
     #[track_caller]
     pub(crate) fn done(&self) -> &Self {
-        assert_eq!(self.code, Some(0), "stdout:\n{}\nstderr:\n{}", self.out, self.err);
+        assert_eq!(
+            self.code,
+            Some(0),
+            "stdout:\n{}\nstderr:\n{}",
+            self.out,
+            self.err
+        );
         self
     }
 }
@@ -151,7 +188,10 @@ pub(crate) fn ended(mut child: Child) -> Ended {
     while child.try_wait().expect("waited").is_none() {
         if Instant::now() > deadline {
             child.kill().expect("killed");
-            panic!("mks2 did not end: {}", Ended::from(child.wait_with_output().expect("read")).err);
+            panic!(
+                "mks2 did not end: {}",
+                Ended::from(child.wait_with_output().expect("read")).err
+            );
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -174,17 +214,27 @@ pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
 /// Whether a process is there and no zombie.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let stat = Path::new("/proc").join(pid.to_string()).join("stat");
-    std::fs::read_to_string(stat)
-        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with('Z')))
+    std::fs::read_to_string(stat).is_ok_and(|stat| {
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| !rest.starts_with('Z'))
+    })
 }
 
 /// Sends a signal by `kill`.
 pub(crate) fn signal(pid: u32, name: &str) {
-    let sent = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+    let sent = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status();
     assert!(sent.expect("kill runs").success());
 }
 
 /// Starts with pipes.
 pub(crate) fn start(mut command: Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mks2 starts")
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mks2 starts")
 }

@@ -1,32 +1,26 @@
-//! The closing table: `report.json` of the run directory, as far as it is there.
+//! The closing table of a run, and `mks2 report`, which makes report and table again.
 
-use mks2_dataset::store;
 use mks2_proto::failure::Failure;
 use serde_json::Value;
 
 use crate::output::Output;
+use crate::report;
 use crate::table::Table;
 use crate::units::{clock, count, percent};
 
-/// Prints stages, evaluation and where the report is.
+/// Composes the report of a run and prints its numbers: a table, or JSON where that is wanted.
 ///
 /// # Errors
-/// When the run directory cannot be read (exit 5).
-pub(crate) async fn print(run_url: &str, output: &Output) -> Result<(), Failure> {
-    let (place, root) = store::open(run_url)?;
-    let report = store::get_if_there(&*place, &root.clone().join("report.json")).await?;
-    let page = store::size(&*place, &root.join("report.html")).await?;
-    let report: Option<Value> = report.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    if let Some(report) = &report {
-        if output.is_json() {
-            output.result(&report.to_string());
-            return Ok(());
-        }
-        output.result(&render(report));
-    }
-    let file = if page.is_some() { "report.html" } else { "report.json" };
-    if report.is_some() {
-        output.note(&format!("report: {}/{file}", store::shown(run_url).trim_end_matches('/')));
+/// When there is no run, or its directory can not be read or written (exit 5).
+pub(crate) async fn print(run_url: &str, json: bool, output: &Output) -> Result<(), Failure> {
+    let written = report::compose(run_url).await?;
+    let numbers = serde_json::to_value(&written.report)
+        .map_err(|error| Failure::internal("the report has no JSON", error.to_string()))?;
+    if json {
+        output.result(&format!("{numbers:#}"));
+    } else {
+        output.result(&render(&numbers));
+        output.note(&format!("report: {}", written.html));
     }
     Ok(())
 }
@@ -51,20 +45,34 @@ fn stages(report: &Value) -> String {
             stage["name"].as_str().unwrap_or("?").to_owned(),
             stage["steps"].as_u64().map(count).unwrap_or_default(),
             clock(std::time::Duration::from_secs_f64(seconds)),
-            stage["loss"].as_f64().map(|loss| format!("{loss:.4}")).unwrap_or_default(),
+            stage["loss"]
+                .as_f64()
+                .map(|loss| format!("{loss:.4}"))
+                .unwrap_or_default(),
             digest.chars().take(12).collect(),
         ]);
     }
-    if table.is_empty() { String::new() } else { table.render() }
+    if table.is_empty() {
+        String::new()
+    } else {
+        table.render()
+    }
 }
 
 fn evaluation(report: &Value) -> String {
     let results = &report["evaluation"];
     let mut table = Table::new(&["evaluation", ">result"]);
-    for (key, label) in [("r1", "retrieval R@1"), ("r5", "retrieval R@5"), ("r10", "retrieval R@10")] {
+    for (key, label) in [
+        ("r1", "retrieval R@1"),
+        ("r5", "retrieval R@5"),
+        ("r10", "retrieval R@10"),
+    ] {
         add_share(&mut table, label, &results["retrieval"][key]);
     }
-    for (key, label) in [("loss", "caption loss"), ("loss_without_image", "caption loss, no image")] {
+    for (key, label) in [
+        ("loss", "caption loss"),
+        ("loss_without_image", "caption loss, no image"),
+    ] {
         if let Some(loss) = results["caption"][key].as_f64() {
             table.row([label.to_owned(), format!("{loss:.4}")]);
         }
@@ -77,7 +85,11 @@ fn evaluation(report: &Value) -> String {
     ] {
         add_share(&mut table, label, &results["questions"][key]);
     }
-    if table.is_empty() { String::new() } else { table.render() }
+    if table.is_empty() {
+        String::new()
+    } else {
+        table.render()
+    }
 }
 
 fn add_share(table: &mut Table, label: &str, share: &Value) {
@@ -88,8 +100,16 @@ fn add_share(table: &mut Table, label: &str, share: &Value) {
 
 fn footing(report: &Value) -> String {
     let mut parts = Vec::new();
-    parts.extend(report["reduction"].as_str().map(|mode| format!("reduction {mode}")));
-    parts.extend(report["workers"].as_u64().map(|workers| format!("workers {workers}")));
+    parts.extend(
+        report["reduction"]
+            .as_str()
+            .map(|mode| format!("reduction {mode}")),
+    );
+    parts.extend(
+        report["workers"]
+            .as_u64()
+            .map(|workers| format!("workers {workers}")),
+    );
     let digest = report["weights_digest"].as_str();
     parts.extend(digest.map(|digest| format!("weights {digest}")));
     parts.join("  ")
@@ -110,10 +130,16 @@ mod tests {
             "workers": 2,
         });
         let text = render(&report);
-        assert!(text.contains("memory  1,200  1:01  0.5000  0123456789ab"), "{text}");
+        assert!(
+            text.contains("memory  1,200  1:01  0.5000  0123456789ab"),
+            "{text}"
+        );
         assert!(text.contains("retrieval R@1  93.0 %"), "{text}");
         assert!(!text.contains("R@5") && !text.contains("caption"), "{text}");
-        assert!(text.contains("reduction exact  workers 2  weights abc"), "{text}");
+        assert!(
+            text.contains("reduction exact  workers 2  weights abc"),
+            "{text}"
+        );
         assert_eq!(render(&serde_json::json!({})), "");
     }
 }
