@@ -40,16 +40,34 @@ pub const ALL: [(&str, &str); 13] = [
     (COORDINATOR, "endpoint of the coordinator, http://HOST:PORT"),
     (TOKEN, "the run's token"),
     (RUN_ID, "the run that the worker joins"),
-    (MEMBER_ID, "the worker's name, unique in the run; else worker-RANK"),
-    (DATA_ADDRESS, "where the worker's data plane listens; else 127.0.0.1:0"),
+    (
+        MEMBER_ID,
+        "the worker's name, unique in the run; else worker-RANK",
+    ),
+    (
+        DATA_ADDRESS,
+        "where the worker's data plane listens; else 127.0.0.1:0",
+    ),
     (RANK, "place of the worker among all (a hint)"),
-    (LOCAL_RANK, "place of the worker on its machine; picks the GPU"),
+    (
+        LOCAL_RANK,
+        "place of the worker on its machine; picks the GPU",
+    ),
     (WORLD_SIZE, "workers that were started (a hint)"),
-    (LOCAL_WORLD_SIZE, "workers that were started on this machine"),
+    (
+        LOCAL_WORLD_SIZE,
+        "workers that were started on this machine",
+    ),
     (LOG_FORMAT, "form of the logs: text or json"),
-    (LOG, "filter of the logs, for example info or mks2_worker=debug"),
+    (
+        LOG,
+        "filter of the logs, for example info or mks2_worker=debug",
+    ),
     (WORKER, "path of the mks2-worker program, for mks2 train"),
-    (SETTING_PREFIX, "prefix of variables that set a key of the job file"),
+    (
+        SETTING_PREFIX,
+        "prefix of variables that set a key of the job file",
+    ),
 ];
 
 /// What a worker learns from its environment.
@@ -90,7 +108,9 @@ impl WorkerEnv {
     /// As [`WorkerEnv::read`].
     pub fn read_from(get: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
         let needed = |name: &str| {
-            get(name).filter(|value| !value.is_empty()).ok_or_else(|| missing(name))
+            get(name)
+                .filter(|value| !value.is_empty())
+                .ok_or_else(|| missing(name))
         };
         let rank = number(&get, RANK, 0)?;
         let world_size = number(&get, WORLD_SIZE, rank.saturating_add(1))?;
@@ -125,7 +145,10 @@ impl WorkerEnv {
 }
 
 fn missing(name: &str) -> Failure {
-    let meaning = ALL.iter().find(|(known, _)| *known == name).map_or("", |(_, meaning)| meaning);
+    let meaning = ALL
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map_or("", |(_, meaning)| meaning);
     Failure::usage(
         format!("{name} is not set"),
         format!("a worker is started by a launcher, which tells it {meaning}"),
@@ -134,7 +157,9 @@ fn missing(name: &str) -> Failure {
 }
 
 fn number(get: impl Fn(&str) -> Option<String>, name: &str, default: u32) -> Result<u32, Failure> {
-    let Some(text) = get(name) else { return Ok(default) };
+    let Some(text) = get(name) else {
+        return Ok(default);
+    };
     text.trim().parse().map_err(|_| {
         Failure::usage(
             format!("{name} is '{text}'"),

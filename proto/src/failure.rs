@@ -118,7 +118,13 @@ impl Failure {
         why: impl Into<String>,
         cure: impl Into<String>,
     ) -> Self {
-        Self { what: what.into(), why: why.into(), cure: cure.into(), exit, source: None }
+        Self {
+            what: what.into(),
+            why: why.into(),
+            cure: cure.into(),
+            exit,
+            source: None,
+        }
     }
 
     /// Keeps the error below.
@@ -139,11 +145,7 @@ impl Failure {
     }
 
     /// Exit 2: the command line is wrong.
-    pub fn usage(
-        what: impl Into<String>,
-        why: impl Into<String>,
-        cure: impl Into<String>,
-    ) -> Self {
+    pub fn usage(what: impl Into<String>, why: impl Into<String>, cure: impl Into<String>) -> Self {
         Self::new(ExitCode::Usage, what, why, cure)
     }
 
@@ -234,16 +236,22 @@ fn io_words(error: &std::io::Error) -> (String, &'static str) {
             "permission denied".into(),
             "give this user the right to it, or choose another place",
         ),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            ("no space left there".into(), "free space, or choose another place")
-        }
-        ErrorKind::ReadOnlyFilesystem => {
-            ("the file system is read-only".into(), "choose a place that can be written")
-        }
-        ErrorKind::NotFound => ("it does not exist".into(), "check the path for typing errors"),
-        ErrorKind::NotADirectory => {
-            ("a part of the path is a file, not a folder".into(), "choose another path")
-        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (
+            "no space left there".into(),
+            "free space, or choose another place",
+        ),
+        ErrorKind::ReadOnlyFilesystem => (
+            "the file system is read-only".into(),
+            "choose a place that can be written",
+        ),
+        ErrorKind::NotFound => (
+            "it does not exist".into(),
+            "check the path for typing errors",
+        ),
+        ErrorKind::NotADirectory => (
+            "a part of the path is a file, not a folder".into(),
+            "choose another path",
+        ),
         ErrorKind::IsADirectory => ("it is a folder".into(), "name a file inside it"),
         _ => (error.to_string(), "look at the reason, then try again"),
     }
@@ -251,13 +259,19 @@ fn io_words(error: &std::io::Error) -> (String, &'static str) {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}\n  why: {}\n  fix: {}", self.what, self.why, self.cure)
+        write!(
+            f,
+            "error: {}\n  why: {}\n  fix: {}",
+            self.what, self.why, self.cure
+        )
     }
 }
 
 impl Error for Failure {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_ref().map(|source| &**source as &(dyn Error + 'static))
+        self.source
+            .as_ref()
+            .map(|source| &**source as &(dyn Error + 'static))
     }
 }
 

@@ -118,11 +118,17 @@ pub fn check(path: &Path, overrides: &Overrides) -> Result<Vec<Failure>, Failure
     let text = text(path)?;
     let (tree, complaints) = merge(&text, &file, overrides)?;
     if !complaints.is_empty() {
-        return Ok(complaints.into_iter().map(|found| found.failure(&file)).collect());
+        return Ok(complaints
+            .into_iter()
+            .map(|found| found.failure(&file))
+            .collect());
     }
     let resolved = resolve(&tree, &file, Some(&base))?;
     let problems = validate::problems(&resolved.job);
-    Ok(problems.into_iter().map(|problem| blame(problem, &resolved.origins, &file)).collect())
+    Ok(problems
+        .into_iter()
+        .map(|problem| blame(problem, &resolved.origins, &file))
+        .collect())
 }
 
 /// Reads a resolved job, as a worker gets it from the coordinator.
@@ -158,8 +164,12 @@ fn read(path: &Path, overrides: &Overrides) -> Result<(Resolved, String), Failur
 /// The file's name in messages, and the folder to which its relative URLs belong.
 fn place(path: &Path) -> Result<(String, PathBuf), Failure> {
     let file = path.display().to_string();
-    let real = path.canonicalize().map_err(|error| unreadable(path, error))?;
-    let base = real.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
+    let real = path
+        .canonicalize()
+        .map_err(|error| unreadable(path, error))?;
+    let base = real
+        .parent()
+        .map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
     Ok((file, base))
 }
 
@@ -174,11 +184,7 @@ fn unreadable(path: &Path, error: std::io::Error) -> Failure {
 }
 
 /// File, environment and `--set` as one tree, with all complaints of the schema about it.
-fn merge(
-    text: &str,
-    file: &str,
-    overrides: &Overrides,
-) -> Result<(Node, Vec<Complaint>), Failure> {
+fn merge(text: &str, file: &str, overrides: &Overrides) -> Result<(Node, Vec<Complaint>), Failure> {
     let schema = schema::Schema::of_job();
     let mut tree = tree::parse(text, file)?;
     for (name, value) in &overrides.variables {
@@ -193,21 +199,25 @@ fn merge(
 
 /// From a tree that fits the schema to the job, its origins and its TOML.
 fn resolve(tree: &Node, file: &str, base: Option<&Path>) -> Result<Resolved, Failure> {
-    let mut job: Job = tree.to_toml().try_into().map_err(|error: toml::de::Error| {
-        Failure::settings(
-            format!("{file} cannot be understood"),
-            error.message().to_owned(),
-            "compare the file with `mks2 config schema`",
-        )
-    })?;
+    let mut job: Job = tree
+        .to_toml()
+        .try_into()
+        .map_err(|error: toml::de::Error| {
+            Failure::settings(
+                format!("{file} cannot be understood"),
+                error.message().to_owned(),
+                "compare the file with `mks2 config schema`",
+            )
+        })?;
     fill_in(&mut job);
     for corpus in job.data.values_mut() {
         if let Some(base) = base {
             corpus.url = absolute(&corpus.url, base);
         }
     }
-    let body = toml::to_string_pretty(&job)
-        .map_err(|error| Failure::internal("the job cannot be written as TOML", error.to_string()))?;
+    let body = toml::to_string_pretty(&job).map_err(|error| {
+        Failure::internal("the job cannot be written as TOML", error.to_string())
+    })?;
     let origins = tree::settings(&tree::parse(&body, "the resolved job")?, tree);
     let toml = format!("# The job as it ran: every setting, defaults included.\n\n{body}");
     Ok(Resolved { job, origins, toml })
@@ -259,7 +269,9 @@ fn blame(problem: validate::Problem, origins: &[Setting], file: &str) -> Failure
         Some(Origin::Default) => " (a default)".into(),
         Some(origin) => format!(" ({})", origin.describe(file)),
     };
-    let value = exact.map(|setting| format!(" = {}", setting.value)).unwrap_or_default();
+    let value = exact
+        .map(|setting| format!(" = {}", setting.value))
+        .unwrap_or_default();
     Failure::settings(
         format!("{}{value} cannot be used{place}", problem.key),
         problem.why,

@@ -69,14 +69,23 @@ impl Rules {
         cure: impl Into<String>,
     ) {
         if !holds {
-            self.found.push(Problem { key: key.into(), why: why.into(), cure: cure.into() });
+            self.found.push(Problem {
+                key: key.into(),
+                why: why.into(),
+                cure: cure.into(),
+            });
         }
     }
 
     /// The value is at least 1.
     fn positive(&mut self, table: &str, name: &str, value: u64) {
         let key = format!("{table}.{name}");
-        self.require(value > 0, key, "0 leaves nothing to do", format!("set {name} to 1 or more"));
+        self.require(
+            value > 0,
+            key,
+            "0 leaves nothing to do",
+            format!("set {name} to 1 or more"),
+        );
     }
 
     /// `divisor` divides `value`; both belong to `table`.
@@ -90,7 +99,10 @@ impl Rules {
             of.is_multiple_of(by),
             format!("{table}.{large}"),
             format!("{small} = {by} does not divide {large} = {of}"),
-            format!("set {large} to {lower} or {}, or change {small}", lower + by),
+            format!(
+                "set {large} to {lower} or {}, or change {small}",
+                lower + by
+            ),
         );
     }
 
@@ -137,7 +149,10 @@ fn run(job: &Job, rules: &mut Rules) {
     rules.require(
         job.lanes <= MOST_EXACT_LANES || job.reduction == Reduction::Fast,
         "lanes",
-        format!("exact sums have room for {MOST_EXACT_LANES} lanes, not {}", job.lanes),
+        format!(
+            "exact sums have room for {MOST_EXACT_LANES} lanes, not {}",
+            job.lanes
+        ),
         "use fewer lanes, or reduction = \"fast\"",
     );
     rules.require(
@@ -212,9 +227,19 @@ fn model(model: &Model, rules: &mut Rules) {
     rules.positive("model.memory", "width", model.memory.width.into());
     let table = "model.retrieval";
     rules.positive(table, "dim", model.retrieval.dim.into());
-    rules.within(table, "temperature", model.retrieval.temperature, (0.01, 100.0));
+    rules.within(
+        table,
+        "temperature",
+        model.retrieval.temperature,
+        (0.01, 100.0),
+    );
     let blocks = model.decoder.num_hidden_layers;
-    stages::blocks(rules, format!("{table}.extra_blocks"), &model.retrieval.extra_blocks, blocks);
+    stages::blocks(
+        rules,
+        format!("{table}.extra_blocks"),
+        &model.retrieval.extra_blocks,
+        blocks,
+    );
     rules.require(
         !model.retrieval.extra_blocks.contains(&blocks),
         format!("{table}.extra_blocks"),
@@ -236,8 +261,17 @@ fn decoder(decoder: &Decoder, rules: &mut Rules) {
     }
     let heads = ("num_attention_heads", decoder.num_attention_heads);
     rules.divides(table, heads, ("hidden_size", decoder.hidden_size));
-    rules.divides(table, ("num_key_value_heads", decoder.num_key_value_heads), heads);
-    even_heads(rules, table, decoder.hidden_size, decoder.num_attention_heads);
+    rules.divides(
+        table,
+        ("num_key_value_heads", decoder.num_key_value_heads),
+        heads,
+    );
+    even_heads(
+        rules,
+        table,
+        decoder.hidden_size,
+        decoder.num_attention_heads,
+    );
     rules.above_zero(table, "rope_theta", decoder.rope_theta);
     rules.above_zero(table, "rms_norm_eps", decoder.rms_norm_eps);
     rules.require(
@@ -261,7 +295,11 @@ fn vision(vision: &Vision, rules: &mut Rules) {
     ] {
         rules.positive(table, name, value.into());
     }
-    rules.divides(table, ("patch_size", vision.patch_size), ("image_size", vision.image_size));
+    rules.divides(
+        table,
+        ("patch_size", vision.patch_size),
+        ("image_size", vision.image_size),
+    );
     let heads = ("num_attention_heads", vision.num_attention_heads);
     rules.divides(table, heads, ("hidden_size", vision.hidden_size));
     rules.above_zero(table, "layer_norm_eps", vision.layer_norm_eps);

@@ -16,7 +16,10 @@ use crate::failure::Failure;
 
 /// Applies one `key=value` of `--set`.
 pub(super) fn set(tree: &mut Node, schema: &Schema, text: &str) -> Result<(), Failure> {
-    let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.trim().is_empty()) else {
+    let Some((key, value)) = text
+        .split_once('=')
+        .filter(|(key, _)| !key.trim().is_empty())
+    else {
         return Err(Failure::usage(
             format!("--set {text} cannot be understood"),
             "it is not of the form key=value",
@@ -24,7 +27,12 @@ pub(super) fn set(tree: &mut Node, schema: &Schema, text: &str) -> Result<(), Fa
         ));
     };
     let path: Vec<&str> = key.trim().split('.').collect();
-    let order = Order { path: &path, value: value.trim(), origin: Origin::Set, fold: false };
+    let order = Order {
+        path: &path,
+        value: value.trim(),
+        origin: Origin::Set,
+        fold: false,
+    };
     order.apply(tree, schema, schema.root(), 0)
 }
 
@@ -38,7 +46,13 @@ pub(super) fn variable(
     let key = name.strip_prefix(SETTING_PREFIX).unwrap_or(name);
     let path: Vec<&str> = key.split("__").collect();
     let origin = Origin::Environment(name.to_owned());
-    Order { path: &path, value, origin, fold: true }.apply(tree, schema, schema.root(), 0)
+    Order {
+        path: &path,
+        value,
+        origin,
+        fold: true,
+    }
+    .apply(tree, schema, schema.root(), 0)
 }
 
 /// One value and where it goes.
@@ -66,7 +80,11 @@ impl Order<'_> {
         match schema.shape(at) {
             Shape::Table { properties, .. } => {
                 let Some(name) = properties.keys().find(|name| self.same(name, part)) else {
-                    let part = if self.fold { part.to_lowercase() } else { part.to_owned() };
+                    let part = if self.fold {
+                        part.to_lowercase()
+                    } else {
+                        part.to_owned()
+                    };
                     let complaint =
                         schema.unknown(&self.upto(depth), &part, properties, &self.origin);
                     return Err(complaint.failure(""));
@@ -87,7 +105,11 @@ impl Order<'_> {
     }
 
     fn same(&self, name: &str, part: &str) -> bool {
-        if self.fold { folded(name) == folded(part) } else { name == part }
+        if self.fold {
+            folded(name) == folded(part)
+        } else {
+            name == part
+        }
     }
 
     fn upto(&self, depth: usize) -> String {
@@ -114,15 +136,22 @@ impl Order<'_> {
             Kind::Table(entries) => entries.keys().find(|name| self.same(name, part)).cloned(),
             _ => None,
         };
-        let fallback = if self.fold { part.to_lowercase() } else { part.to_owned() };
+        let fallback = if self.fold {
+            part.to_lowercase()
+        } else {
+            part.to_owned()
+        };
         known.unwrap_or(fallback)
     }
 
     /// An element of a list of tables, by name, else by number.
     fn element<'n>(&self, node: &'n mut Node, part: &str) -> Option<&'n mut Node> {
-        let Kind::Array(items) = &mut node.kind else { return None };
-        let by_name =
-            items.iter().position(|item| item.text("name").is_some_and(|n| self.same(n, part)));
+        let Kind::Array(items) = &mut node.kind else {
+            return None;
+        };
+        let by_name = items
+            .iter()
+            .position(|item| item.text("name").is_some_and(|n| self.same(n, part)));
         let index = by_name.or_else(|| part.parse().ok())?;
         items.get_mut(index)
     }
@@ -132,9 +161,16 @@ impl Order<'_> {
     fn read(&self, shape: Shape<'_>) -> Node {
         let quoted = self.value.starts_with(['"', '\'']);
         let plain = matches!(shape, Shape::Text | Shape::Words(_)) && !quoted;
-        let parsed = if plain { None } else { tree::parse_value(self.value, &self.origin) };
+        let parsed = if plain {
+            None
+        } else {
+            tree::parse_value(self.value, &self.origin)
+        };
         let text = toml::Value::String(self.value.to_owned());
-        parsed.unwrap_or(Node { kind: Kind::Leaf(text), origin: self.origin.clone() })
+        parsed.unwrap_or(Node {
+            kind: Kind::Leaf(text),
+            origin: self.origin.clone(),
+        })
     }
 
     fn no_element(&self, node: &Node, part: &str, depth: usize) -> Failure {

@@ -16,7 +16,10 @@ pub(super) struct Schema {
 /// What a schema allows at one place.
 pub(super) enum Shape<'a> {
     /// A table with known keys.
-    Table { properties: &'a Map<String, Value>, required: Vec<&'a str> },
+    Table {
+        properties: &'a Map<String, Value>,
+        required: Vec<&'a str>,
+    },
     /// A table whose keys the user chooses; all values alike.
     Named(&'a Value),
     /// A list; all items alike.
@@ -24,7 +27,9 @@ pub(super) enum Shape<'a> {
     /// One of a few words.
     Words(Vec<&'a str>),
     Text,
-    Whole { largest: i64 },
+    Whole {
+        largest: i64,
+    },
     Number,
     Flag,
     /// Anything.
@@ -50,7 +55,9 @@ impl Complaint {
 
 impl Schema {
     pub(super) fn of_job() -> Self {
-        Self { root: super::json_schema() }
+        Self {
+            root: super::json_schema(),
+        }
     }
 
     pub(super) fn root(&self) -> &Value {
@@ -72,8 +79,9 @@ impl Schema {
     fn resolve<'a>(&'a self, mut schema: &'a Value) -> &'a Value {
         loop {
             let target = schema.get("$ref").and_then(Value::as_str);
-            let pointed =
-                target.and_then(|to| to.strip_prefix('#')).and_then(|to| self.root.pointer(to));
+            let pointed = target
+                .and_then(|to| to.strip_prefix('#'))
+                .and_then(|to| self.root.pointer(to));
             let member = schema
                 .get("anyOf")
                 .and_then(Value::as_array)
@@ -97,7 +105,9 @@ impl Schema {
             Some("boolean") => Shape::Flag,
             Some("number") => Shape::Number,
             Some("integer") => match schema.get("format").and_then(Value::as_str) {
-                Some("uint32") => Shape::Whole { largest: u32::MAX.into() },
+                Some("uint32") => Shape::Whole {
+                    largest: u32::MAX.into(),
+                },
                 _ => Shape::Whole { largest: i64::MAX },
             },
             _ => Shape::Free,
@@ -106,14 +116,22 @@ impl Schema {
 
     fn visit(&self, node: &Node, schema: &Value, key: &str, out: &mut Vec<Complaint>) {
         match (&node.kind, self.shape(schema)) {
-            (Kind::Table(entries), Shape::Table { properties, required }) => {
+            (
+                Kind::Table(entries),
+                Shape::Table {
+                    properties,
+                    required,
+                },
+            ) => {
                 for (name, child) in entries {
                     match properties.get(name) {
                         Some(inner) => self.visit(child, inner, &join(key, name), out),
                         None => out.push(self.unknown(key, name, properties, &child.origin)),
                     }
                 }
-                let missing = required.into_iter().filter(|name| !entries.contains_key(*name));
+                let missing = required
+                    .into_iter()
+                    .filter(|name| !entries.contains_key(*name));
                 out.extend(missing.map(|name| missing_key(key, name, properties, &node.origin)));
             }
             (Kind::Table(entries), Shape::Named(inner)) => {
@@ -142,7 +160,11 @@ impl Schema {
         properties: &Map<String, Value>,
         origin: &Origin,
     ) -> Complaint {
-        let place = if table.is_empty() { "the job".to_owned() } else { table.to_owned() };
+        let place = if table.is_empty() {
+            "the job".to_owned()
+        } else {
+            table.to_owned()
+        };
         let near = nearest(name, properties.keys().map(String::as_str));
         let cure = match (near, self.home_of(name)) {
             (Some(near), _) => format!("did you mean '{near}'?"),
@@ -167,7 +189,11 @@ impl Schema {
             match self.shape(schema) {
                 Shape::Table { properties, .. } => {
                     if properties.contains_key(name) {
-                        return Some(if key.is_empty() { "the top".into() } else { key });
+                        return Some(if key.is_empty() {
+                            "the top".into()
+                        } else {
+                            key
+                        });
                     }
                     places.extend(properties.iter().map(|(k, inner)| (join(&key, k), inner)));
                 }
@@ -188,7 +214,10 @@ fn is_null(schema: &Value) -> bool {
 fn type_of(schema: &Value) -> Option<&str> {
     match schema.get("type")? {
         Value::String(name) => Some(name),
-        Value::Array(names) => names.iter().filter_map(Value::as_str).find(|name| *name != "null"),
+        Value::Array(names) => names
+            .iter()
+            .filter_map(Value::as_str)
+            .find(|name| *name != "null"),
         _ => None,
     }
 }
@@ -215,8 +244,15 @@ fn words(schema: &Value) -> Option<Vec<&str>> {
 fn table_shape(schema: &Value) -> Shape<'_> {
     if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
         let required = schema.get("required").and_then(Value::as_array);
-        let required = required.into_iter().flatten().filter_map(Value::as_str).collect();
-        return Shape::Table { properties, required };
+        let required = required
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        return Shape::Table {
+            properties,
+            required,
+        };
     }
     match schema.get("additionalProperties") {
         Some(inner @ Value::Object(_)) => Shape::Named(inner),
@@ -225,7 +261,9 @@ fn table_shape(schema: &Value) -> Shape<'_> {
 }
 
 fn fits(node: &Node, shape: &Shape<'_>) -> bool {
-    let Kind::Leaf(value) = &node.kind else { return matches!(shape, Shape::Free) };
+    let Kind::Leaf(value) = &node.kind else {
+        return matches!(shape, Shape::Free);
+    };
     match (shape, value) {
         (Shape::Free, _)
         | (Shape::Text, toml::Value::String(_))
@@ -276,20 +314,38 @@ fn expectation(shape: &Shape<'_>, found: &str) -> (String, String) {
             },
             "write a number without quotes and without a point, for example 8".into(),
         ),
-        Shape::Number => {
-            ("a number".into(), "write a finite number without quotes, for example 0.1".into())
-        }
-        Shape::Flag => ("true or false".into(), "write true or false, without quotes".into()),
+        Shape::Number => (
+            "a number".into(),
+            "write a finite number without quotes, for example 0.1".into(),
+        ),
+        Shape::Flag => (
+            "true or false".into(),
+            "write true or false, without quotes".into(),
+        ),
         Shape::Text => ("text".into(), "write it in quotes".into()),
-        Shape::List(_) => ("a list".into(), "write it in brackets, for example [\"a\", \"b\"]".into()),
-        _ => ("a table".into(), "write it as a [table] with keys of its own".into()),
+        Shape::List(_) => (
+            "a list".into(),
+            "write it in brackets, for example [\"a\", \"b\"]".into(),
+        ),
+        _ => (
+            "a table".into(),
+            "write it as a [table] with keys of its own".into(),
+        ),
     }
 }
 
 fn missing_key(table: &str, name: &str, properties: &Map<String, Value>, at: &Origin) -> Complaint {
-    let meaning = properties.get(name).and_then(|schema| schema.get("description"));
-    let meaning = meaning.and_then(Value::as_str).unwrap_or("it has no default");
-    let first = meaning.lines().next().unwrap_or_default().trim_end_matches('.');
+    let meaning = properties
+        .get(name)
+        .and_then(|schema| schema.get("description"));
+    let meaning = meaning
+        .and_then(Value::as_str)
+        .unwrap_or("it has no default");
+    let first = meaning
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim_end_matches('.');
     Complaint {
         what: format!("{} is missing", join(table, name)),
         why: format!("it has no default ({first})"),
@@ -316,7 +372,11 @@ pub(super) fn listed<'a>(names: impl Iterator<Item = &'a String>) -> String {
 }
 
 pub(super) fn join(table: &str, name: &str) -> String {
-    if table.is_empty() { name.to_owned() } else { format!("{table}.{name}") }
+    if table.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{table}.{name}")
+    }
 }
 
 fn shortened(text: &str) -> String {

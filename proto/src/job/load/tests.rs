@@ -15,16 +15,25 @@ fn file(text: &str) -> File {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("job.toml");
     std::fs::write(&path, text).expect("written");
-    File { _folder: folder, path }
+    File {
+        _folder: folder,
+        path,
+    }
 }
 
 fn sets(sets: &[&str]) -> Overrides {
-    Overrides { sets: sets.iter().map(ToString::to_string).collect(), variables: Vec::new() }
+    Overrides {
+        sets: sets.iter().map(ToString::to_string).collect(),
+        variables: Vec::new(),
+    }
 }
 
 fn variables(variables: &[(&str, &str)]) -> Overrides {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-    Overrides { sets: Vec::new(), variables: variables.iter().map(owned).collect() }
+    Overrides {
+        sets: Vec::new(),
+        variables: variables.iter().map(owned).collect(),
+    }
 }
 
 fn loaded(overrides: &Overrides) -> Resolved {
@@ -33,7 +42,10 @@ fn loaded(overrides: &Overrides) -> Resolved {
 
 /// Number of the sample's line that holds `text`, from 1.
 fn line_of(text: &str) -> usize {
-    1 + SAMPLE.lines().position(|line| line.contains(text)).expect("the line is there")
+    1 + SAMPLE
+        .lines()
+        .position(|line| line.contains(text))
+        .expect("the line is there")
 }
 
 /// `job.toml line N`, for the line that holds `text`.
@@ -44,12 +56,18 @@ fn place(text: &str) -> String {
 /// The failure of the sample with `from` replaced by `to`.
 fn failure(from: &str, to: &str) -> Failure {
     assert!(SAMPLE.contains(from), "the sample has no {from}");
-    load(&file(&SAMPLE.replacen(from, to, 1)).path, &Overrides::default()).expect_err("refused")
+    load(
+        &file(&SAMPLE.replacen(from, to, 1)).path,
+        &Overrides::default(),
+    )
+    .expect_err("refused")
 }
 
 fn origin<'a>(resolved: &'a Resolved, key: &str) -> &'a Origin {
     let found = resolved.origins.iter().find(|setting| setting.key == key);
-    &found.unwrap_or_else(|| panic!("no {key} in {:#?}", resolved.origins)).origin
+    &found
+        .unwrap_or_else(|| panic!("no {key} in {:#?}", resolved.origins))
+        .origin
 }
 
 #[test]
@@ -58,12 +76,21 @@ fn precedence_is_set_then_environment_then_file_then_default() {
     assert_eq!(plain.job.seed, 7);
     assert_eq!(origin(&plain, "seed"), &Origin::File(line_of("seed = 7")));
     assert_eq!(origin(&plain, "threads"), &Origin::Default);
-    assert_eq!(origin(&plain, "stage.memory.optimizer.lr"), &Origin::File(line_of("lr = 0.002")));
-    assert_eq!(origin(&plain, "stage.memory.optimizer.eps"), &Origin::Default);
+    assert_eq!(
+        origin(&plain, "stage.memory.optimizer.lr"),
+        &Origin::File(line_of("lr = 0.002"))
+    );
+    assert_eq!(
+        origin(&plain, "stage.memory.optimizer.eps"),
+        &Origin::Default
+    );
 
     let mut both = variables(&[("MKS2__SEED", "8")]);
     assert_eq!(loaded(&both).job.seed, 8);
-    assert_eq!(origin(&loaded(&both), "seed"), &Origin::Environment("MKS2__SEED".into()));
+    assert_eq!(
+        origin(&loaded(&both), "seed"),
+        &Origin::Environment("MKS2__SEED".into())
+    );
     both.sets = vec!["seed=9".into(), "seed=10".into()];
     assert_eq!(loaded(&both).job.seed, 10);
     assert_eq!(origin(&loaded(&both), "seed"), &Origin::Set);
@@ -80,7 +107,14 @@ fn stages_are_addressed_by_name() {
         "name=other",
     ]));
     assert_eq!(resolved.job.stages[1].steps, 50);
-    assert_eq!(resolved.job.stages[2].experts.as_ref().expect("set").adapter_blocks, [1, 2]);
+    assert_eq!(
+        resolved.job.stages[2]
+            .experts
+            .as_ref()
+            .expect("set")
+            .adapter_blocks,
+        [1, 2]
+    );
     assert!((resolved.job.stages[1].data[0].weight - 3.0).abs() < 1e-12);
     assert_eq!(resolved.job.data["colors"].url, "/elsewhere");
     assert_eq!(resolved.job.name, "other");
@@ -94,7 +128,14 @@ fn variables_are_matched_without_case_and_dashes() {
         ("MKS2__DATA__EMOJI__URL", "gs://b/e"),
         ("MKS2__CHECKPOINT__EVERY_STEPS", "5"),
     ]));
-    assert_eq!(resolved.job.stages[2].experts.as_ref().expect("set").lora_rank, 8);
+    assert_eq!(
+        resolved.job.stages[2]
+            .experts
+            .as_ref()
+            .expect("set")
+            .lora_rank,
+        8
+    );
     assert_eq!(resolved.job.data["emoji"].url, "gs://b/e");
     assert_eq!(resolved.job.checkpoint.every_steps, 5);
 }
@@ -102,9 +143,17 @@ fn variables_are_matched_without_case_and_dashes() {
 #[test]
 fn relative_urls_belong_to_the_job_file() {
     let sample = file(SAMPLE);
-    let folder = sample.path.parent().expect("a folder").canonicalize().expect("real");
+    let folder = sample
+        .path
+        .parent()
+        .expect("a folder")
+        .canonicalize()
+        .expect("real");
     let resolved = load(&sample.path, &sets(&["data.colors.url=../up"])).expect("loads");
-    assert_eq!(PathBuf::from(&resolved.job.data["emoji"].url), folder.join("corpora/emoji"));
+    assert_eq!(
+        PathBuf::from(&resolved.job.data["emoji"].url),
+        folder.join("corpora/emoji")
+    );
     assert_eq!(
         PathBuf::from(&resolved.job.data["colors"].url),
         folder.parent().expect("parent").join("up")
@@ -129,7 +178,10 @@ fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
     let nested = failure("lora_rank = 4", "lora_rnak = 4");
     assert!(nested.why.contains(&place("lora_rank = 4")), "{nested}");
     assert!(nested.cure.contains("'lora_rank'"), "{nested}");
-    let inline = failure("{ corpus = \"emoji\" }", "{ corpus = \"emoji\", wieght = 1 }");
+    let inline = failure(
+        "{ corpus = \"emoji\" }",
+        "{ corpus = \"emoji\", wieght = 1 }",
+    );
     assert!(inline.cure.contains("'weight'"), "{inline}");
     let misplaced = failure("seed = 7", "lora_rank = 7");
     assert!(misplaced.cure.contains("stage.NAME.experts"), "{misplaced}");
@@ -153,8 +205,15 @@ fn an_unknown_key_of_an_override_is_named_with_its_origin() {
 #[test]
 fn a_wrong_type_is_named_with_what_was_expected_and_found() {
     let text = failure("steps = 30", "steps = \"many\"");
-    assert!(text.what.contains("stage.memory.steps must be a whole number"), "{text}");
-    assert!(text.why.contains(&place("steps = 30")) && text.why.contains("text, \"many\""), "{text}");
+    assert!(
+        text.what
+            .contains("stage.memory.steps must be a whole number"),
+        "{text}"
+    );
+    assert!(
+        text.why.contains(&place("steps = 30")) && text.why.contains("text, \"many\""),
+        "{text}"
+    );
     let negative = failure("lanes = 4", "lanes = -4");
     assert!(negative.what.contains("from 0 to 4294967295"), "{negative}");
     assert!(text.what.ends_with("a whole number, 0 or larger"), "{text}");
@@ -171,20 +230,30 @@ fn a_wrong_type_is_named_with_what_was_expected_and_found() {
 #[test]
 fn a_missing_key_is_named_with_its_meaning() {
     let missing = failure("hidden_size = 64\n", "");
-    assert!(missing.what.contains("model.decoder.hidden_size is missing"), "{missing}");
+    assert!(
+        missing
+            .what
+            .contains("model.decoder.hidden_size is missing"),
+        "{missing}"
+    );
     assert!(missing.why.contains("residual stream"), "{missing}");
 }
 
 #[test]
 fn a_broken_rule_is_named_with_its_place() {
     let rule = failure("lanes = 4", "lanes = 5");
-    assert!(rule.what.contains("stage.bootstrap.batch_size = 16"), "{rule}");
+    assert!(
+        rule.what.contains("stage.bootstrap.batch_size = 16"),
+        "{rule}"
+    );
     assert!(rule.what.contains(&place("batch_size = 16")), "{rule}");
 }
 
 #[test]
 fn check_lists_all_problems() {
-    let text = SAMPLE.replacen("lanes = 4", "lanes = 0", 1).replacen("width = 96", "width = 0", 1);
+    let text = SAMPLE
+        .replacen("lanes = 4", "lanes = 0", 1)
+        .replacen("width = 96", "width = 0", 1);
     let found = check(&file(&text).path, &Overrides::default()).expect("readable");
     assert_eq!(found.len(), 2, "{found:?}");
 }
@@ -202,5 +271,8 @@ fn what_is_no_toml_is_named_with_its_line() {
 #[test]
 fn the_schema_covers_stages() {
     let schema = json_schema();
-    assert!(schema.pointer("/properties/stage/items").is_some(), "{schema}");
+    assert!(
+        schema.pointer("/properties/stage/items").is_some(),
+        "{schema}"
+    );
 }

@@ -24,7 +24,10 @@ pub(super) enum Kind {
 
 impl Node {
     pub(super) fn table(origin: Origin) -> Self {
-        Self { kind: Kind::Table(BTreeMap::new()), origin }
+        Self {
+            kind: Kind::Table(BTreeMap::new()),
+            origin,
+        }
     }
 
     /// The text under `key`, if this is a table that has one.
@@ -44,24 +47,32 @@ impl Node {
             Kind::Leaf(value) => value.clone(),
             Kind::Array(items) => toml::Value::Array(items.iter().map(Self::to_toml).collect()),
             Kind::Table(entries) => toml::Value::Table(
-                entries.iter().map(|(key, node)| (key.clone(), node.to_toml())).collect(),
+                entries
+                    .iter()
+                    .map(|(key, node)| (key.clone(), node.to_toml()))
+                    .collect(),
             ),
         }
     }
 
     /// How messages call an element of a list of tables: by its name, else by its number.
     pub(super) fn label(&self, index: usize) -> String {
-        self.text("name").map_or_else(|| index.to_string(), str::to_owned)
+        self.text("name")
+            .map_or_else(|| index.to_string(), str::to_owned)
     }
 
     /// Origin of the value under a dotted key, if it was given.
     fn origin_of(&self, path: &[String]) -> Option<&Origin> {
-        let Some((first, rest)) = path.split_first() else { return Some(&self.origin) };
+        let Some((first, rest)) = path.split_first() else {
+            return Some(&self.origin);
+        };
         let child = match &self.kind {
             Kind::Table(entries) => entries.get(first),
-            Kind::Array(items) => {
-                items.iter().enumerate().find(|(i, n)| n.label(*i) == *first).map(|(_, n)| n)
-            }
+            Kind::Array(items) => items
+                .iter()
+                .enumerate()
+                .find(|(i, n)| n.label(*i) == *first)
+                .map(|(_, n)| n),
             Kind::Leaf(_) => None,
         };
         child?.origin_of(rest)
@@ -85,16 +96,27 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Node, Failure> {
 /// Reads one TOML value that came from the command line or the environment.
 pub(super) fn parse_value(text: &str, origin: &Origin) -> Option<Node> {
     let parsed = DeValue::parse(text).ok()?;
-    value(parsed.get_ref(), origin.clone(), &Lines::fixed(origin.clone())).ok()
+    value(
+        parsed.get_ref(),
+        origin.clone(),
+        &Lines::fixed(origin.clone()),
+    )
+    .ok()
 }
 
 fn table(entries: &DeTable<'_>, origin: Origin, lines: &Lines) -> Result<Node, Failure> {
     let mut children = BTreeMap::new();
     for (key, child) in entries {
         let place = lines.origin(key.span().start);
-        children.insert(key.get_ref().to_string(), value(child.get_ref(), place, lines)?);
+        children.insert(
+            key.get_ref().to_string(),
+            value(child.get_ref(), place, lines)?,
+        );
     }
-    Ok(Node { kind: Kind::Table(children), origin })
+    Ok(Node {
+        kind: Kind::Table(children),
+        origin,
+    })
 }
 
 fn value(value: &DeValue<'_>, origin: Origin, lines: &Lines) -> Result<Node, Failure> {
@@ -105,7 +127,10 @@ fn value(value: &DeValue<'_>, origin: Origin, lines: &Lines) -> Result<Node, Fai
                 .iter()
                 .map(|item| self::value(item.get_ref(), lines.origin(item.span().start), lines))
                 .collect::<Result<_, _>>()?;
-            return Ok(Node { kind: Kind::Array(items), origin });
+            return Ok(Node {
+                kind: Kind::Array(items),
+                origin,
+            });
         }
         DeValue::String(text) => toml::Value::String(text.to_string()),
         DeValue::Boolean(flag) => toml::Value::Boolean(*flag),
@@ -119,13 +144,20 @@ fn value(value: &DeValue<'_>, origin: Origin, lines: &Lines) -> Result<Node, Fai
             .map(toml::Value::Float)
             .map_err(|_| too_large(number.as_str(), &origin))?,
     };
-    Ok(Node { kind: Kind::Leaf(leaf), origin })
+    Ok(Node {
+        kind: Kind::Leaf(leaf),
+        origin,
+    })
 }
 
 fn too_large(number: &str, origin: &Origin) -> Failure {
     Failure::settings(
         format!("{number} is too large"),
-        format!("{}: numbers end at {}", origin.describe("the job file"), i64::MAX),
+        format!(
+            "{}: numbers end at {}",
+            origin.describe("the job file"),
+            i64::MAX
+        ),
         "write a smaller number",
     )
 }
@@ -139,12 +171,18 @@ struct Lines {
 impl Lines {
     fn new(text: &str) -> Self {
         let after_breaks = text.match_indices('\n').map(|(at, _)| at + 1);
-        Self { starts: std::iter::once(0).chain(after_breaks).collect(), fixed: None }
+        Self {
+            starts: std::iter::once(0).chain(after_breaks).collect(),
+            fixed: None,
+        }
     }
 
     /// For a value outside a file: every part has the same origin.
     fn fixed(origin: Origin) -> Self {
-        Self { starts: Vec::new(), fixed: Some(origin) }
+        Self {
+            starts: Vec::new(),
+            fixed: Some(origin),
+        }
     }
 
     fn of(&self, offset: usize) -> usize {
@@ -152,7 +190,9 @@ impl Lines {
     }
 
     fn origin(&self, offset: usize) -> Origin {
-        self.fixed.clone().unwrap_or_else(|| Origin::File(self.of(offset)))
+        self.fixed
+            .clone()
+            .unwrap_or_else(|| Origin::File(self.of(offset)))
     }
 }
 
@@ -179,13 +219,22 @@ fn collect(node: &Node, path: &mut Vec<String>, leaves: &mut Vec<(usize, Vec<Str
     };
     match &node.kind {
         Kind::Table(entries) => {
-            entries.iter().for_each(|(key, child)| descend(key.clone(), child));
+            entries
+                .iter()
+                .for_each(|(key, child)| descend(key.clone(), child));
         }
         Kind::Array(items) if items.iter().any(|item| matches!(item.kind, Kind::Table(_))) => {
-            items.iter().enumerate().for_each(|(i, child)| descend(child.label(i), child));
+            items
+                .iter()
+                .enumerate()
+                .for_each(|(i, child)| descend(child.label(i), child));
         }
         _ => {
-            let line = if let Origin::File(line) = node.origin { line } else { 0 };
+            let line = if let Origin::File(line) = node.origin {
+                line
+            } else {
+                0
+            };
             leaves.push((line, path.clone(), node.to_toml().to_string()));
         }
     }

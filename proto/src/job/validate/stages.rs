@@ -14,8 +14,13 @@ pub(super) fn check(job: &Job, rules: &mut Rules) {
         "add a [[stage]] table; examples/emoji/job.toml shows four kinds",
     );
     for (index, stage) in job.stages.iter().enumerate() {
-        Check { job, earlier: &job.stages[..index], stage, key: format!("stage.{}", stage.name) }
-            .all(rules);
+        Check {
+            job,
+            earlier: &job.stages[..index],
+            stage,
+            key: format!("stage.{}", stage.name),
+        }
+        .all(rules);
     }
 }
 
@@ -113,9 +118,15 @@ impl Check<'_> {
     /// `name` is a stage before this one, of the given kind if one is asked for.
     fn earlier_stage(&self, rules: &mut Rules, key: &str, name: &str, kind: Option<StageKind>) {
         let fitting = |stage: &&Stage| kind.is_none_or(|kind| stage.kind == kind);
-        let names: Vec<_> =
-            self.earlier.iter().filter(fitting).map(|stage| stage.name.as_str()).collect();
-        let words = kind.map(|kind| format!(" {}", word(kind))).unwrap_or_default();
+        let names: Vec<_> = self
+            .earlier
+            .iter()
+            .filter(fitting)
+            .map(|stage| stage.name.as_str())
+            .collect();
+        let words = kind
+            .map(|kind| format!(" {}", word(kind)))
+            .unwrap_or_default();
         let cure = if names.is_empty() {
             format!("put a{words} stage before this one")
         } else {
@@ -130,10 +141,18 @@ impl Check<'_> {
         let cure = if names.is_empty() {
             format!("add [data.{name}] with its url")
         } else {
-            format!("add [data.{name}] with its url, or write one of: {}", names.join(", "))
+            format!(
+                "add [data.{name}] with its url, or write one of: {}",
+                names.join(", ")
+            )
         };
         let known = self.job.data.contains_key(name);
-        rules.require(known, self.at(key), format!("[data] knows no corpus '{name}'"), cure);
+        rules.require(
+            known,
+            self.at(key),
+            format!("[data] knows no corpus '{name}'"),
+            cure,
+        );
     }
 
     /// Steps, batch, data and optimizer of a stage that trains.
@@ -145,8 +164,14 @@ impl Check<'_> {
         rules.require(
             stage.batch_size.is_multiple_of(lanes),
             self.at("batch_size"),
-            format!("lanes = {lanes} does not divide batch_size = {}", stage.batch_size),
-            format!("set batch_size to {lower} or {}, or change lanes", lower + lanes),
+            format!(
+                "lanes = {lanes} does not divide batch_size = {}",
+                stage.batch_size
+            ),
+            format!(
+                "set batch_size to {lower} or {}, or change lanes",
+                lower + lanes
+            ),
         );
         rules.require(
             !stage.data.is_empty(),
@@ -220,8 +245,18 @@ impl Check<'_> {
         rules.within(&table, "lora_dropout", settings.lora_dropout, (0.0, 0.99));
         rules.within(&table, "router_bias", settings.router_bias, (-50.0, 50.0));
         let layers = self.job.model.decoder.num_hidden_layers;
-        blocks(rules, format!("{table}.adapter_blocks"), &settings.adapter_blocks, layers);
-        blocks(rules, format!("{table}.router_blocks"), &settings.router_blocks, layers);
+        blocks(
+            rules,
+            format!("{table}.adapter_blocks"),
+            &settings.adapter_blocks,
+            layers,
+        );
+        blocks(
+            rules,
+            format!("{table}.router_blocks"),
+            &settings.router_blocks,
+            layers,
+        );
         self.template(rules, "experts.question", &settings.question);
         self.template(rules, "experts.answer", &settings.answer);
     }
@@ -292,14 +327,24 @@ impl Check<'_> {
 
 /// Block numbers count from 1, each at most once.
 pub(super) fn blocks(rules: &mut Rules, key: String, numbers: &[u32], layers: u32) {
-    let outside = numbers.iter().find(|number| !(1..=layers).contains(*number));
+    let outside = numbers
+        .iter()
+        .find(|number| !(1..=layers).contains(*number));
     rules.require(
         outside.is_none(),
         key.clone(),
-        format!("block {} is outside the decoder's 1 to {layers}", outside.copied().unwrap_or(0)),
+        format!(
+            "block {} is outside the decoder's 1 to {layers}",
+            outside.copied().unwrap_or(0)
+        ),
         format!("write numbers from 1 to {layers}"),
     );
-    rules.require(!has_twice(numbers), key, "a block is named twice", "name each block once");
+    rules.require(
+        !has_twice(numbers),
+        key,
+        "a block is named twice",
+        "name each block once",
+    );
 }
 
 fn optimizer(rules: &mut Rules, table: &str, settings: &Optimizer) {
@@ -314,7 +359,12 @@ fn optimizer(rules: &mut Rules, table: &str, settings: &Optimizer) {
         );
     }
     rules.above_zero(table, "eps", settings.eps);
-    rules.within(table, "weight_decay", settings.weight_decay, (0.0, f64::MAX));
+    rules.within(
+        table,
+        "weight_decay",
+        settings.weight_decay,
+        (0.0, f64::MAX),
+    );
     rules.within(table, "clip_norm", settings.clip_norm, (0.0, f64::MAX));
 }
 
@@ -325,7 +375,9 @@ fn well_formed(template: &str) -> Result<(), &'static str> {
     }
     let mut rest = template;
     while let Some(at) = rest.find(['{', '}']) {
-        let after = rest[at..].strip_prefix('{').ok_or("a '}' without its '{'")?;
+        let after = rest[at..]
+            .strip_prefix('{')
+            .ok_or("a '}' without its '{'")?;
         let end = after.find(['{', '}']).ok_or("a '{' without its '}'")?;
         if after[end..].starts_with('{') {
             return Err("a '{' without its '}'");
@@ -339,7 +391,10 @@ fn well_formed(template: &str) -> Result<(), &'static str> {
 }
 
 fn has_twice<T: PartialEq>(items: &[T]) -> bool {
-    items.iter().enumerate().any(|(index, item)| items[..index].contains(item))
+    items
+        .iter()
+        .enumerate()
+        .any(|(index, item)| items[..index].contains(item))
 }
 
 fn word(kind: StageKind) -> &'static str {
