@@ -157,7 +157,8 @@ impl Stack {
                 if is_last { &plan.last } else { &plan.inner },
             );
             let (out, scores) = block.second_half(&h, pass, layer);
-            h = h + out;
+            // Not in place: the norm's backward pass needs h as it was.
+            h = &h + out;
             states.scores.extend(scores);
             let number = layer as u32 + 1;
             if pass.blocks.contains(&number) {
