@@ -2,7 +2,10 @@
 //! decoder and the visual encoder, `tests/reference/mks2_reference.py` for the rest and for the
 //! losses of both stages. fp32, relative error below 1e-5 per tensor.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot read its fixture has failed")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot read its fixture has failed"
+)]
 
 #[path = "parity/fixture.rs"]
 mod fixture;

@@ -1,7 +1,10 @@
 //! Different ways to the same numbers: reading some positions is reading all and selecting,
 //! masked keys are absent keys, a shuffled memory keeps its statistics.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot read its fixture has failed")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot read its fixture has failed"
+)]
 
 #[path = "parity/fixture.rs"]
 #[expect(dead_code, reason = "shared with the parity tests")]
