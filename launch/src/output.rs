@@ -1,10 +1,6 @@
 //! The only place that writes to the terminal: results to standard output, everything about the
 //! way there to standard error.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is the output module"
-)]
+#![expect(clippy::print_stderr, reason = "this is the output module")]
 
 use std::io::{self, IsTerminal, Write};
 
