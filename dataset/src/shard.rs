@@ -3,7 +3,7 @@
 //! Equal rows give equal bytes: no timestamps, fixed settings, a fixed `created_by`. The
 //! key-value metadata `huggingface` lets Hugging Face `datasets` show the pictures.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{
@@ -30,6 +30,9 @@ pub(crate) use sink::ObjectSink;
 /// What shards say of their writer; part of the bytes, so it never changes with the version.
 const CREATED_BY: &str = "mks2 corpus version 1";
 
+/// The name under which Hugging Face `datasets` looks for the features.
+const FEATURES: &str = "huggingface";
+
 /// Text columns besides the key, in the order of the schema.
 const TEXTS: [&str; 3] = ["caption", "question", "answer"];
 
@@ -37,14 +40,17 @@ const TEXTS: [&str; 3] = ["caption", "question", "answer"];
 #[must_use]
 pub fn schema() -> SchemaRef {
     let text = |name: &str| Field::new(name, DataType::Utf8, true);
-    Arc::new(Schema::new(vec![
+    let columns = vec![
         Field::new("key", DataType::Utf8, false),
         Field::new("image", DataType::Struct(picture_fields()), true),
         text(TEXTS[0]),
         text(TEXTS[1]),
         text(TEXTS[2]),
         Field::new("metadata", DataType::Utf8, false),
-    ]))
+    ];
+    // pyarrow takes the schema's metadata from here and not from the file's.
+    let metadata = HashMap::from([(FEATURES.to_owned(), features())]);
+    Arc::new(Schema::new_with_metadata(columns, metadata))
 }
 
 fn picture_fields() -> Fields {
@@ -57,16 +63,17 @@ fn picture_fields() -> Fields {
 /// The features, as Hugging Face `datasets` reads them from the file.
 fn features() -> String {
     let text = serde_json::json!({"dtype": "string", "_type": "Value"});
-    let mut features = serde_json::json!({"image": {"_type": "Image"}});
+    let mut features =
+        Map::from_iter([("image".to_owned(), serde_json::json!({"_type": "Image"}))]);
     for name in ["key", TEXTS[0], TEXTS[1], TEXTS[2], "metadata"] {
-        features[name] = text.clone();
+        features.insert(name.to_owned(), text.clone());
     }
-    serde_json::json!({"info": {"features": features}}).to_string()
+    format!(r#"{{"info":{{"features":{}}}}}"#, canonical(&features))
 }
 
 fn properties() -> Result<WriterProperties, ParquetError> {
     let pictures = ColumnPath::from(vec!["image".to_owned(), "bytes".to_owned()]);
-    let features = KeyValue::new("huggingface".to_owned(), features());
+    let features = KeyValue::new(FEATURES.to_owned(), features());
     Ok(WriterProperties::builder()
         .set_created_by(CREATED_BY.to_owned())
         .set_key_value_metadata(Some(vec![features]))
