@@ -2,7 +2,7 @@
 
 use crate::fault::{Fault, Outcome};
 use crate::ui::{self, Stages};
-use crate::{border, setup, shell, style};
+use crate::{border, places, setup, shell, style};
 
 /// Runs everything; `quick` leaves out clippy and the tests that start processes.
 pub(crate) fn run(quick: bool) -> Outcome {
@@ -18,13 +18,24 @@ pub(crate) fn run(quick: bool) -> Outcome {
         stages.run("unit tests", || test(&["--workspace", "--lib", "--bins"]))?;
     } else {
         stages.run("clippy", clippy)?;
-        // Tests that start mks2, the coordinator and workers need all three in one profile.
-        stages.run("binaries", || {
-            shell::run(&mut shell::cargo(&["build", "--workspace", "--bins"]))
-        })?;
+        stages.run("build", build)?;
         stages.run("tests", || test(&["--workspace"]))?;
     }
     stages.table();
+    Ok(())
+}
+
+/// Builds all tests, and with them the three programs that some of them start. Building the
+/// programs apart would compile many dependencies once more, with fewer features.
+fn build() -> Outcome {
+    shell::run(&mut shell::cargo(&["test", "--workspace", "--no-run"]))?;
+    for name in ["mks2", "mks2-coordinator", "mks2-worker"] {
+        let program = places::binary("debug", name);
+        if !program.is_file() {
+            let path = program.display();
+            return Err(Fault::new(format!("{path} was not built: its package has no tests/")));
+        }
+    }
     Ok(())
 }
 
