@@ -55,4 +55,7 @@ for part in train test; do
     "$here/bin/mks2" data import "$here/corpus/color-questions-$part.jsonl" --out "data/colors-$part"
 done
 
-exec "$here/bin/mks2-worker" gpu-check --job "$here/job.toml" --fixtures "$here/fixtures" "$@"
+# The job's corpora are relative to its own folder.
+mkdir -p examples/emoji
+cp "$here/job.toml" examples/emoji/job.toml
+exec "$here/bin/mks2-worker" gpu-check --job examples/emoji/job.toml --fixtures "$here/fixtures" "$@"

@@ -33,7 +33,9 @@ fn build() -> Outcome {
         let program = places::binary("debug", name);
         if !program.is_file() {
             let path = program.display();
-            return Err(Fault::new(format!("{path} was not built: its package has no tests/")));
+            return Err(Fault::new(format!(
+                "{path} was not built: its package has no tests/"
+            )));
         }
     }
     Ok(())
