@@ -13,6 +13,7 @@
 //! ```
 
 pub mod app;
+pub mod bench;
 pub mod checkpoint;
 pub mod collectives;
 pub mod device;

@@ -1,2 +1,46 @@
-//! Skeleton.
-fn main() {}
+//! `mks2-worker`: one process of the data plane. It is started by `mks2 train` or by a cluster's
+//! launcher, and learns everything from its environment; see `mks2_proto::env`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use mks2_proto::env::WorkerEnv;
+use mks2_proto::failure::{self, Failure};
+use mks2_proto::telemetry;
+use mks2_worker::app;
+use mks2_worker::run::End;
+
+/// Trains as one worker of a run.
+///
+/// Started without arguments by `mks2 train` or by a cluster's launcher: MKS2_COORDINATOR,
+/// MKS2_TOKEN, MKS2_RUN_ID and MKS2_MEMBER_ID say which run to join.
+#[derive(Parser)]
+#[command(name = "mks2-worker", version)]
+struct Arguments {}
+
+fn main() -> ExitCode {
+    let Arguments {} = Arguments::parse();
+    match run() {
+        Ok(End::Complete) => ExitCode::SUCCESS,
+        Ok(End::Stopped) => failure::ExitCode::Stopped.into(),
+        Err(failure) => {
+            tracing::error!(why = %failure.why, fix = %failure.cure, exit = failure.exit.code(), "{}", failure.what);
+            failure.exit.into()
+        }
+    }
+}
+
+fn run() -> Result<End, Failure> {
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        return Err(Failure::internal("TLS could not be set up", "another provider was installed before"));
+    }
+    let log_format = telemetry::LogFormat::from_environment()?;
+    let guard = telemetry::init(&telemetry::Options { service: "mks2-worker", log_format, ..Default::default() })?;
+    let outcome = WorkerEnv::read().and_then(|env| app::work(&env));
+    if let Err(failure) = &outcome {
+        tracing::debug!(?failure, "the worker ends with a failure");
+    }
+    guard.shutdown(Duration::from_secs(3));
+    outcome
+}

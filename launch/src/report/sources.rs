@@ -1,0 +1,161 @@
+//! What a report is made from.
+
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use mks2_dataset::store;
+use mks2_proto::failure::Failure;
+use mks2_proto::job::{Job, load};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Everything that a report reads from a run directory.
+pub(crate) struct Sources {
+    store: Arc<dyn ObjectStore>,
+    root: Path,
+    run: String,
+    /// The resolved job file.
+    pub(super) job_toml: String,
+    /// The job.
+    pub(super) job: Job,
+    /// `run.json`.
+    pub(super) run_json: Value,
+    /// Lines of `metrics.jsonl`.
+    pub(super) metrics: Vec<Value>,
+    /// Last checkpoints of finished stages, in the order of steps.
+    pub(super) finished: Vec<FinishedStage>,
+    /// `evaluation.json`.
+    pub(super) evaluation: Option<Value>,
+    /// Failures that the journal records.
+    pub(super) failures: u64,
+}
+
+/// What a report needs of a stage's last checkpoint manifest.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct FinishedStage {
+    pub(super) step: u64,
+    pub(super) stage: String,
+    pub(super) stage_step: u64,
+    #[serde(rename = "final")]
+    pub(super) is_final: bool,
+    #[serde(default)]
+    pub(super) loss: Option<f64>,
+    pub(super) seconds: f64,
+    pub(super) weights_digest: String,
+}
+
+impl Sources {
+    /// Reads the run directory at a path or URL.
+    ///
+    /// # Errors
+    /// When it holds no run, or can not be read.
+    pub(super) async fn read(run: &str) -> Result<Self, Failure> {
+        let (store, root) = store::open(run)?;
+        let place = Place { store: &*store, root: &root, run };
+        let job_toml = place.text("config.resolved.toml").await?.ok_or_else(|| place.no_run())?;
+        let job = load::parse(&job_toml)?;
+        let run_json = place.json("run.json").await?.unwrap_or(Value::Null);
+        let metrics = place.text("metrics.jsonl").await?.unwrap_or_default();
+        let metrics = metrics.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let evaluation = place.json("evaluation.json").await?;
+        let finished = place.finished().await?;
+        let failures = place.failures().await?;
+        let run = run.to_owned();
+        Ok(Self { run, job_toml, job, run_json, metrics, finished, evaluation, failures, store, root })
+    }
+
+    /// Writes a file into the run directory and gives its location.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(super) async fn write(&self, name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
+        let put = self.store.put(&self.root.clone().join(name), bytes.into()).await;
+        put.map_err(|e| unwritable(name, &e))?;
+        Ok(format!("{}/{name}", self.run.trim_end_matches('/')))
+    }
+}
+
+fn unwritable(name: &str, error: &object_store::Error) -> Failure {
+    Failure::storage(
+        format!("{name} cannot be written"),
+        error.to_string(),
+        "see that the run directory can be written and has space, then run `mks2 report` again",
+    )
+}
+
+/// A run directory that is being read.
+struct Place<'a> {
+    store: &'a dyn ObjectStore,
+    root: &'a Path,
+    run: &'a str,
+}
+
+impl Place<'_> {
+    fn no_run(&self) -> Failure {
+        Failure::data(
+            format!("'{}' holds no run", self.run),
+            "there is no config.resolved.toml in it",
+            "give the directory that was given to `mks2 train --run`",
+        )
+    }
+
+    async fn text(&self, name: &str) -> Result<Option<String>, Failure> {
+        self.read(&self.root.clone().join(name)).await
+    }
+
+    async fn read(&self, path: &Path) -> Result<Option<String>, Failure> {
+        let unreadable = |why: String| {
+            Failure::storage(
+                format!("{path} cannot be read"),
+                why,
+                "see that the run directory can be read, then run `mks2 report` again",
+            )
+        };
+        let bytes = match self.store.get(path).await {
+            Ok(found) => found.bytes().await.map_err(|e| unreadable(e.to_string()))?,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(unreadable(e.to_string())),
+        };
+        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    async fn json(&self, name: &str) -> Result<Option<Value>, Failure> {
+        Ok(self.text(name).await?.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    async fn texts_under(&self, folder: &str, ends: &str) -> Result<Vec<String>, Failure> {
+        let under = self.root.clone().join(folder);
+        let mut paths: Vec<Path> = self
+            .store
+            .list(Some(&under))
+            .map_ok(|meta| meta.location)
+            .try_filter(|path| std::future::ready(path.as_ref().ends_with(ends)))
+            .try_collect()
+            .await
+            .map_err(|e| unwritable(folder, &e))?;
+        paths.sort();
+        let mut texts = Vec::new();
+        for path in paths {
+            texts.extend(self.read(&path).await?);
+        }
+        Ok(texts)
+    }
+
+    async fn finished(&self) -> Result<Vec<FinishedStage>, Failure> {
+        let manifests = self.texts_under("checkpoints", "manifest.json").await?;
+        let parsed = manifests.iter().filter_map(|text| serde_json::from_str(text).ok());
+        let mut finished: Vec<FinishedStage> =
+            parsed.filter(|stage: &FinishedStage| stage.is_final).collect();
+        finished.sort_by_key(|stage| stage.step);
+        Ok(finished)
+    }
+
+    /// Records of the journal that tell of a failure.
+    async fn failures(&self) -> Result<u64, Failure> {
+        let records = self.texts_under("journal", ".json").await?;
+        let failed = records.iter().filter(|text| text.contains("\"failed\""));
+        Ok(failed.count() as u64)
+    }
+}

@@ -1,0 +1,133 @@
+//! One worker process, from its environment to its end.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mks2_dataset::reader::Corpus;
+use mks2_proto::env::WorkerEnv;
+use mks2_proto::failure::{ExitCode, Failure};
+use mks2_proto::job::{Job, load};
+use mks2_proto::telemetry;
+use tokio::runtime::Runtime;
+use tracing::{info, info_span};
+
+use crate::checkpoint::CheckpointStore;
+use crate::collectives::tcp::{DataListener, Mesh, Roster};
+use crate::collectives::{AbortFlag, Collective, Limits};
+use crate::device;
+use crate::lineage::Lineage;
+use crate::run::{End, Run, Start};
+use crate::saver::Saver;
+use crate::session::{Assignment, Session};
+
+/// Threads for the network and storage; computing has its own thread.
+const IO_THREADS: usize = 2;
+
+/// Joins the run that the environment names and works in it until its end.
+///
+/// # Errors
+/// What ended the run; the coordinator has been told.
+pub fn work(env: &WorkerEnv) -> Result<End, Failure> {
+    let span = info_span!("run", run_id = env.run_id, member = env.member_id);
+    telemetry::continue_from_environment(&span);
+    let _entered = span.entered();
+    let runtime = io_runtime()?;
+    let listener = DataListener::bind(address_of(env)?)?;
+    let abort = AbortFlag::new();
+    let session = runtime.block_on(Session::connect(env, listener.address(), abort.clone()))?;
+    let session = Arc::new(session);
+    let outcome = joined(env, &runtime, &session, &listener, &abort);
+    let outcome = match outcome {
+        Ok(end) => session.finished(end == End::Complete).map(|()| end),
+        Err(failure) => Err(session.failed(failure)),
+    };
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    outcome
+}
+
+fn io_runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(IO_THREADS)
+        .thread_name("io")
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::io("the threads for network and storage cannot be started", e))
+}
+
+fn address_of(env: &WorkerEnv) -> Result<SocketAddr, Failure> {
+    env.data_address.parse().map_err(|_| {
+        Failure::new(
+            ExitCode::Usage,
+            format!("'{}' is no address to listen on", env.data_address),
+            format!("{} must be an IP address and a port", mks2_proto::env::DATA_ADDRESS),
+            "use for example 10.0.0.5:0; port 0 lets the system choose",
+        )
+    })
+}
+
+/// Everything after the registration: whatever fails here is reported to the coordinator.
+fn joined(
+    env: &WorkerEnv,
+    runtime: &Runtime,
+    session: &Arc<Session>,
+    listener: &DataListener,
+    abort: &AbortFlag,
+) -> Result<End, Failure> {
+    let welcome = session.welcome();
+    let job = load::parse(&welcome.job_toml)?;
+    let device = device::choose(&job.device, env.local_rank)?;
+    device::prepare(job.threads);
+    let corpora = runtime.block_on(open_corpora(&job))?;
+    let assignment = session.wait_generation()?;
+    info!(
+        generation = assignment.generation as i64,
+        rank = i64::from(assignment.rank),
+        world = i64::from(assignment.world),
+        lanes = ?assignment.lanes,
+        "generation joined"
+    );
+    let collective = connect(env, listener, &assignment, abort)?;
+    let store = CheckpointStore::open(&welcome.run_url)?;
+    let saver = Saver::new(store, Arc::clone(session), runtime.handle().clone());
+    let mut run = Run {
+        config_digest: blake3::hash(welcome.job_toml.as_bytes()).to_hex().to_string(),
+        job,
+        session: Arc::clone(session),
+        collective,
+        held: assignment.lanes,
+        corpora,
+        saver,
+        run_url: welcome.run_url.clone(),
+        device,
+        runtime: runtime.handle().clone(),
+        lineage: Lineage::default(),
+    };
+    let finished = welcome.finished_stages.clone();
+    run.run(&Start { resume_from: welcome.resume_from.clone(), finished })
+}
+
+async fn open_corpora(job: &Job) -> Result<BTreeMap<String, Corpus>, Failure> {
+    let mut corpora = BTreeMap::new();
+    for (name, corpus) in &job.data {
+        corpora.insert(name.clone(), Corpus::open(&corpus.url).await?);
+    }
+    Ok(corpora)
+}
+
+fn connect(
+    env: &WorkerEnv,
+    listener: &DataListener,
+    assignment: &Assignment,
+    abort: &AbortFlag,
+) -> Result<Box<dyn Collective>, Failure> {
+    let roster = Roster {
+        run_id: env.run_id.clone(),
+        token: env.token.clone(),
+        generation: assignment.generation,
+        rank: assignment.rank as usize,
+        addresses: assignment.addresses.clone(),
+    };
+    let mesh = Mesh::form(listener, &roster, &Limits::default(), abort)?;
+    Ok(Box::new(mesh))
+}

@@ -1,0 +1,57 @@
+//! Where a worker computes.
+
+use mks2_proto::failure::Failure;
+use tch::Device;
+
+/// The device that a job's `device` means for the worker with this place on its machine: `cpu`,
+/// `cuda` (GPU number `local_rank`), or `cuda:N`.
+///
+/// # Errors
+/// When CUDA is asked for where there is none, or for a GPU that the machine has not.
+pub fn choose(device: &str, local_rank: u32) -> Result<Device, Failure> {
+    let number = match device {
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => local_rank as usize,
+        other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()).ok_or_else(|| {
+            Failure::settings(
+                format!("'{other}' is no device"),
+                "a device is cpu, cuda or cuda:N",
+                "set `device` in the job file to one of these",
+            )
+        })?,
+    };
+    let found = tch::Cuda::device_count().max(0) as usize;
+    if number >= found {
+        return Err(Failure::environment(
+            format!("the job asks for '{device}', and this worker for GPU {number}"),
+            format!("libtorch sees {found} CUDA devices on this machine"),
+            "start as many workers as there are GPUs, or train with --set device=cpu",
+        ));
+    }
+    Ok(Device::Cuda(number))
+}
+
+/// Sets libtorch's threads for this process: they are part of what fixes the bits on a CPU.
+pub fn prepare(threads: u32) {
+    tch::set_num_threads(threads.max(1) as i32);
+    tch::set_num_interop_threads(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_always_there_and_nonsense_is_refused() {
+        assert_eq!(choose("cpu", 3).unwrap(), Device::Cpu);
+        assert_eq!(choose("tpu", 0).unwrap_err().exit.code(), 3);
+        assert_eq!(choose("cuda:x", 0).unwrap_err().exit.code(), 3);
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_named() {
+        let failure = choose("cuda:99", 0).unwrap_err();
+        assert_eq!(failure.exit.code(), 6);
+        assert!(failure.what.contains("99"), "{failure}");
+    }
+}

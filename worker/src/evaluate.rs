@@ -1,0 +1,209 @@
+//! The `evaluate` stage: what was stored, what can be retrieved, and the method's claim.
+//!
+//! | part | measures |
+//! |---|---|
+//! | [`pairs`] | text-to-image retrieval over all pictures; caption loss with and without the picture |
+//! | [`examples`] | a few greedy captions and the pictures nearest to a text |
+//! | [`questions`] | held-out questions asked in text alone: MKS2, LoRA alone, shuffled memory |
+//! | [`probes`] | linear probes of the same knowledge |
+//!
+//! Rows are cut into blocks of fixed size that the workers share, and every number is added in the
+//! order of blocks: a result does not depend on the number of workers.
+
+pub mod examples;
+pub mod pairs;
+mod probe;
+pub mod probes;
+pub mod questions;
+pub mod recall;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mks2_dataset::picture;
+use mks2_dataset::reader::Corpus;
+use mks2_dataset::row::Row;
+use mks2_proto::failure::Failure;
+use mks2_proto::job::{self, Job};
+use serde::Serialize;
+use tch::Device;
+use tokio::runtime::Handle;
+
+use crate::collectives::Collective;
+use crate::exchange::all_lanes;
+use crate::lineage::Lineage;
+use crate::objective::Share;
+use crate::text::TextEncoder;
+
+/// Rows that are computed together.
+const BLOCK: usize = 32;
+
+/// What an `evaluate` stage has found: `evaluation.json` of the run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Evaluation {
+    /// blake3 of all trained parameters of the evaluated model, in name order, as fp32 little
+    /// endian.
+    pub weights_digest: String,
+    /// Text-to-image retrieval over the whole corpus.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<recall::Recall>,
+    /// Caption loss with and without the picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption: Option<pairs::CaptionLoss>,
+    /// Held-out questions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub questions: Option<questions::Questions>,
+    /// Linear probes of the questions' answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probes: Option<probes::Probes>,
+    /// Pictures, their captions and what their text finds.
+    pub examples: Vec<examples::Example>,
+    /// Share of the memories in the mixture, per block and kind of token.
+    pub router: Vec<questions::BlockUse>,
+}
+
+/// What all parts of an evaluation read.
+pub struct Evaluator<'a> {
+    /// The job.
+    pub job: &'a Job,
+    /// The stage's own settings.
+    pub settings: &'a job::Evaluate,
+    /// Results of the stages before.
+    pub lineage: &'a Lineage,
+    /// Corpora by their names in the job.
+    pub corpora: &'a BTreeMap<String, Corpus>,
+    /// Where to compute.
+    pub device: Device,
+    /// For reading corpora.
+    pub runtime: Handle,
+}
+
+impl Evaluator<'_> {
+    /// Measures everything that the stage's settings name.
+    ///
+    /// # Errors
+    /// When a corpus can not be read, a stage has not run, or a peer is lost.
+    pub fn run(&self, collective: &mut dyn Collective) -> Result<Evaluation, Failure> {
+        tch::no_grad(|| {
+            let mut found = Evaluation { weights_digest: self.weights_digest()?, ..Default::default() };
+            if let (Some(stage), Some(corpus)) = (&self.settings.memory, &self.settings.corpus) {
+                let pairs = pairs::Pairs::measure(self, stage, corpus, collective)?;
+                found.retrieval = Some(pairs.recall());
+                found.caption = Some(pairs.caption);
+                if collective.rank() == 0 {
+                    found.examples = examples::examples(self, stage, &pairs)?;
+                }
+            }
+            if let Some(corpus) = &self.settings.questions {
+                let (questions, router) = questions::measure(self, corpus, collective)?;
+                found.questions = Some(questions);
+                found.router = router;
+                found.probes = probes::measure(self, corpus)?;
+            }
+            Ok(found)
+        })
+    }
+
+    /// Digest of the model under evaluation: the full method's, or else the memory stage's.
+    fn weights_digest(&self) -> Result<String, Failure> {
+        let stage = self.settings.compare.get(questions::MKS2).or(self.settings.memory.as_ref());
+        match stage {
+            Some(stage) => self.lineage.digest(&self.ancestry(stage)?),
+            None => Ok(String::new()),
+        }
+    }
+
+    /// All rows of a corpus, in order.
+    fn rows(&self, name: &str) -> Result<Vec<Row>, Failure> {
+        let corpus = self.corpora.get(name).ok_or_else(|| {
+            Failure::settings(
+                format!("there is no corpus '{name}'"),
+                "the evaluate stage names it",
+                "add it to [data], or name another one",
+            )
+        })?;
+        let groups = corpus.manifest().groups();
+        let mut rows = Vec::new();
+        for group in 0..groups {
+            rows.extend(self.runtime.block_on(corpus.read_group(group))?);
+        }
+        Ok(rows)
+    }
+
+    /// The tokenizer of the lineage that `stage` stands in.
+    fn encoder(&self, stage: &str) -> Result<Arc<TextEncoder>, Failure> {
+        self.lineage.encoder(&self.ancestry(stage)?)
+    }
+
+    /// A stage and all stages that it builds on, oldest first.
+    ///
+    /// # Errors
+    /// When the job has no such stage.
+    pub fn ancestry(&self, stage: &str) -> Result<Vec<String>, Failure> {
+        ancestry(self.job, stage)
+    }
+
+    /// The picture of a row as RGB bytes of the encoder's size.
+    fn picture(&self, row: &Row) -> Result<Vec<u8>, Failure> {
+        let side = self.job.model.vision.image_size;
+        let bytes = row.image.as_ref().ok_or_else(|| {
+            Failure::data(
+                format!("row {} ({}) has no picture", row.index, row.key),
+                "retrieval and captions are measured on pictures",
+                "name a corpus with pictures in the evaluate stage",
+            )
+        })?;
+        let decoded = picture::decode(bytes, &picture::Limits::default());
+        let resized = decoded.and_then(|decoded| picture::resize_square(&decoded, side));
+        Ok(resized.map_err(|error| undecodable(row, &error))?.pixels)
+    }
+}
+
+fn undecodable(row: &Row, error: &picture::PictureError) -> Failure {
+    Failure::data(
+        format!("the picture of row {} ({}) can not be decoded", row.index, row.key),
+        error.to_string(),
+        "check the corpus with `mks2 data verify`, and import it again",
+    )
+}
+
+/// A stage and all stages that it builds on, oldest first.
+///
+/// # Errors
+/// When the job has no such stage.
+pub fn ancestry(job: &Job, name: &str) -> Result<Vec<String>, Failure> {
+    let stage = job.stages.iter().find(|stage| stage.name == name).ok_or_else(|| {
+        Failure::settings(
+            format!("there is no stage '{name}'"),
+            "the evaluate stage names it",
+            "name a stage of this job file",
+        )
+    })?;
+    let mut all = Vec::new();
+    for parent in &stage.from {
+        for ancestor in ancestry(job, parent)? {
+            if !all.contains(&ancestor) {
+                all.push(ancestor);
+            }
+        }
+    }
+    all.push(name.to_owned());
+    Ok(all)
+}
+
+/// Computes blocks of rows, shared among the workers; all get all shares, in the order of blocks.
+fn in_blocks<T>(
+    rows: &[T],
+    collective: &mut dyn Collective,
+    mut compute: impl FnMut(&[T]) -> Result<Share, Failure>,
+) -> Result<Vec<Share>, Failure> {
+    let blocks: Vec<&[T]> = rows.chunks(BLOCK).collect();
+    let mut mine = Vec::new();
+    for (number, block) in blocks.iter().enumerate() {
+        if number % collective.world() == collective.rank() {
+            mine.push((number as u32, compute(block)?));
+        }
+    }
+    let (_, shares) = all_lanes(collective, false, &mine, blocks.len() as u32)?;
+    Ok(shares)
+}

@@ -1,0 +1,102 @@
+//! What finished stages have left: their weights, digests and tokenizer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mks2_proto::failure::Failure;
+use tch::Device;
+
+use crate::model::Weights;
+use crate::text::TextEncoder;
+
+/// The result of one training stage.
+#[derive(Clone)]
+pub struct StageResult {
+    /// What it trained, frozen.
+    pub weights: Weights,
+    /// blake3 of these weights in name order.
+    pub weights_digest: String,
+    /// The tokenizer that it trained.
+    pub encoder: Option<Arc<TextEncoder>>,
+}
+
+/// Results of stages by name.
+#[derive(Default)]
+pub struct Lineage {
+    stages: BTreeMap<String, StageResult>,
+}
+
+impl Lineage {
+    /// Keeps the result of a stage.
+    pub fn insert(&mut self, stage: &str, result: StageResult) {
+        self.stages.insert(stage.to_owned(), result);
+    }
+
+    /// The result of one stage.
+    ///
+    /// # Errors
+    /// When the stage has not run.
+    pub fn stage(&self, name: &str) -> Result<&StageResult, Failure> {
+        self.stages.get(name).ok_or_else(|| {
+            Failure::settings(
+                format!("stage '{name}' has left no result"),
+                "a stage can only start from one that stands before it in the job file",
+                "put the stages into the order in which they build on each other",
+            )
+        })
+    }
+
+    /// All weights that a stage which starts `from` these stages reads; later ones win.
+    ///
+    /// # Errors
+    /// When one of them has not run.
+    pub fn weights(&self, from: &[String]) -> Result<Weights, Failure> {
+        let mut all = Weights::new();
+        for name in from {
+            all.extend(self.stage(name)?.weights.clone());
+        }
+        Ok(all)
+    }
+
+    /// Digests of the stages in `from`, by name.
+    ///
+    /// # Errors
+    /// When one of them has not run.
+    pub fn digests(&self, from: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+        from.iter().map(|name| Ok((name.clone(), self.stage(name)?.weights_digest.clone()))).collect()
+    }
+
+    /// The tokenizer of the stages in `from`.
+    ///
+    /// # Errors
+    /// When none of them has trained one.
+    pub fn encoder(&self, from: &[String]) -> Result<Arc<TextEncoder>, Failure> {
+        for name in from {
+            if let Some(encoder) = &self.stage(name)?.encoder {
+                return Ok(Arc::clone(encoder));
+            }
+        }
+        Err(Failure::settings(
+            "a stage has no tokenizer",
+            format!("none of the stages it starts from ({}) has trained one", from.join(", ")),
+            "name a bootstrap stage in its `from`",
+        ))
+    }
+
+    /// blake3 of the weights of several stages together, in name order, as fp32 little endian:
+    /// one digest for a whole model.
+    ///
+    /// # Errors
+    /// When a stage has not run or a weight can not be read.
+    pub fn digest(&self, stages: &[String]) -> Result<String, Failure> {
+        let weights = self.weights(stages)?;
+        let mut hasher = blake3::Hasher::new();
+        for name in weights.names() {
+            let tensor = weights.get(name)?.to_device(Device::Cpu);
+            for value in crate::objective::to_floats(&tensor)? {
+                hasher.update(&value.to_le_bytes());
+            }
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+}

@@ -1,0 +1,454 @@
+//! The job graph from a worker's side: stage after stage, from where the run stands.
+//!
+//! Every worker walks through the same stages by itself; the coordinator says only where to start
+//! and keeps what is committed. A run's position is its step number, counted over all stages.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mks2_dataset::loader::{self, Loader};
+use mks2_dataset::plan::{CorpusShape, Plan};
+use mks2_dataset::reader::Corpus;
+use mks2_dataset::row::render;
+use mks2_proto::failure::Failure;
+use mks2_proto::job::{Job, Stage, StageKind};
+use mks2_proto::params::trained_by;
+use mks2_proto::v1::{CheckpointRef, Phase};
+use object_store::ObjectStoreExt;
+use tch::{Device, Tensor};
+use tokio::runtime::Handle;
+use tracing::{info, info_span};
+
+use crate::checkpoint::{Checkpoint, Expected, Facts, Kind, Table};
+use crate::collectives::Collective;
+use crate::evaluate::{Evaluator, ancestry};
+use crate::exact::Reducer;
+use crate::flat::{Buffer, FlatLayout, FlatState};
+use crate::lineage::{Lineage, StageResult};
+use crate::model::Weights;
+use crate::objective::Objective;
+use crate::objective::bootstrap::BootstrapObjective;
+use crate::objective::experts::ExpertsObjective;
+use crate::objective::memory::MemoryObjective;
+use crate::saver::{BUFFERS, Content, REDUCER, Saver, TOKENIZER, table_of};
+use crate::session::Session;
+use crate::text::TextEncoder;
+use crate::train::{Progress, Settings, Trainer};
+
+/// Where the result of an `evaluate` stage lies in the run directory.
+const EVALUATION: &str = "evaluation.json";
+
+/// How a run, or a stage of it, came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Everything is done.
+    Complete,
+    /// Somebody asked to stop; the state is committed.
+    Stopped,
+}
+
+/// Where a run stands when this worker joins it.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// The checkpoint to go on from.
+    pub resume_from: Option<CheckpointRef>,
+    /// Last checkpoints of the stages that are finished.
+    pub finished: Vec<CheckpointRef>,
+}
+
+/// One worker's part in a run.
+pub struct Run {
+    /// The job, the same for all workers.
+    pub job: Job,
+    /// Digest of the resolved job file.
+    pub config_digest: String,
+    /// The way to the coordinator.
+    pub session: Arc<Session>,
+    /// The way to the other workers.
+    pub collective: Box<dyn Collective>,
+    /// Lanes that this worker holds, ascending.
+    pub held: Vec<u32>,
+    /// Corpora by name.
+    pub corpora: BTreeMap<String, Corpus>,
+    /// Checkpoints.
+    pub saver: Saver,
+    /// URL of the run directory.
+    pub run_url: String,
+    /// Where to compute.
+    pub device: Device,
+    /// For everything that is not computing.
+    pub runtime: Handle,
+    /// What finished stages have left.
+    pub lineage: Lineage,
+}
+
+/// What a training stage needs beside its objective.
+struct Prepared {
+    encoder: Arc<TextEncoder>,
+    layout: Arc<FlatLayout>,
+    table: Arc<Table>,
+    state: FlatState,
+    reducer: Reducer,
+    progress: Progress,
+    weights: Weights,
+    leaves: Vec<Tensor>,
+}
+
+impl Run {
+    /// Runs every stage that is not finished yet.
+    ///
+    /// # Errors
+    /// Whatever ends the run; committed checkpoints stay.
+    pub fn run(&mut self, start: &Start) -> Result<End, Failure> {
+        let stages = self.job.stages.clone();
+        let mut first_step = 0;
+        for stage in &stages {
+            let span = info_span!("stage", name = stage.name, kind = ?stage.kind);
+            let _entered = span.enter();
+            let last_step = first_step + stage.steps;
+            if stage.kind == StageKind::Evaluate {
+                self.session.stage_changed(&stage.name, first_step, last_step)?;
+                self.evaluate(stage)?;
+            } else if let Some(finished) = start.finished.iter().find(|done| done.stage == stage.name) {
+                self.recall(stage, finished)?;
+            } else {
+                self.session.stage_changed(&stage.name, first_step, last_step)?;
+                let resume = start.resume_from.as_ref().filter(|from| from.stage == stage.name);
+                if self.train(stage, first_step, resume)? == End::Stopped {
+                    return Ok(End::Stopped);
+                }
+            }
+            if self.stop_agreed()? {
+                return Ok(End::Stopped);
+            }
+            first_step = last_step;
+        }
+        Ok(End::Complete)
+    }
+
+    /// Whether some worker was asked to stop between stages; the same answer on all.
+    fn stop_agreed(&mut self) -> Result<bool, Failure> {
+        let mine = [u8::from(self.session.stop_requested())];
+        let all = self.collective.all_gather(&mine)?;
+        Ok(all.iter().any(|flag| flag.first() == Some(&1)))
+    }
+
+    /// Loads what a finished stage has left.
+    fn recall(&mut self, stage: &Stage, from: &CheckpointRef) -> Result<(), Failure> {
+        let kinds = [Kind::Weights, Kind::Tokenizer];
+        let checkpoint = self.read(stage, from, &kinds)?;
+        let prepared = self.layout(stage, Some(&checkpoint))?;
+        info!(stage = stage.name, step = from.step as i64, "stage was finished before");
+        self.keep(stage, &prepared.layout, &prepared.state, prepared.encoder)
+    }
+
+    fn read(&self, stage: &Stage, from: &CheckpointRef, kinds: &[Kind]) -> Result<Checkpoint, Failure> {
+        let expected = Expected {
+            model: None,
+            seed: Some(self.job.seed),
+            corpora: Some(self.corpus_digests(stage)),
+            bases: Some(self.lineage.digests(&stage.from)?),
+        };
+        let digest = Some(from.manifest_digest.as_str()).filter(|digest| !digest.is_empty());
+        let store = self.saver.store();
+        Ok(self.runtime.block_on(store.load(&from.manifest_path, digest, &expected, kinds))?)
+    }
+
+    fn corpus_digests(&self, stage: &Stage) -> BTreeMap<String, String> {
+        let named = stage.data.iter().filter_map(|source| self.corpora.get_key_value(&source.corpus));
+        named.map(|(name, corpus)| (name.clone(), corpus.manifest().digest())).collect()
+    }
+
+    /// Stages that `stage` builds on, oldest first.
+    fn base(&self, stage: &Stage) -> Result<Vec<String>, Failure> {
+        let mut names = ancestry(&self.job, &stage.name)?;
+        names.pop();
+        Ok(names)
+    }
+
+    /// Buffers and leaves of a stage, from a checkpoint or from initial values.
+    fn layout(&self, stage: &Stage, from: Option<&Checkpoint>) -> Result<Prepared, Failure> {
+        let encoder = self.encoder(stage, from)?;
+        let specs = trained_by(&self.job.model, encoder.vocab_size(), stage);
+        let layout = Arc::new(FlatLayout::new(&specs)?);
+        let table = table_of(&layout)?;
+        let mut state = FlatState::new(Arc::clone(&layout), self.device)?;
+        let mut reducer = Reducer::new(Arc::clone(&layout), self.job.reduction, self.job.lanes, self.device)?;
+        let mut progress = Progress::default();
+        match from {
+            None => {
+                for spec in &specs {
+                    state.load(Buffer::Weights, &spec.name, &spec.initial_values(self.job.seed))?;
+                }
+            }
+            Some(checkpoint) => {
+                fill(&mut state, checkpoint, &table)?;
+                if let Some(exponents) = checkpoint.tensor(Kind::State, REDUCER) {
+                    reducer.load_state(&exponents.data)?;
+                }
+                progress = progress_of(&checkpoint.manifest.facts);
+            }
+        }
+        let mut weights = self.lineage.weights(&self.base(stage)?)?;
+        let mut leaves = Vec::with_capacity(layout.spans().len());
+        for span in layout.spans() {
+            weights.insert_trained(&span.name, &state.view(&span.name)?);
+            leaves.push(weights.get(&span.name)?);
+        }
+        Ok(Prepared { encoder, layout, table, state, reducer, progress, weights, leaves })
+    }
+
+    /// The tokenizer of a stage: a bootstrap stage trains it, the others inherit it.
+    fn encoder(&self, stage: &Stage, from: Option<&Checkpoint>) -> Result<Arc<TextEncoder>, Failure> {
+        let max_tokens = self.job.model.decoder.max_text_tokens as usize;
+        if stage.kind != StageKind::Bootstrap {
+            return self.lineage.encoder(&self.base(stage)?);
+        }
+        if let Some(file) = from.and_then(|checkpoint| checkpoint.tensor(Kind::Tokenizer, TOKENIZER)) {
+            return Ok(Arc::new(TextEncoder::from_json(&file.data, max_tokens)?));
+        }
+        let texts = self.tokenizer_texts(stage)?;
+        let vocab_size = self.job.tokenizer.vocab_size as usize;
+        let encoder = TextEncoder::train(&texts, vocab_size, max_tokens)?;
+        info!(texts = texts.len() as i64, entries = i64::from(encoder.vocab_size()), "tokenizer trained");
+        Ok(Arc::new(encoder))
+    }
+
+    /// All texts of a bootstrap stage's templates over the first rows of its corpora.
+    fn tokenizer_texts(&self, stage: &Stage) -> Result<Vec<String>, Failure> {
+        let settings = stage.bootstrap.clone().unwrap_or_default();
+        let mut texts = Vec::new();
+        for source in &stage.data {
+            let corpus = self.corpus(&source.corpus)?;
+            let manifest = corpus.manifest();
+            let mut left = self.job.tokenizer.sample_rows;
+            for group in 0..manifest.groups() {
+                if left == 0 {
+                    break;
+                }
+                let rows = self.runtime.block_on(corpus.read_group(group))?;
+                for row in rows.iter().take(left as usize) {
+                    for template in settings.texts.iter().chain(&settings.clip_texts) {
+                        texts.push(render(template, row)?);
+                    }
+                }
+                left = left.saturating_sub(rows.len() as u64);
+            }
+        }
+        Ok(texts)
+    }
+
+    fn corpus(&self, name: &str) -> Result<&Corpus, Failure> {
+        self.corpora.get(name).ok_or_else(|| {
+            Failure::settings(
+                format!("there is no corpus '{name}'"),
+                "a stage's [[stage.data]] names it",
+                "add it to [data], or name another one",
+            )
+        })
+    }
+
+    /// Trains a stage to its end, or until somebody asks to stop.
+    fn train(&mut self, stage: &Stage, first_step: u64, resume: Option<&CheckpointRef>) -> Result<End, Failure> {
+        let checkpoint = resume.map(|from| self.read(stage, from, &Kind::ALL)).transpose()?;
+        let prepared = self.layout(stage, checkpoint.as_ref())?;
+        drop(checkpoint);
+        info!(
+            stage = stage.name,
+            parameters = prepared.layout.parameters() as i64,
+            from_step = prepared.progress.step as i64,
+            steps = stage.steps as i64,
+            "stage begins"
+        );
+        let (job, device) = (self.job.clone(), self.device);
+        let encoder = Arc::clone(&prepared.encoder);
+        match stage.kind {
+            StageKind::Bootstrap => {
+                let objective = BootstrapObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
+                self.drive(stage, first_step, objective, prepared)
+            }
+            StageKind::Memory => {
+                let objective = MemoryObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
+                self.drive(stage, first_step, objective, prepared)
+            }
+            StageKind::Experts => {
+                let objective = ExpertsObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
+                self.drive(stage, first_step, objective, prepared)
+            }
+            StageKind::Evaluate => Ok(End::Complete),
+        }
+    }
+
+    fn drive<O: Objective>(
+        &mut self,
+        stage: &Stage,
+        first_step: u64,
+        objective: O,
+        prepared: Prepared,
+    ) -> Result<End, Failure> {
+        let Prepared { encoder, layout, table, state, reducer, progress, leaves, .. } = prepared;
+        let (job, held) = (self.job.clone(), self.held.clone());
+        let settings = Settings {
+            stage: &stage.name,
+            seed: job.seed,
+            steps: stage.steps,
+            first_step,
+            lanes: job.lanes,
+            held: &held,
+            optimizer: &stage.optimizer,
+        };
+        let data = self.data(stage, progress.step)?;
+        let mut trainer = Trainer::new(settings, objective, data, (state, leaves), reducer, progress);
+        while !trainer.is_done() {
+            let stop = trainer.step(&self.session, &mut *self.collective)?;
+            let step = trainer.progress().step;
+            let is_final = trainer.is_done();
+            if is_final || stop || step % job.checkpoint.every_steps.max(1) == 0 {
+                self.save(stage, first_step, &trainer, &table, &encoder)?;
+            }
+            if stop && !is_final {
+                self.saver.settle()?;
+                return Ok(End::Stopped);
+            }
+        }
+        self.saver.settle()?;
+        self.keep(stage, &layout, trainer.state(), encoder)?;
+        Ok(End::Complete)
+    }
+
+    /// The plan of a stage and a loader for the lanes held, from a step on.
+    fn data(&self, stage: &Stage, from_step: u64) -> Result<(Plan, Loader), Failure> {
+        let mut corpora = Vec::new();
+        let mut sources = Vec::new();
+        for source in &stage.data {
+            let corpus = self.corpus(&source.corpus)?;
+            let manifest = corpus.manifest();
+            let shape = CorpusShape { rows: manifest.rows, group_rows: manifest.row_group_rows };
+            sources.push((shape, source.weight));
+            corpora.push(corpus.clone());
+        }
+        let microbatch = stage.batch_size / self.job.lanes;
+        let plan = Plan::new(self.job.seed, &stage.name, &sources, self.job.lanes, microbatch)?;
+        let sees = match stage.kind {
+            StageKind::Experts => stage.experts.as_ref().is_some_and(|experts| experts.pictures),
+            _ => true,
+        };
+        let side = sees.then_some(self.job.model.vision.image_size);
+        let settings = loader::Settings { side, ..loader::Settings::default() };
+        let steps = from_step..stage.steps;
+        let loader = Loader::new(corpora, plan.clone(), &self.held, steps, &settings, self.runtime.clone())?;
+        Ok((plan, loader))
+    }
+
+    /// Saves the state after the last committed step. Rank 0 alone does.
+    fn save<O: Objective>(
+        &mut self,
+        stage: &Stage,
+        first_step: u64,
+        trainer: &Trainer<O>,
+        table: &Arc<Table>,
+        encoder: &TextEncoder,
+    ) -> Result<(), Failure> {
+        if self.collective.rank() != 0 {
+            return Ok(());
+        }
+        let _span = info_span!("checkpoint").entered();
+        self.session.set_phase(Phase::Checkpointing, 0);
+        let progress = trainer.progress();
+        let facts = Facts {
+            step: first_step + progress.step,
+            stage: stage.name.clone(),
+            stage_step: progress.step,
+            is_final: trainer.is_done(),
+            seed: self.job.seed,
+            config_digest: self.config_digest.clone(),
+            corpora: self.corpus_digests(stage),
+            bases: self.lineage.digests(&stage.from)?,
+            loss: progress.loss,
+            seconds: progress.seconds,
+            samples: progress.samples,
+            tokens: progress.tokens,
+        };
+        let tokenizer = match stage.kind {
+            StageKind::Bootstrap => Some(encoder.to_json()?),
+            _ => None,
+        };
+        let content = Content {
+            state: trainer.state(),
+            table: Arc::clone(table),
+            reducer: trainer.reducer_state(),
+            tokenizer,
+            facts,
+        };
+        self.saver.begin(content)
+    }
+
+    /// Keeps what a stage has trained for the stages after it.
+    fn keep(
+        &mut self,
+        stage: &Stage,
+        layout: &FlatLayout,
+        state: &FlatState,
+        encoder: Arc<TextEncoder>,
+    ) -> Result<(), Failure> {
+        let mut weights = Weights::new();
+        for span in layout.spans() {
+            weights.insert_frozen(&span.name, &state.view(&span.name)?);
+        }
+        let weights_digest = state.weights_digest()?.to_hex().to_string();
+        let encoder = (stage.kind == StageKind::Bootstrap).then_some(encoder);
+        self.lineage.insert(&stage.name, StageResult { weights, weights_digest, encoder });
+        Ok(())
+    }
+
+    fn evaluate(&mut self, stage: &Stage) -> Result<(), Failure> {
+        self.session.set_phase(Phase::Evaluating, 0);
+        let settings = stage.evaluate.clone().unwrap_or_default();
+        let evaluator = Evaluator {
+            job: &self.job,
+            settings: &settings,
+            lineage: &self.lineage,
+            corpora: &self.corpora,
+            device: self.device,
+            runtime: self.runtime.clone(),
+        };
+        let found = evaluator.run(&mut *self.collective)?;
+        if self.collective.rank() != 0 {
+            return Ok(());
+        }
+        let json = serde_json::to_vec_pretty(&found)
+            .map_err(|e| Failure::internal("the evaluation could not be written", e.to_string()))?;
+        let (store, root) = mks2_dataset::store::open(&self.run_url)?;
+        let path = root.join(EVALUATION);
+        self.runtime.block_on(store.put(&path, json.into())).map_err(|e| {
+            Failure::storage(
+                "the evaluation could not be written",
+                e.to_string(),
+                "see that the run directory can be written, then run the same command again",
+            )
+        })?;
+        Ok(())
+    }
+}
+
+fn fill(state: &mut FlatState, checkpoint: &Checkpoint, table: &Table) -> Result<(), Failure> {
+    let mut flat = vec![0f32; state.layout().total()];
+    for (buffer, kind) in BUFFERS {
+        if checkpoint.tensors(kind).next().is_none() {
+            continue;
+        }
+        checkpoint.fill(kind, table, &mut flat)?;
+        state.load_all(buffer, &flat)?;
+    }
+    Ok(())
+}
+
+fn progress_of(facts: &Facts) -> Progress {
+    Progress {
+        step: facts.stage_step,
+        samples: facts.samples,
+        tokens: facts.tokens,
+        seconds: facts.seconds,
+        loss: facts.loss,
+    }
+}

@@ -1,0 +1,239 @@
+//! Text in and out of the model: the BPE tokenizer and rows of fixed length.
+//!
+//! A row of tokens always has the length that the job fixes (`max_text_tokens`), so that no
+//! shape, and so no schedule of collectives, depends on the data. Longer texts are cut before
+//! their end token.
+
+use mks2_dataset::row::{Row, render};
+use mks2_proto::failure::{ExitCode, Failure};
+use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer, models::TrainerWrapper};
+
+/// Stands where a row has no token.
+pub const PAD: i64 = 0;
+/// Opens every text.
+pub const BOS: i64 = 1;
+/// Closes a text: `</s>`, where the retrieval head reads.
+pub const EOS: i64 = 2;
+/// Label of a position that has no loss (PyTorch's convention).
+pub const IGNORE: i64 = -100;
+
+/// Tokens of one text, padded to the job's length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Token ids, `[T]`.
+    pub ids: Vec<i64>,
+    /// `labels[t]` is the token that position `t` predicts, or [`IGNORE`]; `[T]`.
+    pub labels: Vec<i64>,
+    /// Position of the last end token.
+    pub end: usize,
+}
+
+impl Tokens {
+    /// How many positions have a loss.
+    pub fn targets(&self) -> usize {
+        self.labels.iter().filter(|&&label| label != IGNORE).count()
+    }
+}
+
+/// A tokenizer with the row length of a job.
+pub struct TextEncoder {
+    tokenizer: Tokenizer,
+    max_tokens: usize,
+}
+
+impl TextEncoder {
+    /// Trains a byte-level BPE of `vocab_size` entries on `texts`.
+    ///
+    /// The result depends on the multiset of texts alone, so that every worker can train it by
+    /// itself and gets the same vocabulary.
+    pub fn train(texts: &[String], vocab_size: usize, max_tokens: usize) -> Result<Self, Failure> {
+        let mut tokenizer = Tokenizer::new(BPE::default());
+        tokenizer.with_pre_tokenizer(Some(ByteLevel::new(true, false, true)));
+        tokenizer.with_decoder(Some(ByteLevel::default()));
+        let mut trainer: TrainerWrapper = BpeTrainerBuilder::new()
+            .vocab_size(vocab_size)
+            .special_tokens(["<pad>", "<s>", "</s>"].map(|t| AddedToken::from(t, true)).to_vec())
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .show_progress(false)
+            .build()
+            .into();
+        tokenizer.train(&mut trainer, texts.iter()).map_err(|e| broken("train", &e))?;
+        Ok(Self { tokenizer, max_tokens })
+    }
+
+    /// Reads a `tokenizer.json`.
+    pub fn from_json(json: &[u8], max_tokens: usize) -> Result<Self, Failure> {
+        let tokenizer = Tokenizer::from_bytes(json).map_err(|e| broken("read", &e))?;
+        Ok(Self { tokenizer, max_tokens })
+    }
+
+    /// The tokenizer as `tokenizer.json`.
+    pub fn to_json(&self) -> Result<Vec<u8>, Failure> {
+        let json = self.tokenizer.to_string(false).map_err(|e| broken("write", &e))?;
+        Ok(json.into_bytes())
+    }
+
+    /// Entries of the vocabulary, the special tokens included.
+    pub fn vocab_size(&self) -> u32 {
+        self.tokenizer.get_vocab_size(true) as u32
+    }
+
+    /// Length `T` of every row of tokens.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Ids of a bare text, without special tokens.
+    pub fn ids(&self, text: &str) -> Result<Vec<i64>, Failure> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| broken("apply", &e))?;
+        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// `<s> text </s>`, every token after the first being a target.
+    pub fn sentence(&self, text: &str) -> Result<Tokens, Failure> {
+        let mut ids = vec![BOS];
+        ids.extend(self.ids(text)?);
+        ids.truncate(self.max_tokens - 1);
+        ids.push(EOS);
+        Ok(self.pad(ids, 1))
+    }
+
+    /// `<s> question answer </s>`, or `<s> question </s> answer </s>` when `after_end`; the
+    /// targets are the answer's tokens and the end token behind them.
+    pub fn dialogue(&self, question: &str, answer: &str, after_end: bool) -> Result<Tokens, Failure> {
+        let answer = self.ids(answer)?;
+        let mut ids = vec![BOS];
+        ids.extend(self.ids(question)?);
+        let closing = 1 + usize::from(after_end);
+        ids.truncate(self.max_tokens.saturating_sub(answer.len() + closing).max(1));
+        if after_end {
+            ids.push(EOS);
+        }
+        let first_target = ids.len();
+        ids.extend(answer);
+        ids.truncate(self.max_tokens - 1);
+        ids.push(EOS);
+        Ok(self.pad(ids, first_target))
+    }
+
+    /// The text of `ids`, special tokens left out.
+    pub fn decode(&self, ids: &[i64]) -> Result<String, Failure> {
+        let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+        let text = self.tokenizer.decode(&ids, true).map_err(|e| broken("apply", &e))?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn pad(&self, mut ids: Vec<i64>, first_target: usize) -> Tokens {
+        let end = ids.len() - 1;
+        let mut labels = vec![IGNORE; self.max_tokens];
+        labels[first_target - 1..end].copy_from_slice(&ids[first_target..]);
+        ids.resize(self.max_tokens, PAD);
+        Tokens { ids, labels, end }
+    }
+}
+
+/// The template of `templates` that belongs to (seed, step, row), with the row's fields.
+pub fn choose_text(templates: &[String], row: &Row, key: Draw) -> Result<String, Failure> {
+    let choice = key.below(templates.len() as u64) as usize;
+    render(&templates[choice], row).map_err(Failure::from)
+}
+
+/// A source of chance that depends on what is drawn for, never on who draws.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// Seed of the job.
+    pub seed: u64,
+    /// Step of the run.
+    pub step: u64,
+    /// Global index of the row in its corpus.
+    pub row: u64,
+    /// What is drawn: keeps independent choices apart.
+    pub purpose: u64,
+}
+
+impl Draw {
+    /// A uniform number below `n` (0 when `n` is 0).
+    pub fn below(self, n: u64) -> u64 {
+        (u128::from(self.bits()) * u128::from(n) >> 64) as u64
+    }
+
+    fn bits(self) -> u64 {
+        [self.step, self.row, self.purpose].into_iter().fold(mix(self.seed), |h, x| mix(h ^ x))
+    }
+}
+
+/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+fn broken(verb: &str, cause: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        ExitCode::Checkpoint,
+        format!("could not {verb} the tokenizer"),
+        cause.to_string(),
+        "start the bootstrap stage again in a new run directory",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoder() -> TextEncoder {
+        let texts: Vec<String> =
+            ["the red fox", "a blue whale", "What color is the fox?"].map(String::from).to_vec();
+        TextEncoder::train(&texts, 300, 12).unwrap()
+    }
+
+    #[test]
+    fn training_twice_gives_the_same_vocabulary() {
+        assert_eq!(encoder().to_json().unwrap(), encoder().to_json().unwrap());
+    }
+
+    #[test]
+    fn a_sentence_predicts_each_of_its_tokens_once() {
+        let tokens = encoder().sentence("the fox").unwrap();
+        assert_eq!(tokens.ids.len(), 12);
+        assert_eq!(tokens.ids[tokens.end], EOS);
+        assert_eq!(tokens.targets(), tokens.end);
+        assert_eq!(tokens.labels[..tokens.end], tokens.ids[1..=tokens.end]);
+    }
+
+    #[test]
+    fn a_long_text_is_cut_before_its_end_token() {
+        let tokens = encoder().sentence(&"whale ".repeat(40)).unwrap();
+        assert_eq!((tokens.end, tokens.ids[11]), (11, EOS));
+    }
+
+    #[test]
+    fn only_the_answer_of_a_dialogue_is_a_target() {
+        let encoder = encoder();
+        let answer = encoder.ids("red").unwrap().len();
+        for after_end in [false, true] {
+            let tokens = encoder.dialogue("the fox", "red", after_end).unwrap();
+            assert_eq!(tokens.targets(), answer + 1);
+            let first = tokens.labels.iter().position(|&l| l != IGNORE).unwrap();
+            assert_eq!(tokens.ids[first] == EOS, after_end);
+        }
+    }
+
+    #[test]
+    fn text_survives_the_round_trip() {
+        let encoder = encoder();
+        let ids = encoder.ids("a blue naïve 🦊").unwrap();
+        assert_eq!(encoder.decode(&ids).unwrap(), "a blue naïve 🦊");
+    }
+
+    #[test]
+    fn draws_differ_by_row_and_stay_below_the_bound() {
+        let draw = |row| Draw { seed: 1, step: 2, row, purpose: 0 }.below(10);
+        let seen: std::collections::BTreeSet<u64> = (0..200).map(draw).collect();
+        assert_eq!(seen, (0..10).collect());
+    }
+}
