@@ -278,7 +278,7 @@ pub(super) fn exchange(
     sink: &mut dyn Sink,
     watch: &Watch,
 ) -> Result<()> {
-    let mut idle = Idle::new(watch);
+    let mut idle = Idle::new(watch, neighbours);
     loop {
         let mut moved = false;
         for message in &mut outgoing {

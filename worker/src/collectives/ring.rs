@@ -22,7 +22,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of one direction's ring.
-pub(super) const CAPACITY: usize = 1 << 20;
+pub(super) const CAPACITY: usize = 2 << 20;
 const DATA: usize = 4096;
 const SIZE: usize = DATA + 2 * CAPACITY;
 const LINE: usize = 64;

@@ -87,10 +87,7 @@ impl Mesh {
     /// The only rank of a world of one: no sockets.
     #[must_use]
     pub fn alone() -> Self {
-        let watch = Watch {
-            abort: AbortFlag::new(),
-            silence: Duration::MAX,
-        };
+        let watch = Watch::new(AbortFlag::new(), Duration::MAX);
         Self::assemble(0, 0, Vec::new(), Limits::default(), watch)
     }
 
@@ -137,10 +134,7 @@ impl Mesh {
             let peer = forming.peer(peer);
             neighbours.extend(link.map(|link| Neighbour { peer, link }));
         }
-        let watch = Watch {
-            abort: abort.clone(),
-            silence: limits.silence,
-        };
+        let watch = Watch::new(abort.clone(), limits.silence);
         let mesh = Self::assemble(rank, roster.generation, neighbours, limits.clone(), watch);
         tracing::debug!(
             rank,

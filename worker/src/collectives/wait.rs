@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use super::engine::Neighbour;
 use super::{AbortFlag, CollectiveError, Identity, Result};
 
-/// Polls without sleeping before the processor is given away.
+/// Polls at once before the clock is looked at.
 const SPINS: u32 = 100;
-/// How long the processor is given away before the first sleep.
+/// How long the processor is kept when every rank of this machine can have one of its own: giving
+/// it away costs more than what is waited for.
+const KEEPING: Duration = Duration::from_micros(400);
+/// How long the processor is then given away before the first sleep.
 const YIELDING: Duration = Duration::from_micros(200);
 /// First and longest sleep between two polls of shared memory.
 const SLEEPS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(500));
@@ -21,6 +24,19 @@ pub(super) struct Watch {
     pub(super) abort: AbortFlag,
     /// Longest time in which nothing moves.
     pub(super) silence: Duration,
+    /// Processors of this machine.
+    processors: usize,
+}
+
+impl Watch {
+    pub(super) fn new(abort: AbortFlag, silence: Duration) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            abort,
+            silence,
+            processors,
+        }
+    }
 }
 
 /// A neighbour that is waited for.
@@ -34,15 +50,26 @@ pub(super) struct Pending {
 /// The state of a wait.
 pub(super) struct Idle<'a> {
     watch: &'a Watch,
+    keeping: Duration,
     polls: u32,
     sleep: Duration,
     since: Option<Instant>,
 }
 
 impl<'a> Idle<'a> {
-    pub(super) fn new(watch: &'a Watch) -> Self {
+    pub(super) fn new(watch: &'a Watch, neighbours: &[Neighbour]) -> Self {
+        let shared = neighbours
+            .iter()
+            .filter(|neighbour| neighbour.link.is_shared())
+            .count();
+        let own_processor = shared > 0 && shared < watch.processors;
         Self {
             watch,
+            keeping: if own_processor {
+                KEEPING
+            } else {
+                Duration::ZERO
+            },
             polls: 0,
             sleep: SLEEPS.0,
             since: None,
@@ -68,7 +95,11 @@ impl<'a> Idle<'a> {
             return Ok(());
         }
         let quiet = self.since.get_or_insert_with(Instant::now).elapsed();
-        if quiet < YIELDING {
+        if quiet < self.keeping {
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        if quiet < self.keeping + YIELDING {
             std::thread::yield_now();
             return Ok(());
         }
