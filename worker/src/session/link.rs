@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use super::shared::{Shared, assignment};
 
@@ -65,9 +65,11 @@ pub(super) fn spawn(
 ) -> Result<(oneshot::Receiver<JoinResult>, StdReceiver<()>), Failure> {
     let (joined_in, joined) = oneshot::channel();
     let (ended_in, ended) = sync_channel(1);
+    // Its requests belong to the trace of the run.
+    let span = Span::current();
     std::thread::Builder::new()
         .name("session".into())
-        .spawn(move || run(&link, reports, joined_in, &ended_in))
+        .spawn(move || span.in_scope(|| run(&link, reports, joined_in, &ended_in)))
         .map_err(|error| Failure::io("the session's thread cannot be started", error))?;
     Ok((joined, ended))
 }
