@@ -190,6 +190,9 @@ pub struct Retrieval {
     pub temperature: f64,
     /// Whether `tau` is trained (bounded below by 0.01) or stays fixed.
     pub learn_temperature: bool,
+    /// How far the image projection starts by evening out the strength of the features'
+    /// directions, measured on the stage's first pictures: 0 not at all (random start), 1 wholly.
+    pub whiten: f64,
     /// Blocks (counted from 1) after which the text state is read as well, each with a head
     /// of its own; the losses are averaged. The last block is always read.
     pub extra_blocks: Vec<u32>,
@@ -197,7 +200,7 @@ pub struct Retrieval {
 
 impl Default for Retrieval {
     fn default() -> Self {
-        Self { dim: 128, temperature: 0.07, learn_temperature: true, extra_blocks: Vec::new() }
+        Self { dim: 128, temperature: 0.07, learn_temperature: true, whiten: 0.0, extra_blocks: Vec::new() }
     }
 }
 
@@ -341,6 +344,8 @@ pub struct MemoryStage {
     pub captions: Vec<String>,
     /// Texts of the retrieval loss, one chosen by (seed, step, row).
     pub retrieval_texts: Vec<String>,
+    /// Share of each microbatch that is captioned, from its beginning; at least one sample.
+    pub caption_share: f64,
     /// Weight of the captioning loss.
     pub caption_weight: f64,
     /// Weight of the retrieval loss.
@@ -352,6 +357,7 @@ impl Default for MemoryStage {
         Self {
             captions: vec!["{caption}".into()],
             retrieval_texts: vec!["{caption}".into()],
+            caption_share: 1.0,
             caption_weight: 1.0,
             retrieval_weight: 1.0,
         }

@@ -145,18 +145,22 @@ impl Evaluator<'_> {
 
     /// The picture of a row as RGB bytes of the encoder's size.
     fn picture(&self, row: &Row) -> Result<Vec<u8>, Failure> {
-        let side = self.job.model.vision.image_size;
-        let bytes = row.image.as_ref().ok_or_else(|| {
-            Failure::data(
-                format!("row {} ({}) has no picture", row.index, row.key),
-                "retrieval and captions are measured on pictures",
-                "name a corpus with pictures in the evaluate stage",
-            )
-        })?;
-        let decoded = picture::decode(bytes, &picture::Limits::default());
-        let resized = decoded.and_then(|decoded| picture::resize_square(&decoded, side));
-        Ok(resized.map_err(|error| undecodable(row, &error))?.pixels)
+        picture_of(row, self.job.model.vision.image_size)
     }
+}
+
+/// The picture of a row, decoded, as RGB bytes `[side, side, 3]`.
+pub(crate) fn picture_of(row: &Row, side: u32) -> Result<Vec<u8>, Failure> {
+    let bytes = row.image.as_ref().ok_or_else(|| {
+        Failure::data(
+            format!("row {} ({}) has no picture", row.index, row.key),
+            "this stage needs pictures",
+            "name a corpus in which every row has one",
+        )
+    })?;
+    let decoded = picture::decode(bytes, &picture::Limits::default());
+    let resized = decoded.and_then(|decoded| picture::resize_square(&decoded, side));
+    Ok(resized.map_err(|error| undecodable(row, &error))?.pixels)
 }
 
 fn undecodable(row: &Row, error: &picture::PictureError) -> Failure {

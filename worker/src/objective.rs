@@ -20,6 +20,7 @@ use mks2_dataset::loader::Sample;
 use mks2_proto::failure::Failure;
 use tch::{Device, Kind, Tensor};
 
+use crate::model::losses;
 use crate::text::{Draw, TextEncoder, Tokens};
 
 /// What one lane tells all others.
@@ -105,8 +106,10 @@ pub trait Objective {
 pub struct TokenBatch {
     /// `[b, t]`, int64.
     pub ids_bt: Tensor,
-    /// `[b, t]`, int64: what each position predicts.
-    pub labels_bt: Tensor,
+    /// `[b, n]`, int64: positions with a loss, filled up with 0.
+    pub positions_bn: Tensor,
+    /// `[b, n]`, int64: what each of these predicts; ignored where filled up.
+    pub labels_bn: Tensor,
     /// `[b, 1]`, int64: position of the end token.
     pub end_b1: Tensor,
     /// Positions with a loss.
@@ -115,18 +118,23 @@ pub struct TokenBatch {
 
 impl TokenBatch {
     /// Stacks rows of equal length on `device`.
-    pub fn new(rows: &[Tokens], device: Device) -> Self {
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn new(rows: &[Tokens], device: Device) -> Result<Self, Failure> {
         let stack = |of: fn(&Tokens) -> &[i64]| {
             let values: Vec<i64> = rows.iter().flat_map(|row| of(row).iter().copied()).collect();
             Tensor::from_slice(&values).view([rows.len() as i64, -1]).to_device(device)
         };
         let ends: Vec<i64> = rows.iter().map(|row| row.end as i64).collect();
-        Self {
+        let labelled = losses::labelled(&stack(|row| &row.labels))?;
+        Ok(Self {
             ids_bt: stack(|row| &row.ids),
-            labels_bt: stack(|row| &row.labels),
+            positions_bn: labelled.positions_bn,
+            labels_bn: labelled.labels_bn,
             end_b1: Tensor::from_slice(&ends).unsqueeze(1).to_device(device),
             targets: rows.iter().map(Tokens::targets).sum(),
-        }
+        })
     }
 
     /// One text per sample, chosen from `templates` by chance.
@@ -142,7 +150,7 @@ impl TokenBatch {
             let draw = place.draw(sample.row.index, purpose);
             encoder.sentence(&crate::text::choose_text(templates, &sample.row, draw)?)
         });
-        Ok(Self::new(&rows.collect::<Result<Vec<_>, Failure>>()?, device))
+        Self::new(&rows.collect::<Result<Vec<_>, Failure>>()?, device)
     }
 }
 

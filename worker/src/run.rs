@@ -12,7 +12,7 @@ use mks2_dataset::reader::Corpus;
 use mks2_dataset::row::render;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, Stage, StageKind};
-use mks2_proto::params::trained_by;
+use mks2_proto::params::{retrieval_heads, trained_by};
 use mks2_proto::v1::{CheckpointRef, Phase};
 use object_store::ObjectStoreExt;
 use tch::{Device, Tensor};
@@ -21,22 +21,26 @@ use tracing::{info, info_span};
 
 use crate::checkpoint::{Checkpoint, Expected, Facts, Kind, Table};
 use crate::collectives::Collective;
-use crate::evaluate::{Evaluator, ancestry};
+use crate::evaluate::{self, Evaluator, ancestry};
 use crate::exact::Reducer;
 use crate::flat::{Buffer, FlatLayout, FlatState};
 use crate::lineage::{Lineage, StageResult};
-use crate::model::Weights;
+use crate::model::{Vision, Weights};
 use crate::objective::Objective;
 use crate::objective::bootstrap::BootstrapObjective;
 use crate::objective::experts::ExpertsObjective;
 use crate::objective::memory::MemoryObjective;
+use crate::pixels::to_pixels;
 use crate::saver::{BUFFERS, Content, REDUCER, Saver, TOKENIZER, table_of};
 use crate::session::Session;
 use crate::text::TextEncoder;
 use crate::train::{Progress, Settings, Trainer};
+use crate::whiten;
 
 /// Where the result of an `evaluate` stage lies in the run directory.
 const EVALUATION: &str = "evaluation.json";
+/// Pictures that the retrieval head's start is measured on.
+const WHITEN_ROWS: usize = 1024;
 
 /// How a run, or a stage of it, came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +184,9 @@ impl Run {
                 for spec in &specs {
                     state.load(Buffer::Weights, &spec.name, &spec.initial_values(self.job.seed))?;
                 }
+                if stage.kind == StageKind::Memory && self.job.model.retrieval.whiten > 0.0 {
+                    self.whiten(stage, &mut state)?;
+                }
             }
             Some(checkpoint) => {
                 fill(&mut state, checkpoint, &table)?;
@@ -196,6 +203,38 @@ impl Run {
             leaves.push(weights.get(&span.name)?);
         }
         Ok(Prepared { encoder, layout, table, state, reducer, progress, weights, leaves })
+    }
+
+    /// Starts the retrieval heads' image projections from the stage's first pictures. Every worker
+    /// computes the same by itself.
+    fn whiten(&self, stage: &Stage, state: &mut FlatState) -> Result<(), Failure> {
+        let weights = self.lineage.weights(&self.base(stage)?)?;
+        let vision = Vision::new(&self.job.model.vision, &weights)?;
+        let side = self.job.model.vision.image_size;
+        let mut features = Vec::new();
+        let mut left = WHITEN_ROWS;
+        for source in &stage.data {
+            let corpus = self.corpus(&source.corpus)?;
+            for group in 0..corpus.manifest().groups() {
+                if left == 0 {
+                    break;
+                }
+                let mut rows = self.runtime.block_on(corpus.read_group(group))?;
+                rows.truncate(left);
+                left -= rows.len();
+                let pictures = rows.iter().map(|row| evaluate::picture_of(row, side)).collect::<Result<Vec<_>, _>>()?;
+                let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+                let pixels = to_pixels(&pictures, side as usize, self.device);
+                features.push(tch::no_grad(|| vision.forward(&pixels))?.global_be);
+            }
+        }
+        let retrieval = &self.job.model.retrieval;
+        let features_ne = Tensor::cat(&features, 0).to_device(Device::Cpu);
+        let start = whiten::projection(&features_ne, i64::from(retrieval.dim), retrieval.whiten)?;
+        for (_, head) in retrieval_heads(&self.job.model) {
+            state.load(Buffer::Weights, &format!("{head}.image_projection.weight"), &start)?;
+        }
+        Ok(())
     }
 
     /// The tokenizer of a stage: a bootstrap stage trains it, the others inherit it.
@@ -298,6 +337,9 @@ impl Run {
             optimizer: &stage.optimizer,
         };
         let data = self.data(stage, progress.step)?;
+        if self.collective.rank() == 0 {
+            self.saver.warm(&table);
+        }
         let mut trainer = Trainer::new(settings, objective, data, (state, leaves), reducer, progress);
         while !trainer.is_done() {
             let stop = trainer.step(&self.session, &mut *self.collective)?;

@@ -233,6 +233,14 @@ fn model(model: &Model, rules: &mut Rules) {
         model.retrieval.temperature,
         (0.01, 100.0),
     );
+    rules.within(table, "whiten", model.retrieval.whiten, (0.0, 1.0));
+    let (dim, features) = (model.retrieval.dim, model.vision.projection_dim);
+    rules.require(
+        model.retrieval.whiten == 0.0 || dim <= features,
+        format!("{table}.dim"),
+        format!("{dim} directions cannot start from features of {features} (projection_dim)"),
+        format!("set dim to {features} or less, or whiten to 0"),
+    );
     let blocks = model.decoder.num_hidden_layers;
     stages::blocks(
         rules,

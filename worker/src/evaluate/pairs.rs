@@ -107,7 +107,7 @@ fn measure_block(evaluator: &Evaluator, reader: &Reader, rows: &[Row]) -> Result
     let query = evaluator.settings.retrieval_text.as_deref().unwrap_or("{caption}");
     let sentences = |of: &dyn Fn(&Row) -> Result<String, Failure>| {
         let rows = rows.iter().map(|row| reader.encoder.sentence(&of(row)?));
-        Ok::<_, Failure>(TokenBatch::new(&rows.collect::<Result<Vec<_>, _>>()?, device))
+        TokenBatch::new(&rows.collect::<Result<Vec<_>, Failure>>()?, device)
     };
     let queries = sentences(&|row| Ok(render(query, row)?))?;
     let halves = SecondHalves::Memory(&reader.memory);
@@ -121,9 +121,10 @@ fn measure_block(evaluator: &Evaluator, reader: &Reader, rows: &[Row]) -> Result
     let text_btd = reader.decoder.embed(&captions.ids_bt)?;
     let soft_bpd = reader.bridge.forward(&seen.patches_bpv)?;
     let with_btd = Tensor::cat(&[&soft_bpd, &text_btd], 1);
-    let loss = |h_btd: &Tensor, from: i64| -> Result<f64, Failure> {
-        let states = reader.decoder.forward(h_btd, &Pass::new(halves).reading(Read::From(from)))?;
-        let (sum, _) = losses::next_token(&reader.decoder, &states.last_bnd, &captions.labels_bt)?;
+    let loss = |h_btd: &Tensor, before: i64| -> Result<f64, Failure> {
+        let positions_bn = &captions.positions_bn + before;
+        let states = reader.decoder.forward(h_btd, &Pass::new(halves).reading(Read::At(&positions_bn)))?;
+        let (sum, _) = losses::next_token(&reader.decoder, &states.last_bnd, &captions.labels_bn)?;
         Ok(sum.to_kind(Kind::Double).double_value(&[]))
     };
     let counts = vec![loss(&with_btd, soft_bpd.size()[1])?, loss(&text_btd, 0)?, captions.targets as f64];

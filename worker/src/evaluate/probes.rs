@@ -92,7 +92,7 @@ fn end_states(
     halves: SecondHalves,
 ) -> Result<Tensor, Failure> {
     let rows = questions.iter().map(|question| reader.encoder.sentence(&question.question));
-    let batch = TokenBatch::new(&rows.collect::<Result<Vec<_>, _>>()?, evaluator.device);
+    let batch = TokenBatch::new(&rows.collect::<Result<Vec<_>, Failure>>()?, evaluator.device)?;
     let pass = Pass::new(halves).reading(Read::At(&batch.end_b1));
     let states = reader.decoder.forward(&reader.decoder.embed(&batch.ids_bt)?, &pass)?;
     Ok(states.last_bnd.squeeze_dim(1))

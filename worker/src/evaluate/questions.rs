@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use super::{Evaluator, in_blocks};
 use crate::collectives::Collective;
-use crate::model::{Decoder, Experts, Pass, SecondHalves};
+use crate::model::{Decoder, Experts, Pass, Read, SecondHalves};
 use crate::objective::experts::experts;
 use crate::objective::{Share, TokenBatch, to_floats};
 use crate::text::{EOS, IGNORE, TextEncoder, Tokens};
@@ -171,7 +171,7 @@ impl Model {
         let mut counts = Vec::with_capacity(questions.len());
         for question in questions {
             let choices = (0..question.choices.len()).map(|choice| self.dialogue(question, choice));
-            let batch = TokenBatch::new(&choices.collect::<Result<Vec<_>, _>>()?, self.device);
+            let batch = TokenBatch::new(&choices.collect::<Result<Vec<_>, Failure>>()?, self.device)?;
             let scores = to_floats(&self.log_probabilities(&batch)?)?;
             let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
             counts.push(best.unwrap_or(0) as f64);
@@ -181,18 +181,18 @@ impl Model {
 
     /// Log-probability of each row's targets, `[b]`.
     fn log_probabilities(&self, batch: &TokenBatch) -> Result<Tensor, Failure> {
-        let pass = Pass::new(SecondHalves::Experts(&self.experts));
+        let pass = Pass::new(SecondHalves::Experts(&self.experts)).reading(Read::At(&batch.positions_bn));
         let states = self.decoder.forward(&self.decoder.embed(&batch.ids_bt)?, &pass)?;
         let logits = self.decoder.logits(&states.last_bnd);
         let vocab = logits.size()[2];
         let losses = logits.view([-1, vocab]).cross_entropy_loss(
-            &batch.labels_bt.view([-1]),
+            &batch.labels_bn.view([-1]),
             None::<Tensor>,
             tch::Reduction::None,
             IGNORE,
             0.0,
         );
-        Ok(losses.view_as(&batch.labels_bt).sum_dim_intlist([1i64].as_slice(), false, Kind::Float).neg())
+        Ok(losses.view_as(&batch.labels_bn).sum_dim_intlist([1i64].as_slice(), false, Kind::Float).neg())
     }
 
     /// Mean share of the memories per block and kind of token, over the questions with their
@@ -203,7 +203,7 @@ impl Model {
         }
         let rows = questions.iter().map(|question| self.dialogue(question, question.right));
         let rows = rows.collect::<Result<Vec<_>, _>>()?;
-        let batch = TokenBatch::new(&rows, self.device);
+        let batch = TokenBatch::new(&rows, self.device)?;
         let pass = Pass::new(SecondHalves::Experts(&self.experts)).recording_scores();
         let states = self.decoder.forward(&self.decoder.embed(&batch.ids_bt)?, &pass)?;
         let kinds: Vec<Vec<Token>> = rows.iter().map(kinds).collect();

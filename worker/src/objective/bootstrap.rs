@@ -12,7 +12,7 @@ use mks2_proto::job::{Bootstrap, Job, Stage};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{LaneLoss, Losses, Objective, Place, Share, TokenBatch, gathered, pictures, to_floats, total};
-use crate::model::{Decoder, Pass, SecondHalves, TextTower, Vision, Weights, losses};
+use crate::model::{Decoder, Pass, Read, SecondHalves, TextTower, Vision, Weights, losses};
 use crate::pixels::{shifted, to_pixels};
 use crate::text::TextEncoder;
 
@@ -118,9 +118,9 @@ impl Objective for BootstrapObjective<'_> {
     }
 
     fn loss(&self, number: u32, lane: &Lane, global: &Global) -> Result<LaneLoss, Failure> {
-        let pass = Pass::new(SecondHalves::Mlp);
+        let pass = Pass::new(SecondHalves::Mlp).reading(Read::At(&lane.texts.positions_bn));
         let states = self.decoder.forward(&self.decoder.embed(&lane.texts.ids_bt)?, &pass)?;
-        let (language, _) = losses::next_token(&self.decoder, &states.last_bnd, &lane.texts.labels_bt)?;
+        let (language, _) = losses::next_token(&self.decoder, &states.last_bnd, &lane.texts.labels_bn)?;
         let (images_be, texts_be) = self.features(lane)?;
         let rows = images_be.size()[0];
         let own = |grad: &Tensor| grad.narrow(0, i64::from(number) * rows, rows);

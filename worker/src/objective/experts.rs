@@ -112,7 +112,7 @@ impl Objective for ExpertsObjective<'_> {
             self.encoder.dialogue(&question, &answer, self.settings.answer_after_end)
         });
         let rows = rows.collect::<Result<Vec<_>, Failure>>()?;
-        let dialogues = TokenBatch::new(&rows, self.device);
+        let dialogues = TokenBatch::new(&rows, self.device)?;
         let soft = self.eyes.as_ref().map(|eyes| eyes.look(samples, self.device)).transpose()?;
         let share = Share { counts: vec![dialogues.targets as f64], features: Vec::new() };
         Ok((Lane { dialogues, soft }, share))
@@ -126,15 +126,19 @@ impl Objective for ExpertsObjective<'_> {
         let text_btd = self.decoder.embed(&lane.dialogues.ids_bt)?;
         let halves = SecondHalves::Experts(&self.experts);
         let states = match &lane.soft {
-            None => self.decoder.forward(&text_btd, &Pass::new(halves))?,
+            None => {
+                let pass = Pass::new(halves).reading(Read::At(&lane.dialogues.positions_bn));
+                self.decoder.forward(&text_btd, &pass)?
+            }
             Some((soft_bpd, seen)) => {
                 let (p, t) = (soft_bpd.size()[1], text_btd.size()[1]);
                 let keys_bt = real_keys(seen, p, t, self.device);
-                let pass = Pass::new(halves).keys(&keys_bt).reading(Read::From(p));
+                let positions_bn = &lane.dialogues.positions_bn + p;
+                let pass = Pass::new(halves).keys(&keys_bt).reading(Read::At(&positions_bn));
                 self.decoder.forward(&Tensor::cat(&[soft_bpd, &text_btd], 1), &pass)?
             }
         };
-        let (sum, _) = losses::next_token(&self.decoder, &states.last_bnd, &lane.dialogues.labels_bt)?;
+        let (sum, _) = losses::next_token(&self.decoder, &states.last_bnd, &lane.dialogues.labels_bn)?;
         Ok(LaneLoss { sums: vec![sum.double_value(&[])], loss: sum / global.tokens })
     }
 

@@ -33,7 +33,7 @@ pub struct MemoryObjective<'a> {
 pub struct Lane {
     captions: TokenBatch,
     queries: TokenBatch,
-    /// Frozen patch features, `[b, p, v]`.
+    /// Frozen patch features of the captioned samples, `[b, p, v]`.
     patches_bpv: Tensor,
 }
 
@@ -62,13 +62,19 @@ impl<'a> MemoryObjective<'a> {
         })
     }
 
+    /// How many of a lane's samples are captioned.
+    fn captioned(&self, samples: usize) -> usize {
+        ((self.settings.caption_share * samples as f64).round() as usize).clamp(1, samples)
+    }
+
     /// Sum of the captions' token losses, image tokens standing before the caption.
     fn caption_sum(&self, lane: &Lane) -> Result<Tensor, Failure> {
         let soft_bpd = self.bridge.forward(&lane.patches_bpv)?;
         let h_btd = Tensor::cat(&[&soft_bpd, &self.decoder.embed(&lane.captions.ids_bt)?], 1);
-        let pass = Pass::new(SecondHalves::Memory(&self.memory)).reading(Read::From(soft_bpd.size()[1]));
+        let positions_bn = &lane.captions.positions_bn + soft_bpd.size()[1];
+        let pass = Pass::new(SecondHalves::Memory(&self.memory)).reading(Read::At(&positions_bn));
         let states = self.decoder.forward(&h_btd, &pass)?;
-        Ok(losses::next_token(&self.decoder, &states.last_bnd, &lane.captions.labels_bt)?.0)
+        Ok(losses::next_token(&self.decoder, &states.last_bnd, &lane.captions.labels_bn)?.0)
     }
 
     /// Sum of the retrieval losses of the lane's texts against all pictures of the step.
@@ -87,15 +93,17 @@ impl Objective for MemoryObjective<'_> {
     type Global = Global;
 
     fn lane(&self, place: Place, samples: &[Sample]) -> Result<(Lane, Share), Failure> {
-        let texts = |templates, purpose| {
+        let texts = |samples, templates, purpose| {
             TokenBatch::of_texts(samples, templates, self.encoder, place, purpose, self.device)
         };
-        let captions = texts(&self.settings.captions, CAPTION)?;
-        let queries = texts(&self.settings.retrieval_texts, RETRIEVAL)?;
+        let captioned = self.captioned(samples.len());
+        let captions = texts(&samples[..captioned], &self.settings.captions, CAPTION)?;
+        let queries = texts(samples, &self.settings.retrieval_texts, RETRIEVAL)?;
         let pixels_bcyx = to_pixels(&pictures(samples)?, self.side, self.device);
         let seen = no_grad(|| self.vision.forward(&pixels_bcyx))?;
         let share = Share { counts: vec![captions.targets as f64], features: to_floats(&seen.global_be)? };
-        Ok((Lane { captions, queries, patches_bpv: seen.patches_bpv }, share))
+        let patches_bpv = seen.patches_bpv.narrow(0, 0, captioned as i64);
+        Ok((Lane { captions, queries, patches_bpv }, share))
     }
 
     fn global(&self, shares: &[Share]) -> Result<Global, Failure> {

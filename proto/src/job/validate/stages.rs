@@ -2,6 +2,7 @@
 
 use super::{Rules, is_name};
 use crate::job::{Bootstrap, Evaluate, Experts, Job, MemoryStage, Optimizer, Stage, StageKind};
+use crate::params::RESERVED_EXPERT_NAMES;
 
 /// What `evaluate.compare` may hold.
 const ROLES: [&str; 3] = ["mks2", "lora", "shuffled"];
@@ -196,6 +197,14 @@ impl Check<'_> {
     fn memory(&self, rules: &mut Rules, settings: &MemoryStage) {
         let table = self.at("memory");
         let (caption, retrieval) = (settings.caption_weight, settings.retrieval_weight);
+        rules.above_zero(&table, "caption_share", settings.caption_share);
+        rules.within(&table, "caption_share", settings.caption_share, (0.0, 1.0));
+        rules.require(
+            !RESERVED_EXPERT_NAMES.contains(&self.stage.name.as_str()),
+            self.at("name"),
+            format!("'{}' already means another part of a block", self.stage.name),
+            "give the memory stage another name",
+        );
         rules.within(&table, "caption_weight", caption, (0.0, f64::MAX));
         rules.within(&table, "retrieval_weight", retrieval, (0.0, f64::MAX));
         rules.require(
