@@ -140,6 +140,11 @@ pub async fn import(
     options: &Options,
     watch: &(dyn Fn(&Progress) + Send + Sync),
 ) -> Result<Summary> {
+    // Boxed: the state of all readers and writers together is large.
+    Box::pin(run(options, watch)).await
+}
+
+async fn run(options: &Options, watch: &(dyn Fn(&Progress) + Send + Sync)) -> Result<Summary> {
     let begun = Instant::now();
     options.check()?;
     let sources = source::resolve(&options.sources).await?;

@@ -20,13 +20,14 @@ use object_store::{
 };
 use url::Url;
 
-use crate::error::{Error, Result, Trouble};
+use crate::error::{Error, Result};
+
+mod words;
+
+pub use words::{diagnose, redact, shown};
 
 /// Longest time that one request is retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Most characters of a store's own words that are shown.
-const MAX_DETAIL_CHARS: usize = 400;
 
 /// Whether a create-only write made the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +104,17 @@ pub fn under(root: &Path, relative: &str) -> Result<Path> {
     Path::parse(whole).map_err(|error| refuse(relative, error))
 }
 
+/// What messages call an object: a path on this machine, else the store and the path in it.
+#[must_use]
+pub fn name(store: &dyn ObjectStore, path: &Path) -> String {
+    let kind = store.to_string();
+    if kind.starts_with("LocalFileSystem") {
+        format!("/{path}")
+    } else {
+        format!("{kind}/{path}")
+    }
+}
+
 /// Reads a whole object.
 ///
 /// # Errors
@@ -110,7 +122,7 @@ pub fn under(root: &Path, relative: &str) -> Result<Path> {
 pub async fn get(store: &dyn ObjectStore, path: &Path) -> Result<Bytes> {
     let read = async { store.get(path).await?.bytes().await };
     read.await
-        .map_err(|error| Error::store("read", path.as_ref(), &error))
+        .map_err(|error| Error::store("read", &name(store, path), &error))
 }
 
 /// Reads a whole object, or `None` if it does not exist.
@@ -133,7 +145,7 @@ pub async fn size(store: &dyn ObjectStore, path: &Path) -> Result<Option<u64>> {
     match store.head(path).await {
         Ok(meta) => Ok(Some(meta.size)),
         Err(object_store::Error::NotFound { .. }) => Ok(None),
-        Err(error) => Err(Error::store("read", path.as_ref(), &error)),
+        Err(error) => Err(Error::store("read", &name(store, path), &error)),
     }
 }
 
@@ -144,7 +156,7 @@ pub async fn size(store: &dyn ObjectStore, path: &Path) -> Result<Option<u64>> {
 pub async fn put(store: &dyn ObjectStore, path: &Path, bytes: Bytes) -> Result<()> {
     let put = store.put(path, PutPayload::from_bytes(bytes)).await;
     put.map(drop)
-        .map_err(|error| Error::store("written", path.as_ref(), &error))
+        .map_err(|error| Error::store("written", &name(store, path), &error))
 }
 
 /// Writes a whole object, atomically, only if none is there: of several writers one wins.
@@ -160,7 +172,7 @@ pub async fn put_create_only(
     match store.put_opts(path, payload, PutMode::Create.into()).await {
         Ok(_) => Ok(Created::New),
         Err(object_store::Error::AlreadyExists { .. }) => Ok(Created::Exists),
-        Err(error) => Err(Error::store("written", path.as_ref(), &error)),
+        Err(error) => Err(Error::store("written", &name(store, path), &error)),
     }
 }
 
@@ -171,128 +183,8 @@ pub async fn put_create_only(
 pub async fn delete(store: &dyn ObjectStore, path: &Path) -> Result<()> {
     match store.delete(path).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(Error::store("deleted", path.as_ref(), &error)),
+        Err(error) => Err(Error::store("deleted", &name(store, path), &error)),
     }
-}
-
-/// A location as it may be shown: without user, password and query.
-#[must_use]
-pub fn shown(location: &str) -> String {
-    match Url::parse(location) {
-        Ok(mut url) if location.contains("://") => {
-            let cleaned = url.set_username("").and_then(|()| url.set_password(None));
-            url.set_query(None);
-            if cleaned.is_ok() || url.username().is_empty() {
-                url.to_string()
-            } else {
-                redact(location)
-            }
-        }
-        _ => location.to_owned(),
-    }
-}
-
-/// Text without secrets: values of secret environment variables and of signing parameters.
-#[must_use]
-pub fn redact(text: &str) -> String {
-    let mut clean = text.to_owned();
-    for secret in secrets() {
-        clean = clean.replace(secret.as_str(), "***");
-    }
-    for parameter in SIGNING_PARAMETERS {
-        clean = blank_values(&clean, parameter);
-    }
-    clean
-}
-
-/// Parameters of URLs that grant access.
-const SIGNING_PARAMETERS: [&str; 5] = [
-    "X-Amz-Signature=",
-    "X-Amz-Credential=",
-    "X-Amz-Security-Token=",
-    "sig=",
-    "Signature=",
-];
-
-/// Values of environment variables that must never be shown.
-fn secrets() -> &'static [String] {
-    static SECRETS: OnceLock<Vec<String>> = OnceLock::new();
-    SECRETS.get_or_init(|| {
-        let secret = |name: &str| {
-            ["AWS_", "AZURE_", "GOOGLE_"]
-                .iter()
-                .any(|cloud| name.starts_with(cloud))
-                && ["SECRET", "TOKEN", "KEY", "SAS", "PASSWORD"]
-                    .iter()
-                    .any(|word| name.contains(word))
-        };
-        std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, value)| secret(name) && value.len() >= 8)
-            .map(|(_, value)| value)
-            .collect()
-    })
-}
-
-/// Replaces what follows `parameter`, up to the next delimiter.
-fn blank_values(text: &str, parameter: &str) -> String {
-    let mut parts = text.split(parameter);
-    let mut clean = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let end = part
-            .find(|c: char| "&\"' \n)>".contains(c))
-            .unwrap_or(part.len());
-        clean.push_str(parameter);
-        clean.push_str("***");
-        clean.push_str(&part[end..]);
-    }
-    clean
-}
-
-/// The kind of trouble behind a store's error, and its words without secrets on one line.
-#[must_use]
-pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
-    let io = deepest_io(error);
-    let trouble = match (error, io.map(std::io::Error::kind)) {
-        (object_store::Error::NotFound { .. }, _) => Trouble::Missing,
-        (object_store::Error::AlreadyExists { .. }, _) => Trouble::Exists,
-        (object_store::Error::Precondition { .. }, _) => Trouble::Changed,
-        (
-            object_store::Error::PermissionDenied { .. }
-            | object_store::Error::Unauthenticated { .. },
-            _,
-        ) => Trouble::Denied,
-        (
-            _,
-            Some(std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem),
-        ) => Trouble::Denied,
-        (_, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) => {
-            Trouble::Full
-        }
-        (_, Some(std::io::ErrorKind::NotADirectory)) => Trouble::NotAFolder,
-        _ => Trouble::Other,
-    };
-    let words = match (trouble, io) {
-        (Trouble::Missing, _) => "it does not exist".to_owned(),
-        (_, Some(io)) => io.to_string(),
-        _ => error.to_string(),
-    };
-    let line = redact(&words)
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ");
-    (trouble, line.chars().take(MAX_DETAIL_CHARS).collect())
-}
-
-/// The operating system's error at the bottom of a chain of errors.
-fn deepest_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
-    let mut found = None;
-    let mut cause = Some(error);
-    while let Some(current) = cause {
-        found = current.downcast_ref::<std::io::Error>().or(found);
-        cause = current.source();
-    }
-    found
 }
 
 /// The process-wide store behind `memory://`.
@@ -479,7 +371,7 @@ mod tests {
             matches!(
                 &error,
                 Error::Store {
-                    trouble: Trouble::NotAFolder,
+                    trouble: crate::error::Trouble::NotAFolder,
                     ..
                 }
             ),
@@ -509,16 +401,5 @@ mod tests {
         assert!(open("ftp://host/x").is_err());
         assert!(open("").is_err());
         assert!(open("s3://").is_err());
-    }
-
-    #[test]
-    fn nothing_shown_has_a_secret_in_it() {
-        assert_eq!(shown("https://user:pass@host/a?sig=abc"), "https://host/a");
-        assert_eq!(shown("data/a b"), "data/a b");
-        let text = "GET https://h/x?X-Amz-Signature=abcdef&list=1 failed";
-        assert_eq!(
-            redact(text),
-            "GET https://h/x?X-Amz-Signature=***&list=1 failed"
-        );
     }
 }

@@ -80,6 +80,11 @@ impl std::fmt::Display for Problem {
 /// Only what keeps it from looking at all: no corpus, a manifest that can not be used, trouble
 /// with the store. What is wrong inside is in the answer.
 pub async fn verify(url: &str, watch: &(dyn Fn(u64, u64) + Send + Sync)) -> Result<Verification> {
+    // Boxed: the state of all readers together is large.
+    Box::pin(run(url, watch)).await
+}
+
+async fn run(url: &str, watch: &(dyn Fn(u64, u64) + Send + Sync)) -> Result<Verification> {
     let begun = Instant::now();
     let corpus = Corpus::open(url).await?;
     let mut check = Check::new(&corpus);
@@ -151,7 +156,7 @@ impl<'a> Check<'a> {
     async fn hash(&self, name: &str) -> Result<Option<(u64, String)>> {
         let (store, root) = self.corpus.place();
         let path = store::under(root, name)?;
-        let failed = |error| Error::store("read", path.as_ref(), &error);
+        let failed = |error| Error::store("read", &store::name(&*store, &path), &error);
         let object = match store.get(&path).await {
             Ok(object) => object,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),

@@ -1,4 +1,5 @@
 //! Corpora as a user makes and meets them: real tars, real JSON lines, real damage.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "corpus/again.rs"]
 mod again;

@@ -9,6 +9,7 @@ use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Error, Result};
+use crate::store;
 
 /// Size of a window, bytes.
 const WINDOW: u64 = 4 << 20;
@@ -58,9 +59,13 @@ impl Object {
                     .await
             };
             read.await
-                .map_err(|error| Error::store("read", object.path.as_ref(), &error))
+                .map_err(|error| failed(&object.store, &object.path, &error))
         })))
     }
+}
+
+fn failed(store: &Arc<dyn ObjectStore>, path: &Path, error: &object_store::Error) -> Error {
+    Error::store("read", &store::name(&**store, path), error)
 }
 
 impl ByteReader {
@@ -69,7 +74,7 @@ impl ByteReader {
         let meta = store
             .head(&path)
             .await
-            .map_err(|error| Error::store("read", path.as_ref(), &error))?;
+            .map_err(|error| failed(&store, &path, &error))?;
         let object = Object {
             store,
             path,
@@ -151,7 +156,6 @@ impl ByteReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store;
 
     #[tokio::test]
     async fn every_byte_comes_once_and_in_order_across_windows() {

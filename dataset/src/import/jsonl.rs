@@ -188,7 +188,7 @@ impl PictureFolder {
     }
 
     async fn read(&self, path: &Path, limit: u64) -> Result<Result<Bytes, PictureError>> {
-        let failed = |error| Error::store("read", path.as_ref(), &error);
+        let failed = |error| Error::store("read", &store::name(&*self.store, path), &error);
         let found = self.store.get(path).await.map_err(failed)?;
         let bytes = found.meta.size;
         if bytes > limit {

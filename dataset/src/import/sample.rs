@@ -69,16 +69,16 @@ pub(crate) struct Bad {
     pub(crate) place: Place,
     /// Its key, if it got that far.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) key: Option<String>,
+    pub(crate) key: Option<Box<str>>,
     /// The kind of reason.
     pub(crate) reason: &'static str,
     /// The reason in words.
-    pub(crate) detail: String,
+    pub(crate) detail: Box<str>,
 }
 
 impl Bad {
     /// A bad sample or entry without a key.
-    pub(crate) fn new(place: Place, reason: &'static str, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(place: Place, reason: &'static str, detail: impl Into<Box<str>>) -> Self {
         Self {
             place,
             key: None,
@@ -89,7 +89,7 @@ impl Bad {
 
     /// With its key.
     pub(crate) fn of(mut self, key: &str) -> Self {
-        self.key = Some(key.to_owned());
+        self.key = Some(key.into());
         self
     }
 }

@@ -234,7 +234,7 @@ impl Destination {
     /// files that the local store had not yet given their names.
     async fn sweep(&self, manifest: &Manifest) -> Result<()> {
         let shards = store::under(&self.root, "shards")?;
-        let failed = |error| Error::store("listed", shards.as_ref(), &error);
+        let failed = |error| Error::store("listed", &store::name(&*self.store, &shards), &error);
         let listed: Vec<_> = self
             .store
             .list(Some(&shards))

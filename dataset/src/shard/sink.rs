@@ -111,7 +111,8 @@ impl Target {
     }
 
     async fn send(&mut self, part: Bytes) -> Result<()> {
-        let failed = |error| Error::store("written", self.path.as_ref(), &error);
+        let failed =
+            |error| Error::store("written", &store::name(&*self.store, &self.path), &error);
         if self.upload.is_none() {
             let upload = self.store.put_multipart(&self.path).await.map_err(failed)?;
             self.upload = Some(WriteMultipart::new_with_chunk_size(upload, PART_BYTES));
@@ -133,7 +134,8 @@ impl Target {
             Some(mut upload) => {
                 upload.put(rest);
                 let finished = upload.finish().await;
-                let failed = |error| Error::store("written", self.path.as_ref(), &error);
+                let failed =
+                    |error| Error::store("written", &store::name(&*self.store, &self.path), &error);
                 finished.map(drop).map_err(failed)
             }
         }

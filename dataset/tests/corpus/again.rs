@@ -11,11 +11,11 @@ use crate::support::{Bench, good_tar, sample, tar, tree};
 async fn an_interrupted_import_ends_with_the_same_bytes_when_started_again() {
     let bench = Bench::new();
     let source = bench.file("x.tar", good_tar(0, 60));
-    bench.import(&[source.clone()], "whole").await.unwrap();
+    bench.import(&[&source], "whole").await.unwrap();
     let whole = tree(&bench.path("whole"));
     for stop_at in [1, 9, 30, 59] {
         let out = format!("stopped-{stop_at}");
-        let options = bench.options(&[source.clone()], &out);
+        let options = bench.options(&[&source], &out);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let stop = std::sync::Mutex::new(Some(stop));
         let rows = AtomicU64::new(0);
@@ -39,7 +39,7 @@ async fn an_interrupted_import_ends_with_the_same_bytes_when_started_again() {
         if manifest.exists() {
             std::fs::remove_file(manifest).unwrap();
         }
-        let summary = bench.import(&[source.clone()], &out).await.unwrap();
+        let summary = bench.import(&[&source], &out).await.unwrap();
         assert_eq!(summary.rows, 60);
         assert_eq!(tree(&bench.path(&out)), whole, "stopped at {stop_at}");
     }
@@ -49,7 +49,7 @@ async fn an_interrupted_import_ends_with_the_same_bytes_when_started_again() {
 async fn the_same_import_again_writes_nothing_and_says_so() {
     let bench = Bench::new();
     let source = bench.file("x.tar", good_tar(0, 21));
-    let first = bench.import(&[source.clone()], "out").await.unwrap();
+    let first = bench.import(&[&source], "out").await.unwrap();
     let written = |name: &str| {
         std::fs::metadata(bench.path(name))
             .unwrap()
@@ -62,7 +62,7 @@ async fn the_same_import_again_writes_nothing_and_says_so() {
         "out/quarantine.jsonl",
     ];
     let before: Vec<_> = files.iter().map(|name| written(name)).collect();
-    let again = bench.import(&[source.clone()], "out").await.unwrap();
+    let again = bench.import(&[&source], "out").await.unwrap();
     assert!(again.identical && !first.identical);
     assert_eq!((again.digest, again.rows), (first.digest, first.rows));
     assert_eq!(
@@ -85,10 +85,10 @@ async fn another_corpus_is_not_replaced_unless_asked_for() {
         bench.file("more.tar", good_tar(0, 25)),
         bench.file("other.tar", tar(&[sample("x", 1)])),
     ];
-    bench.import(&[first.clone()], "out").await.unwrap();
+    bench.import(&[&first], "out").await.unwrap();
     let before = tree(&bench.path("out"));
     for other in &others {
-        let error = bench.import(&[other.clone()], "out").await.unwrap_err();
+        let error = bench.import(&[&other], "out").await.unwrap_err();
         assert!(matches!(error, Error::OtherCorpus { .. }), "{error:?}");
         assert_eq!(tree(&bench.path("out")), before);
     }
@@ -96,7 +96,7 @@ async fn another_corpus_is_not_replaced_unless_asked_for() {
     options.row_group_rows = 8;
     let error = import(&options, &|_| {}).await.unwrap_err();
     assert!(matches!(error, Error::OtherCorpus { .. }));
-    let mut options = bench.options(&[others[2].clone()], "out");
+    let mut options = bench.options(&[&others[2]], "out");
     options.overwrite = true;
     let summary = import(&options, &|_| {}).await.unwrap();
     assert_eq!(
@@ -111,7 +111,7 @@ async fn another_corpus_is_not_replaced_unless_asked_for() {
 async fn the_order_of_checking_does_not_show_in_the_bytes() {
     let bench = Bench::new();
     let source = bench.file("x.tar", good_tar(0, 100));
-    bench.import(&[source.clone()], "a").await.unwrap();
+    bench.import(&[&source], "a").await.unwrap();
     let here = tree(&bench.path("a"));
     // One thread of a runtime of its own.
     let options = bench.options(&[source], "b");

@@ -34,6 +34,7 @@ fn with(key: &str, picture: &[u8], caption: Option<&[u8]>, json: Option<&[u8]>) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one table of all kinds")]
 async fn each_kind_of_bad_sample_is_listed_with_place_and_reason() {
     let good = png(1);
     let mut broken_png = png(2);
@@ -126,7 +127,7 @@ async fn each_kind_of_bad_sample_is_listed_with_place_and_reason() {
     parts.push(sample("s-0001", 1));
     let bench = Bench::new();
     let source = bench.file("x.tar", tar(&parts));
-    let mut options = bench.options(&[source.clone()], "out");
+    let mut options = bench.options(&[&source], "out");
     options.limits = Limits {
         max_bytes: 4096,
         ..Limits::default()

@@ -11,7 +11,7 @@ use mks2_dataset::row::Row;
 use serde_json::Value;
 
 /// A PNG of 8 x 8 pixels whose content depends on the seed.
-pub fn png(seed: usize) -> Vec<u8> {
+pub(crate) fn png(seed: usize) -> Vec<u8> {
     let image = image::RgbImage::from_fn(8, 8, |x, y| {
         image::Rgb([(seed % 251) as u8, (x * 30) as u8, (y * 30) as u8])
     });
@@ -21,7 +21,7 @@ pub fn png(seed: usize) -> Vec<u8> {
 }
 
 /// A tar header of type `kind`, with a right checksum.
-pub fn header(name: &[u8], size: usize, kind: u8) -> [u8; 512] {
+pub(crate) fn header(name: &[u8], size: usize, kind: u8) -> [u8; 512] {
     let mut block = [0; 512];
     block[..name.len()].copy_from_slice(name);
     block[100..107].copy_from_slice(b"0000644");
@@ -36,7 +36,7 @@ pub fn header(name: &[u8], size: usize, kind: u8) -> [u8; 512] {
 }
 
 /// One file inside a tar: header, content, padding.
-pub fn entry(name: &[u8], content: &[u8]) -> Vec<u8> {
+pub(crate) fn entry(name: &[u8], content: &[u8]) -> Vec<u8> {
     let padding = (512 - content.len() % 512) % 512;
     [
         &header(name, content.len(), b'0'),
@@ -47,12 +47,12 @@ pub fn entry(name: &[u8], content: &[u8]) -> Vec<u8> {
 }
 
 /// A whole tar.
-pub fn tar(parts: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn tar(parts: &[Vec<u8>]) -> Vec<u8> {
     [parts.concat(), vec![0; 1024]].concat()
 }
 
 /// The three entries of a good sample.
-pub fn sample(key: &str, seed: usize) -> Vec<u8> {
+pub(crate) fn sample(key: &str, seed: usize) -> Vec<u8> {
     [
         entry(format!("{key}.png").as_bytes(), &png(seed)),
         entry(
@@ -68,7 +68,7 @@ pub fn sample(key: &str, seed: usize) -> Vec<u8> {
 }
 
 /// A tar of good samples with keys `s-FROM` and so on.
-pub fn good_tar(from: usize, count: usize) -> Vec<u8> {
+pub(crate) fn good_tar(from: usize, count: usize) -> Vec<u8> {
     let samples: Vec<_> = (from..from + count)
         .map(|at| sample(&format!("s-{at:04}"), at))
         .collect();
@@ -76,23 +76,23 @@ pub fn good_tar(from: usize, count: usize) -> Vec<u8> {
 }
 
 /// A folder for one test.
-pub struct Bench {
+pub(crate) struct Bench {
     folder: tempfile::TempDir,
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Writes a file and gives its path as text.
-    pub fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+    pub(crate) fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, bytes).unwrap();
@@ -100,24 +100,30 @@ impl Bench {
     }
 
     /// Settings with small groups (4 rows) and shards (2 groups).
-    pub fn options(&self, sources: &[String], out: &str) -> Options {
+    pub(crate) fn options(&self, sources: &[impl AsRef<str>], out: &str) -> Options {
         let out = self.path(out).to_str().unwrap().to_owned();
-        let mut options = Options::new(sources.to_vec(), out);
+        let mut options = Options::new(
+            sources
+                .iter()
+                .map(|name| name.as_ref().to_owned())
+                .collect(),
+            out,
+        );
         options.row_group_rows = 4;
         options.row_groups_per_shard = 2;
         options
     }
 
-    pub async fn import(&self, sources: &[String], out: &str) -> Result<Summary> {
+    pub(crate) async fn import(&self, sources: &[impl AsRef<str>], out: &str) -> Result<Summary> {
         import(&self.options(sources, out), &|_| {}).await
     }
 
-    pub async fn rows(&self, out: &str) -> Vec<Row> {
+    pub(crate) async fn rows(&self, out: &str) -> Vec<Row> {
         rows(self.path(out).to_str().unwrap()).await
     }
 
     /// The lines of `quarantine.jsonl`.
-    pub fn quarantine(&self, out: &str) -> Vec<Value> {
+    pub(crate) fn quarantine(&self, out: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path(out).join("quarantine.jsonl")).unwrap();
         text.lines()
             .map(|line| serde_json::from_str(line).unwrap())
@@ -126,7 +132,7 @@ impl Bench {
 }
 
 /// All rows of a corpus.
-pub async fn rows(url: &str) -> Vec<Row> {
+pub(crate) async fn rows(url: &str) -> Vec<Row> {
     let corpus = Corpus::open(url).await.unwrap();
     let mut rows = Vec::new();
     for group in 0..corpus.groups() {
@@ -136,7 +142,7 @@ pub async fn rows(url: &str) -> Vec<Row> {
 }
 
 /// Every file below a folder with its bytes.
-pub fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(current) = folders.pop() {
@@ -156,7 +162,7 @@ pub fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// A sample corpus of the repository.
-pub fn example(name: &str) -> String {
+pub(crate) fn example(name: &str) -> String {
     format!(
         "{}/../examples/emoji/corpus/{name}",
         env!("CARGO_MANIFEST_DIR")
