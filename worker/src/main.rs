@@ -1,6 +1,7 @@
 //! `mks2-worker`: one process of the data plane. It is started by `mks2 train` or by a cluster's
 //! launcher, and learns everything from its environment; see `mks2_proto::env`.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,7 +26,9 @@ fn main() -> ExitCode {
         Ok(End::Complete) => ExitCode::SUCCESS,
         Ok(End::Stopped) => failure::ExitCode::Stopped.into(),
         Err(failure) => {
-            tracing::error!(why = %failure.why, fix = %failure.cure, exit = failure.exit.code(), "{}", failure.what);
+            // The last words are for a person, whatever the form of the logs. A closed stderr is
+            // no reason to end differently.
+            let _ = writeln!(std::io::stderr(), "{failure}");
             failure.exit.into()
         }
     }

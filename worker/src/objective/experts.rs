@@ -34,7 +34,12 @@ pub struct Lane {
     dialogues: TokenBatch,
     /// Soft tokens `[b, p, d]` and which rows have a picture `[b]`, in a stage with pictures.
     soft: Option<(Tensor, Vec<bool>)>,
+    /// Seed of the adapters' dropout in this lane and step.
+    dropout_seed: i64,
 }
+
+/// Keeps the adapters' dropout apart from other draws.
+const DROPOUT: u64 = 4;
 
 /// What all lanes share: the answers' tokens in the step.
 pub struct Global {
@@ -105,7 +110,7 @@ impl Objective for ExpertsObjective<'_> {
     type Lane = Lane;
     type Global = Global;
 
-    fn lane(&self, _: Place, samples: &[Sample]) -> Result<(Lane, Share), Failure> {
+    fn lane(&self, place: Place, samples: &[Sample]) -> Result<(Lane, Share), Failure> {
         let rows = samples.iter().map(|sample| {
             let question = render(&self.settings.question, &sample.row)?;
             let answer = render(&self.settings.answer, &sample.row)?;
@@ -115,7 +120,9 @@ impl Objective for ExpertsObjective<'_> {
         let dialogues = TokenBatch::new(&rows, self.device)?;
         let soft = self.eyes.as_ref().map(|eyes| eyes.look(samples, self.device)).transpose()?;
         let share = Share { counts: vec![dialogues.targets as f64], features: Vec::new() };
-        Ok((Lane { dialogues, soft }, share))
+        let first_row = samples.first().map_or(0, |sample| sample.row.index);
+        let dropout_seed = place.draw(first_row, DROPOUT).below(i64::MAX as u64) as i64;
+        Ok((Lane { dialogues, soft, dropout_seed }, share))
     }
 
     fn global(&self, shares: &[Share]) -> Result<Global, Failure> {
@@ -123,6 +130,9 @@ impl Objective for ExpertsObjective<'_> {
     }
 
     fn loss(&self, _: u32, lane: &Lane, global: &Global) -> Result<LaneLoss, Failure> {
+        if self.settings.lora_dropout > 0.0 {
+            tch::manual_seed(lane.dropout_seed);
+        }
         let text_btd = self.decoder.embed(&lane.dialogues.ids_bt)?;
         let halves = SecondHalves::Experts(&self.experts);
         let states = match &lane.soft {
