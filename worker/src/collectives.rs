@@ -26,6 +26,7 @@ mod engine;
 mod frame;
 mod handshake;
 mod link;
+pub mod nccl;
 mod ring;
 pub mod schedule;
 mod sink;

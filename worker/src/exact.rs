@@ -36,6 +36,7 @@ mod cpu;
 mod device;
 mod exponents;
 pub(crate) mod kernels;
+mod saved;
 
 pub use ballot::BallotError;
 use ballot::{Ballot, Tally};
@@ -46,9 +47,6 @@ use exponents::NONE;
 pub const MAX_LANES: u32 = 2048;
 /// Gradients without an exponent that a rank keeps until the vote, bytes.
 pub const HELD_BYTES: usize = 512 << 20;
-/// First bytes of the saved state.
-const STATE_MAGIC: &[u8; 8] = b"mks2exp1";
-
 /// The reduction failed on this rank.
 #[derive(Debug, Error)]
 pub enum ReduceError {
@@ -480,57 +478,6 @@ impl Reducer {
             }
         }
         Ok(Verdict::Applied)
-    }
-
-    /// The replicated state, to be saved with a checkpoint taken at a step border: the exponents.
-    #[must_use]
-    pub fn state_bytes(&self) -> Vec<u8> {
-        let mut bytes = STATE_MAGIC.to_vec();
-        bytes.extend(&self.layout.digest().as_bytes()[..8]);
-        bytes.extend(
-            self.exponents
-                .iter()
-                .flat_map(|exponent| exponent.to_le_bytes()),
-        );
-        bytes
-    }
-
-    /// Takes the state that [`Reducer::state_bytes`] gave, for the same layout.
-    ///
-    /// # Errors
-    /// [`ReduceError::State`] when it belongs to another layout or is damaged.
-    pub fn load_state(&mut self, bytes: &[u8]) -> Result<(), ReduceError> {
-        let refuse = |why: &str| Err(ReduceError::State(why.into()));
-        let Some((magic, rest)) = bytes
-            .split_at_checked(8)
-            .filter(|(magic, _)| magic == STATE_MAGIC)
-        else {
-            return refuse("does not begin like one");
-        };
-        debug_assert_eq!(magic, STATE_MAGIC);
-        let Some((layout, values)) = rest.split_at_checked(8) else {
-            return refuse("is cut short");
-        };
-        if layout != &self.layout.digest().as_bytes()[..8]
-            || values.len() != 2 * self.exponents.len()
-        {
-            return refuse("belongs to other parameters");
-        }
-        let exponents: Vec<i16> = values
-            .as_chunks()
-            .0
-            .iter()
-            .map(|pair| i16::from_le_bytes(*pair))
-            .collect();
-        if exponents
-            .iter()
-            .any(|&exponent| exponent != NONE && exponent.abs() > 400)
-        {
-            return refuse("holds exponents that can not arise");
-        }
-        self.exponents = exponents;
-        self.begin_step();
-        Ok(())
     }
 }
 

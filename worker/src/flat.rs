@@ -256,7 +256,6 @@ impl FlatState {
     }
 
     /// One whole buffer.
-    #[must_use]
     pub fn buffer(&self, which: Buffer) -> &Tensor {
         match which {
             Buffer::Weights => &self.weights,

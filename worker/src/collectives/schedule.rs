@@ -148,22 +148,22 @@ mod tests {
         for world in 1..=8 {
             let len = 1000;
             let mut sums = vec![vec![0u32; len]; world];
-            for rank in 0..world {
-                shard(len, world, rank).for_each(|at| sums[rank][at] |= 1 << rank);
+            for (rank, sums) in sums.iter_mut().enumerate() {
+                shard(len, world, rank).for_each(|at| sums[at] |= 1 << rank);
                 for transfer in reduce_scatter(len, world, rank) {
                     transfer
                         .receive
-                        .for_each(|at| sums[rank][at] |= 1 << transfer.peer);
+                        .for_each(|at| sums[at] |= 1 << transfer.peer);
                 }
             }
             let reduced = sums.clone();
-            for rank in 0..world {
+            for (rank, sums) in sums.iter_mut().enumerate() {
                 for transfer in all_gather(len, world, rank) {
                     transfer
                         .receive
-                        .for_each(|at| sums[rank][at] = reduced[transfer.peer][at]);
+                        .for_each(|at| sums[at] = reduced[transfer.peer][at]);
                 }
-                assert!(sums[rank].iter().all(|&set| set == (1 << world) - 1));
+                assert!(sums.iter().all(|&set| set == (1 << world) - 1));
             }
         }
     }

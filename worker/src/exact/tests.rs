@@ -105,11 +105,7 @@ fn gradients(layout: &FlatLayout, step: u32, lane: u32) -> Vec<Tensor> {
             [..8]
             .to_vec();
         let power = f32::from(bits.pop().unwrap() % 24) - 20.0 - 3.0 * step as f32;
-        let sign = if bits.pop().unwrap() % 2 == 0 {
-            1.0
-        } else {
-            -1.0
-        };
+        let sign = if bits.pop().unwrap() < 128 { 1.0 } else { -1.0 };
         sign * power.exp2() * (1.0 + f32::from(bits[0]) / 256.0 + f32::from(bits[1]) / 65536.0)
     };
     let tensor = |(at, span): (usize, &Span)| match span.name.as_str() {

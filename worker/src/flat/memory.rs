@@ -19,19 +19,34 @@ fn check(tensor: &Tensor, expected: Kind) -> Result<usize, FlatError> {
     Ok(tensor.numel())
 }
 
+/// `kind` must be the tensor kind of `T`.
+fn slice<T: Plain>(tensor: &Tensor, kind: Kind) -> Result<&[T], FlatError> {
+    let len = check(tensor, kind)?;
+    if len == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: the tensor is contiguous, on the CPU and holds `len` numbers of type `T`; the borrow
+    // keeps its storage alive.
+    Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) })
+}
+
+/// `kind` must be the tensor kind of `T`.
+fn slice_mut<T: Plain>(tensor: &mut Tensor, kind: Kind) -> Result<&mut [T], FlatError> {
+    let len = check(tensor, kind)?;
+    if len == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: as in `slice`; the exclusive borrow and the single thread of tensors exclude other
+    // accesses while the slice lives.
+    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) })
+}
+
 /// The values of a contiguous fp32 tensor on the CPU, in place.
 ///
 /// # Errors
 /// [`FlatError::Memory`] for any other tensor.
 pub fn f32_slice(tensor: &Tensor) -> Result<&[f32], FlatError> {
-    let len = check(tensor, Kind::Float)?;
-    // SAFETY: the tensor is contiguous, on the CPU and holds `len` f32; the borrow keeps its
-    // storage alive; an empty tensor may have a null pointer, which the first arm takes.
-    Ok(if len == 0 {
-        &[]
-    } else {
-        unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) }
-    })
+    slice(tensor, Kind::Float)
 }
 
 /// The values of a contiguous fp32 tensor on the CPU, for writing in place. Other tensors may view
@@ -41,14 +56,7 @@ pub fn f32_slice(tensor: &Tensor) -> Result<&[f32], FlatError> {
 /// # Errors
 /// [`FlatError::Memory`] for any other tensor.
 pub fn f32_slice_mut(tensor: &mut Tensor) -> Result<&mut [f32], FlatError> {
-    let len = check(tensor, Kind::Float)?;
-    // SAFETY: as in `f32_slice`; the exclusive borrow and the single thread of tensors exclude
-    // other accesses while the slice lives.
-    Ok(if len == 0 {
-        &mut []
-    } else {
-        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) }
-    })
+    slice_mut(tensor, Kind::Float)
 }
 
 /// The values of a contiguous int64 tensor on the CPU, in place.
@@ -56,13 +64,7 @@ pub fn f32_slice_mut(tensor: &mut Tensor) -> Result<&mut [f32], FlatError> {
 /// # Errors
 /// [`FlatError::Memory`] for any other tensor.
 pub fn i64_slice(tensor: &Tensor) -> Result<&[i64], FlatError> {
-    let len = check(tensor, Kind::Int64)?;
-    // SAFETY: as in `f32_slice`, for i64.
-    Ok(if len == 0 {
-        &[]
-    } else {
-        unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) }
-    })
+    slice(tensor, Kind::Int64)
 }
 
 /// The values of a contiguous int64 tensor on the CPU, for writing in place; see [`f32_slice_mut`].
@@ -70,13 +72,7 @@ pub fn i64_slice(tensor: &Tensor) -> Result<&[i64], FlatError> {
 /// # Errors
 /// [`FlatError::Memory`] for any other tensor.
 pub fn i64_slice_mut(tensor: &mut Tensor) -> Result<&mut [i64], FlatError> {
-    let len = check(tensor, Kind::Int64)?;
-    // SAFETY: as in `f32_slice_mut`, for i64.
-    Ok(if len == 0 {
-        &mut []
-    } else {
-        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) }
-    })
+    slice_mut(tensor, Kind::Int64)
 }
 
 #[cfg(not(target_endian = "little"))]
@@ -98,5 +94,3 @@ pub(crate) fn le_bytes_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
 pub(crate) trait Plain: Copy {}
 impl Plain for f32 {}
 impl Plain for i64 {}
-impl Plain for i16 {}
-impl Plain for u32 {}
