@@ -119,6 +119,33 @@ fn spans_metrics_and_logs_of_a_process_arrive_with_their_parents() {
         !got.traces.is_empty() && !got.metrics.is_empty() && !got.logs.is_empty()
     });
 
+    check_parents(&receiver);
+    receiver.look(|got| {
+        let resource = got.traces[0].resource_spans[0]
+            .resource
+            .as_ref()
+            .expect("a resource");
+        assert_eq!(
+            text(&resource.attributes, "service.version"),
+            env!("CARGO_PKG_VERSION")
+        );
+        assert_eq!(text(&resource.attributes, "service.instance.id").len(), 32);
+        let metrics = format!("{:?}", got.metrics);
+        for name in [
+            "mks2.step.duration",
+            "mks2.step.data_wait",
+            "mks2.samples",
+            "mks2.tokens",
+        ] {
+            assert!(metrics.contains(name), "no metric {name}");
+        }
+        let logs = format!("{:?}", got.logs);
+        assert!(logs.contains("a line"), "the log record arrived");
+    });
+}
+
+/// The spans hang together as the process made them.
+fn check_parents(receiver: &Receiver) {
     let spans = receiver.spans();
     let find = |name: &str| {
         let found = spans.iter().find(|(_, span)| span.name == name);
@@ -148,29 +175,6 @@ fn spans_metrics_and_logs_of_a_process_arrive_with_their_parents() {
         spans.iter().all(|(_, span)| span.name != "noise"),
         "the gRPC stack is kept out"
     );
-
-    receiver.look(|got| {
-        let resource = got.traces[0].resource_spans[0]
-            .resource
-            .as_ref()
-            .expect("a resource");
-        assert_eq!(
-            text(&resource.attributes, "service.version"),
-            env!("CARGO_PKG_VERSION")
-        );
-        assert_eq!(text(&resource.attributes, "service.instance.id").len(), 32);
-        let metrics = format!("{:?}", got.metrics);
-        for name in [
-            "mks2.step.duration",
-            "mks2.step.data_wait",
-            "mks2.samples",
-            "mks2.tokens",
-        ] {
-            assert!(metrics.contains(name), "no metric {name}");
-        }
-        let logs = format!("{:?}", got.logs);
-        assert!(logs.contains("a line"), "the log record arrived");
-    });
 }
 
 fn hex(bytes: &[u8]) -> String {

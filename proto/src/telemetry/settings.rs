@@ -51,15 +51,15 @@ impl Settings {
     pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Self {
         let get = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let mut settings = Self {
-            propagate: propagates(&get),
+            propagate: propagates(get),
             ..Self::default()
         };
         if get("OTEL_SDK_DISABLED").is_some_and(|value| value.trim().eq_ignore_ascii_case("true")) {
             return settings;
         }
-        settings.traces = target(Signal::Traces, &get, &mut settings.notes);
-        settings.metrics = target(Signal::Metrics, &get, &mut settings.notes);
-        settings.logs = target(Signal::Logs, &get, &mut settings.notes);
+        settings.traces = target(Signal::Traces, get, &mut settings.notes);
+        settings.metrics = target(Signal::Metrics, get, &mut settings.notes);
+        settings.logs = target(Signal::Logs, get, &mut settings.notes);
         settings
     }
 

@@ -29,24 +29,24 @@ use tonic::{Request, Response, Status};
 
 /// What has arrived so far.
 #[derive(Debug, Default)]
-pub struct Received {
-    pub traces: Vec<ExportTraceServiceRequest>,
-    pub metrics: Vec<ExportMetricsServiceRequest>,
-    pub logs: Vec<ExportLogsServiceRequest>,
+pub(crate) struct Received {
+    pub(crate) traces: Vec<ExportTraceServiceRequest>,
+    pub(crate) metrics: Vec<ExportMetricsServiceRequest>,
+    pub(crate) logs: Vec<ExportLogsServiceRequest>,
 }
 
 #[derive(Clone, Default)]
 struct Inbox(Arc<Mutex<Received>>);
 
 /// The running receiver; it ends when dropped.
-pub struct Receiver {
+pub(crate) struct Receiver {
     runtime: Runtime,
     inbox: Inbox,
-    pub endpoint: String,
+    pub(crate) endpoint: String,
 }
 
 impl Receiver {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let inbox = Inbox::default();
         let _inside = runtime.enter();
@@ -67,12 +67,12 @@ impl Receiver {
     }
 
     /// Calls `look` on what has arrived.
-    pub fn look<T>(&self, look: impl FnOnce(&Received) -> T) -> T {
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Received) -> T) -> T {
         look(&self.inbox.0.lock().expect("no test thread panicked"))
     }
 
     /// Waits until `ready` holds; the caller's assertions say what is missing when it never does.
-    pub fn wait(&self, limit: Duration, ready: impl Fn(&Received) -> bool) {
+    pub(crate) fn wait(&self, limit: Duration, ready: impl Fn(&Received) -> bool) {
         let end = Instant::now() + limit;
         while Instant::now() < end && !self.look(&ready) {
             self.runtime
@@ -81,7 +81,7 @@ impl Receiver {
     }
 
     /// All spans with the `service.name` of their resource.
-    pub fn spans(&self) -> Vec<(String, Span)> {
+    pub(crate) fn spans(&self) -> Vec<(String, Span)> {
         self.look(|received| {
             let resources = received
                 .traces
@@ -103,7 +103,7 @@ impl Receiver {
 }
 
 /// The text of an attribute, empty when it is absent.
-pub fn text(attributes: &[KeyValue], key: &str) -> String {
+pub(crate) fn text(attributes: &[KeyValue], key: &str) -> String {
     let found = attributes.iter().find(|attribute| attribute.key == key);
     match found.and_then(|attribute| attribute.value.as_ref()?.value.clone()) {
         Some(Value::StringValue(text)) => text,

@@ -15,20 +15,20 @@ const TOLERANCE: f64 = 1e-5;
 /// The shapes and settings of a fixture.
 #[derive(Debug, Deserialize)]
 #[allow(dead_code)]
-pub struct Case {
-    pub vocab_size: u32,
-    pub model: Option<job::Model>,
-    pub experts: Option<job::Experts>,
+pub(crate) struct Case {
+    pub(crate) vocab_size: u32,
+    pub(crate) model: Option<job::Model>,
+    pub(crate) experts: Option<job::Experts>,
 }
 
 /// One file: shapes, settings and named tensors.
-pub struct Fixture {
-    pub case: Case,
+pub(crate) struct Fixture {
+    pub(crate) case: Case,
     tensors: BTreeMap<String, Tensor>,
 }
 
 impl Fixture {
-    pub fn load(name: &str) -> Self {
+    pub(crate) fn load(name: &str) -> Self {
         // `cargo xtask parity` makes them afresh and says where.
         let folder = std::env::var_os("MKS2_PARITY_FIXTURES").map_or_else(
             || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"),
@@ -54,18 +54,18 @@ impl Fixture {
         }
     }
 
-    pub fn model(&self) -> &job::Model {
+    pub(crate) fn model(&self) -> &job::Model {
         self.case.model.as_ref().unwrap()
     }
 
-    pub fn get(&self, name: &str) -> Tensor {
+    pub(crate) fn get(&self, name: &str) -> Tensor {
         self.tensors
             .get(name)
             .unwrap_or_else(|| panic!("no '{name}' in fixture"))
             .shallow_clone()
     }
 
-    pub fn input(&self, name: &str) -> Tensor {
+    pub(crate) fn input(&self, name: &str) -> Tensor {
         let input = self.get(&format!("input/{name}"));
         let wanted = self.tensors.contains_key(&format!("grad/input/{name}"));
         if wanted {
@@ -76,7 +76,7 @@ impl Fixture {
     }
 
     /// All weights; those with a gradient in the fixture are leaves.
-    pub fn weights(&self) -> Weights {
+    pub(crate) fn weights(&self) -> Weights {
         let mut weights = Weights::new();
         for (name, tensor) in self.group("weight/") {
             match self.tensors.contains_key(&format!("grad/{name}")) {
@@ -94,12 +94,12 @@ impl Fixture {
             .filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
     }
 
-    pub fn check_output(&self, name: &str, ours: &Tensor) {
+    pub(crate) fn check_output(&self, name: &str, ours: &Tensor) {
         assert_close(name, ours, &self.get(&format!("output/{name}")));
     }
 
     /// `sum of output * probe`: what the gradients of a module's fixture are of.
-    pub fn probed(&self, outputs: &[(&str, &Tensor)]) -> Tensor {
+    pub(crate) fn probed(&self, outputs: &[(&str, &Tensor)]) -> Tensor {
         let parts = outputs.iter().map(|(name, ours)| {
             self.check_output(name, ours);
             (*ours * self.get(&format!("probe/{name}"))).sum(Kind::Float)
@@ -108,7 +108,7 @@ impl Fixture {
     }
 
     /// Every gradient of the fixture, and no other.
-    pub fn check_gradients(&self, loss: &Tensor, weights: &Weights, inputs: &[(&str, &Tensor)]) {
+    pub(crate) fn check_gradients(&self, loss: &Tensor, weights: &Weights, inputs: &[(&str, &Tensor)]) {
         let wanted: Vec<(&str, &Tensor)> = self.group("grad/").collect();
         assert!(!wanted.is_empty());
         let leaves: Vec<Tensor> = wanted
@@ -140,7 +140,7 @@ impl Fixture {
 }
 
 /// Refuses a relative error of 1e-5 or more.
-pub fn assert_close(name: &str, ours: &Tensor, theirs: &Tensor) {
+pub(crate) fn assert_close(name: &str, ours: &Tensor, theirs: &Tensor) {
     assert_within(name, ours, theirs, theirs.abs().max().double_value(&[]));
 }
 
