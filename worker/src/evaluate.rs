@@ -85,7 +85,10 @@ impl Evaluator<'_> {
     /// When a corpus can not be read, a stage has not run, or a peer is lost.
     pub fn run(&self, collective: &mut dyn Collective) -> Result<Evaluation, Failure> {
         tch::no_grad(|| {
-            let mut found = Evaluation { weights_digest: self.weights_digest()?, ..Default::default() };
+            let mut found = Evaluation {
+                weights_digest: self.weights_digest()?,
+                ..Default::default()
+            };
             if let (Some(stage), Some(corpus)) = (&self.settings.memory, &self.settings.corpus) {
                 let pairs = pairs::Pairs::measure(self, stage, corpus, collective)?;
                 found.retrieval = Some(pairs.recall());
@@ -106,7 +109,11 @@ impl Evaluator<'_> {
 
     /// Digest of the model under evaluation: the full method's, or else the memory stage's.
     fn weights_digest(&self) -> Result<String, Failure> {
-        let stage = self.settings.compare.get(questions::MKS2).or(self.settings.memory.as_ref());
+        let stage = self
+            .settings
+            .compare
+            .get(questions::MKS2)
+            .or(self.settings.memory.as_ref());
         match stage {
             Some(stage) => self.lineage.digest(&self.ancestry(stage)?),
             None => Ok(String::new()),
@@ -165,7 +172,10 @@ pub(crate) fn picture_of(row: &Row, side: u32) -> Result<Vec<u8>, Failure> {
 
 fn undecodable(row: &Row, error: &picture::PictureError) -> Failure {
     Failure::data(
-        format!("the picture of row {} ({}) can not be decoded", row.index, row.key),
+        format!(
+            "the picture of row {} ({}) can not be decoded",
+            row.index, row.key
+        ),
         error.to_string(),
         "check the corpus with `mks2 data verify`, and import it again",
     )
@@ -176,13 +186,17 @@ fn undecodable(row: &Row, error: &picture::PictureError) -> Failure {
 /// # Errors
 /// When the job has no such stage.
 pub fn ancestry(job: &Job, name: &str) -> Result<Vec<String>, Failure> {
-    let stage = job.stages.iter().find(|stage| stage.name == name).ok_or_else(|| {
-        Failure::settings(
-            format!("there is no stage '{name}'"),
-            "the evaluate stage names it",
-            "name a stage of this job file",
-        )
-    })?;
+    let stage = job
+        .stages
+        .iter()
+        .find(|stage| stage.name == name)
+        .ok_or_else(|| {
+            Failure::settings(
+                format!("there is no stage '{name}'"),
+                "the evaluate stage names it",
+                "name a stage of this job file",
+            )
+        })?;
     let mut all = Vec::new();
     for parent in &stage.from {
         for ancestor in ancestry(job, parent)? {

@@ -33,12 +33,18 @@ pub(crate) fn all_lanes(
         }
     }
     let missing = |lane: usize| uncovered(lane as u32, total);
-    let complete = shares.into_iter().enumerate().map(|(lane, share)| share.ok_or_else(|| missing(lane)));
+    let complete = shares
+        .into_iter()
+        .enumerate()
+        .map(|(lane, share)| share.ok_or_else(|| missing(lane)));
     Ok((any, complete.collect::<Result<_, _>>()?))
 }
 
 fn unreadable(rank: usize) -> Failure {
-    Failure::internal("the workers could not exchange a step's numbers", format!("rank {rank} sent a message that can not be read"))
+    Failure::internal(
+        "the workers could not exchange a step's numbers",
+        format!("rank {rank} sent a message that can not be read"),
+    )
 }
 
 fn uncovered(lane: u32, total: u32) -> Failure {
@@ -52,11 +58,20 @@ fn uncovered(lane: u32, total: u32) -> Failure {
 fn encode(flag: bool, lanes: &[(u32, Share)]) -> Vec<u8> {
     let mut bytes = vec![u8::from(flag)];
     for (lane, share) in lanes {
-        for number in [*lane, share.counts.len() as u32, share.features.len() as u32] {
+        for number in [
+            *lane,
+            share.counts.len() as u32,
+            share.features.len() as u32,
+        ] {
             bytes.extend(number.to_le_bytes());
         }
         bytes.extend(share.counts.iter().flat_map(|count| count.to_le_bytes()));
-        bytes.extend(share.features.iter().flat_map(|feature| feature.to_le_bytes()));
+        bytes.extend(
+            share
+                .features
+                .iter()
+                .flat_map(|feature| feature.to_le_bytes()),
+        );
     }
     bytes
 }
@@ -74,8 +89,18 @@ fn decode(message: &[u8]) -> Option<(bool, Vec<(u32, Share)>)> {
         let (counts, behind) = rest.split_at_checked(counts.checked_mul(8)?)?;
         let (features, behind) = behind.split_at_checked(features.checked_mul(4)?)?;
         rest = behind;
-        let counts = counts.as_chunks::<8>().0.iter().map(|eight| f64::from_le_bytes(*eight)).collect();
-        let features = features.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
+        let counts = counts
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|eight| f64::from_le_bytes(*eight))
+            .collect();
+        let features = features
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|four| f32::from_le_bytes(*four))
+            .collect();
         lanes.push((lane, Share { counts, features }));
     }
     Some((flag != 0, lanes))

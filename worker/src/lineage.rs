@@ -63,7 +63,9 @@ impl Lineage {
     /// # Errors
     /// When one of them has not run.
     pub fn digests(&self, from: &[String]) -> Result<BTreeMap<String, String>, Failure> {
-        from.iter().map(|name| Ok((name.clone(), self.stage(name)?.weights_digest.clone()))).collect()
+        from.iter()
+            .map(|name| Ok((name.clone(), self.stage(name)?.weights_digest.clone())))
+            .collect()
     }
 
     /// The tokenizer of the stages in `from`.
@@ -78,7 +80,10 @@ impl Lineage {
         }
         Err(Failure::settings(
             "a stage has no tokenizer",
-            format!("none of the stages it starts from ({}) has trained one", from.join(", ")),
+            format!(
+                "none of the stages it starts from ({}) has trained one",
+                from.join(", ")
+            ),
             "name a bootstrap stage in its `from`",
         ))
     }

@@ -69,7 +69,12 @@ pub struct Place {
 impl Place {
     /// The source of chance of one row for one purpose.
     pub fn draw(self, row: u64, purpose: u64) -> Draw {
-        Draw { seed: self.seed, step: self.step, row, purpose }
+        Draw {
+            seed: self.seed,
+            step: self.step,
+            row,
+            purpose,
+        }
     }
 }
 
@@ -96,7 +101,12 @@ pub trait Objective {
     ///
     /// # Errors
     /// When libtorch refuses.
-    fn loss(&self, lane: u32, inputs: &Self::Lane, global: &Self::Global) -> Result<LaneLoss, Failure>;
+    fn loss(
+        &self,
+        lane: u32,
+        inputs: &Self::Lane,
+        global: &Self::Global,
+    ) -> Result<LaneLoss, Failure>;
 
     /// The losses of the step from the lanes' sums, added in lane order.
     fn losses(&self, sums: &[f64], global: &Self::Global) -> Losses;
@@ -123,8 +133,13 @@ impl TokenBatch {
     /// When libtorch refuses.
     pub fn new(rows: &[Tokens], device: Device) -> Result<Self, Failure> {
         let stack = |of: fn(&Tokens) -> &[i64]| {
-            let values: Vec<i64> = rows.iter().flat_map(|row| of(row).iter().copied()).collect();
-            Tensor::from_slice(&values).view([rows.len() as i64, -1]).to_device(device)
+            let values: Vec<i64> = rows
+                .iter()
+                .flat_map(|row| of(row).iter().copied())
+                .collect();
+            Tensor::from_slice(&values)
+                .view([rows.len() as i64, -1])
+                .to_device(device)
         };
         let ends: Vec<i64> = rows.iter().map(|row| row.end as i64).collect();
         let labelled = losses::labelled(&stack(|row| &row.labels))?;
@@ -161,7 +176,10 @@ pub(crate) fn pictures(samples: &[Sample]) -> Result<Vec<&[u8]>, Failure> {
         .map(|sample| {
             sample.pixels.as_deref().ok_or_else(|| {
                 Failure::data(
-                    format!("row {} ({}) has no picture", sample.row.index, sample.row.key),
+                    format!(
+                        "row {} ({}) has no picture",
+                        sample.row.index, sample.row.key
+                    ),
                     "this stage trains on pictures",
                     "leave the corpus with text-only rows out of the stage's [[stage.data]]",
                 )
@@ -172,15 +190,25 @@ pub(crate) fn pictures(samples: &[Sample]) -> Result<Vec<&[u8]>, Failure> {
 
 /// The values of a tensor, in row-major order.
 pub(crate) fn to_floats(tensor: &Tensor) -> Result<Vec<f32>, Failure> {
-    let flat = tensor.detach().to_kind(Kind::Float).to_device(Device::Cpu).contiguous().view([-1]);
+    let flat = tensor
+        .detach()
+        .to_kind(Kind::Float)
+        .to_device(Device::Cpu)
+        .contiguous()
+        .view([-1]);
     Vec::<f32>::try_from(&flat)
         .map_err(|e| Failure::internal("features could not be read from libtorch", e.to_string()))
 }
 
 /// All lanes' features as one matrix `[lanes * b, width]`.
 pub(crate) fn gathered(shares: &[Share], width: i64, device: Device) -> Tensor {
-    let values: Vec<f32> = shares.iter().flat_map(|share| share.features.iter().copied()).collect();
-    Tensor::from_slice(&values).view([-1, width]).to_device(device)
+    let values: Vec<f32> = shares
+        .iter()
+        .flat_map(|share| share.features.iter().copied())
+        .collect();
+    Tensor::from_slice(&values)
+        .view([-1, width])
+        .to_device(device)
 }
 
 /// Sum over lanes, in lane order, of one count.

@@ -19,7 +19,11 @@ pub(crate) fn to_pixels(pictures: &[&[u8]], side: usize, device: Device) -> Tens
     let plane = side * side;
     let mut pixels = vec![0f32; pictures.len() * 3 * plane];
     for (picture, planes) in pictures.iter().zip(pixels.chunks_exact_mut(3 * plane)) {
-        assert_eq!(picture.len(), 3 * plane, "a picture must have {side} x {side} RGB pixels");
+        assert_eq!(
+            picture.len(),
+            3 * plane,
+            "a picture must have {side} x {side} RGB pixels"
+        );
         for channel in 0..3 {
             let (scale, offset) = (1.0 / (255.0 * STD[channel]), MEAN[channel] / STD[channel]);
             let plane = &mut planes[channel * plane..][..plane];
@@ -29,7 +33,10 @@ pub(crate) fn to_pixels(pictures: &[&[u8]], side: usize, device: Device) -> Tens
         }
     }
     let (b, side) = (pictures.len() as i64, side as i64);
-    Tensor::from_slice(&pixels).view([b, 3, side, side]).to_kind(Kind::Float).to_device(device)
+    Tensor::from_slice(&pixels)
+        .view([b, 3, side, side])
+        .to_kind(Kind::Float)
+        .to_device(device)
 }
 
 /// The picture moved by up to `share` of its side in both directions, by chance keyed by `draw`.
@@ -43,7 +50,10 @@ pub(crate) fn shifted(picture: &[u8], side: usize, share: f64, draw: Draw) -> Ve
         for x in 0..side {
             let (from_x, from_y) = (x - dx, y - dy);
             if (0..side).contains(&from_x) && (0..side).contains(&from_y) {
-                let (to, from) = (3 * (y * side + x) as usize, 3 * (from_y * side + from_x) as usize);
+                let (to, from) = (
+                    3 * (y * side + x) as usize,
+                    3 * (from_y * side + from_x) as usize,
+                );
                 out[to..to + 3].copy_from_slice(&picture[from..from + 3]);
             }
         }
@@ -69,9 +79,18 @@ mod tests {
     fn a_shift_moves_pixels_and_fills_with_white() {
         let mut picture = vec![255u8; 8 * 8 * 3];
         picture[3 * (4 * 8 + 4)] = 7;
-        let draw = |row| Draw { seed: 3, step: 0, row, purpose: 10 };
+        let draw = |row| Draw {
+            seed: 3,
+            step: 0,
+            row,
+            purpose: 10,
+        };
         let places: std::collections::BTreeSet<usize> = (0..100)
-            .filter_map(|row| shifted(&picture, 8, 0.25, draw(row)).iter().position(|&v| v == 7))
+            .filter_map(|row| {
+                shifted(&picture, 8, 0.25, draw(row))
+                    .iter()
+                    .position(|&v| v == 7)
+            })
             .collect();
         assert_eq!(places.len(), 25, "five places in each direction");
         assert_eq!(shifted(&picture, 8, 0.0, draw(1)), picture);

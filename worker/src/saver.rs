@@ -52,7 +52,13 @@ pub struct Saver {
 impl Saver {
     /// A saver into the run directory of `store`.
     pub fn new(store: CheckpointStore, session: Arc<Session>, runtime: Handle) -> Self {
-        Self { store, pool: Pool::default(), session, runtime, pending: None }
+        Self {
+            store,
+            pool: Pool::default(),
+            session,
+            runtime,
+            pending: None,
+        }
     }
 
     /// Makes the memory of the first snapshot ready, so that it costs no more than later ones.
@@ -73,21 +79,23 @@ impl Saver {
     pub fn begin(&mut self, content: Content) -> Result<(), Failure> {
         self.settle()?;
         let began = Instant::now();
-        let mut snapshot: Snapshot = self.pool.snapshot(content.table);
-        for (buffer, kind) in BUFFERS {
-            snapshot.copy(kind, &content.state.host(buffer)?)?;
-        }
-        snapshot.add_bytes(Kind::State, REDUCER, content.reducer);
-        if let Some(tokenizer) = content.tokenizer {
-            snapshot.add_bytes(Kind::Tokenizer, TOKENIZER, tokenizer);
-        }
+        let (snapshot, facts) = copied(&self.pool, content)?;
         let blocked = began.elapsed();
-        let (store, session, runtime) = (self.store.clone(), Arc::clone(&self.session), self.runtime.clone());
-        let facts = content.facts;
+        let (store, session, runtime) = (
+            self.store.clone(),
+            Arc::clone(&self.session),
+            self.runtime.clone(),
+        );
         let upload = move || runtime.block_on(save(&store, &session, snapshot, facts));
-        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(upload);
-        self.pending = Some(thread.map_err(|e| Failure::io("a checkpoint's thread cannot be started", e))?);
-        info!(blocked_ms = blocked.as_secs_f64() * 1e3, "checkpoint copied");
+        let thread = std::thread::Builder::new()
+            .name("checkpoint".into())
+            .spawn(upload);
+        self.pending =
+            Some(thread.map_err(|e| Failure::io("a checkpoint's thread cannot be started", e))?);
+        info!(
+            blocked_ms = blocked.as_secs_f64() * 1e3,
+            "checkpoint copied"
+        );
         Ok(())
     }
 
@@ -99,12 +107,36 @@ impl Saver {
         match self.pending.take().map(JoinHandle::join) {
             None => Ok(()),
             Some(Ok(outcome)) => outcome,
-            Some(Err(_)) => Err(Failure::internal("a checkpoint was lost", "its thread panicked; see the log")),
+            Some(Err(_)) => Err(Failure::internal(
+                "a checkpoint was lost",
+                "its thread panicked; see the log",
+            )),
         }
     }
 }
 
-async fn save(store: &CheckpointStore, session: &Session, snapshot: Snapshot, facts: Facts) -> Result<(), Failure> {
+/// A copy of `content` in the pool's memory: all that a checkpoint stops the step loop for.
+///
+/// # Errors
+/// When a buffer cannot be read from its device.
+pub(crate) fn copied(pool: &Pool, content: Content) -> Result<(Snapshot, Facts), Failure> {
+    let mut snapshot = pool.snapshot(content.table);
+    for (buffer, kind) in BUFFERS {
+        snapshot.copy(kind, &content.state.host(buffer)?)?;
+    }
+    snapshot.add_bytes(Kind::State, REDUCER, content.reducer);
+    if let Some(tokenizer) = content.tokenizer {
+        snapshot.add_bytes(Kind::Tokenizer, TOKENIZER, tokenizer);
+    }
+    Ok((snapshot, content.facts))
+}
+
+async fn save(
+    store: &CheckpointStore,
+    session: &Session,
+    snapshot: Snapshot,
+    facts: Facts,
+) -> Result<(), Failure> {
     let (step, is_final) = (facts.step, facts.is_final);
     match upload_and_commit(store, session, snapshot, facts).await {
         Err(failure) if !is_final => {
@@ -130,7 +162,9 @@ async fn upload_and_commit(
         manifest_path: uploaded.path.clone(),
         manifest_digest: uploaded.digest.clone(),
     };
-    let released = session.commit_checkpoint(reference, uploaded.bytes.to_vec()).await?;
+    let released = session
+        .commit_checkpoint(reference, uploaded.bytes.to_vec())
+        .await?;
     info!(
         step = step as i64,
         weights_digest = %uploaded.manifest.weights_digest,
@@ -140,11 +174,18 @@ async fn upload_and_commit(
         "checkpoint committed"
     );
     drop(uploaded);
-    if !released.is_empty() {
-        let paths: Vec<String> = released.into_iter().map(|released| released.manifest_path).collect();
+    if is_final || !released.is_empty() {
+        let paths: Vec<String> = released
+            .into_iter()
+            .map(|released| released.manifest_path)
+            .collect();
         // What a failed sweep leaves behind, the next one takes along: no reason to stop.
         match store.sweep(&paths).await {
-            Ok(swept) => info!(objects = swept.objects as i64, bytes = swept.bytes as i64, "old checkpoints removed"),
+            Ok(swept) => info!(
+                objects = swept.objects as i64,
+                bytes = swept.bytes as i64,
+                "old checkpoints removed"
+            ),
             Err(error) => warn!(%error, "old checkpoints could not be removed yet"),
         }
     }

@@ -54,24 +54,39 @@ impl TextEncoder {
         tokenizer.with_decoder(Some(ByteLevel::default()));
         let mut trainer: TrainerWrapper = BpeTrainerBuilder::new()
             .vocab_size(vocab_size)
-            .special_tokens(["<pad>", "<s>", "</s>"].map(|t| AddedToken::from(t, true)).to_vec())
+            .special_tokens(
+                ["<pad>", "<s>", "</s>"]
+                    .map(|t| AddedToken::from(t, true))
+                    .to_vec(),
+            )
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .show_progress(false)
             .build()
             .into();
-        tokenizer.train(&mut trainer, texts.iter()).map_err(|e| broken("train", &e))?;
-        Ok(Self { tokenizer, max_tokens })
+        tokenizer
+            .train(&mut trainer, texts.iter())
+            .map_err(|e| broken("train", &e))?;
+        Ok(Self {
+            tokenizer,
+            max_tokens,
+        })
     }
 
     /// Reads a `tokenizer.json`.
     pub fn from_json(json: &[u8], max_tokens: usize) -> Result<Self, Failure> {
         let tokenizer = Tokenizer::from_bytes(json).map_err(|e| broken("read", &e))?;
-        Ok(Self { tokenizer, max_tokens })
+        Ok(Self {
+            tokenizer,
+            max_tokens,
+        })
     }
 
     /// The tokenizer as `tokenizer.json`.
     pub fn to_json(&self) -> Result<Vec<u8>, Failure> {
-        let json = self.tokenizer.to_string(false).map_err(|e| broken("write", &e))?;
+        let json = self
+            .tokenizer
+            .to_string(false)
+            .map_err(|e| broken("write", &e))?;
         Ok(json.into_bytes())
     }
 
@@ -87,7 +102,10 @@ impl TextEncoder {
 
     /// Ids of a bare text, without special tokens.
     pub fn ids(&self, text: &str) -> Result<Vec<i64>, Failure> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| broken("apply", &e))?;
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, false)
+            .map_err(|e| broken("apply", &e))?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
@@ -102,12 +120,21 @@ impl TextEncoder {
 
     /// `<s> question answer </s>`, or `<s> question </s> answer </s>` when `after_end`; the
     /// targets are the answer's tokens and the end token behind them.
-    pub fn dialogue(&self, question: &str, answer: &str, after_end: bool) -> Result<Tokens, Failure> {
+    pub fn dialogue(
+        &self,
+        question: &str,
+        answer: &str,
+        after_end: bool,
+    ) -> Result<Tokens, Failure> {
         let answer = self.ids(answer)?;
         let mut ids = vec![BOS];
         ids.extend(self.ids(question)?);
         let closing = 1 + usize::from(after_end);
-        ids.truncate(self.max_tokens.saturating_sub(answer.len() + closing).max(1));
+        ids.truncate(
+            self.max_tokens
+                .saturating_sub(answer.len() + closing)
+                .max(1),
+        );
         if after_end {
             ids.push(EOS);
         }
@@ -120,8 +147,14 @@ impl TextEncoder {
 
     /// The text of `ids`, special tokens left out.
     pub fn decode(&self, ids: &[i64]) -> Result<String, Failure> {
-        let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
-        let text = self.tokenizer.decode(&ids, true).map_err(|e| broken("apply", &e))?;
+        let ids: Vec<u32> = ids
+            .iter()
+            .filter_map(|&id| u32::try_from(id).ok())
+            .collect();
+        let text = self
+            .tokenizer
+            .decode(&ids, true)
+            .map_err(|e| broken("apply", &e))?;
         Ok(text.trim().to_owned())
     }
 
@@ -156,11 +189,13 @@ pub struct Draw {
 impl Draw {
     /// A uniform number below `n` (0 when `n` is 0).
     pub fn below(self, n: u64) -> u64 {
-        (u128::from(self.bits()) * u128::from(n) >> 64) as u64
+        ((u128::from(self.bits()) * u128::from(n)) >> 64) as u64
     }
 
     fn bits(self) -> u64 {
-        [self.step, self.row, self.purpose].into_iter().fold(mix(self.seed), |h, x| mix(h ^ x))
+        [self.step, self.row, self.purpose]
+            .into_iter()
+            .fold(mix(self.seed), |h, x| mix(h ^ x))
     }
 }
 
@@ -186,8 +221,9 @@ mod tests {
     use super::*;
 
     fn encoder() -> TextEncoder {
-        let texts: Vec<String> =
-            ["the red fox", "a blue whale", "What color is the fox?"].map(String::from).to_vec();
+        let texts: Vec<String> = ["the red fox", "a blue whale", "What color is the fox?"]
+            .map(String::from)
+            .to_vec();
         TextEncoder::train(&texts, 300, 12).unwrap()
     }
 
@@ -232,7 +268,15 @@ mod tests {
 
     #[test]
     fn draws_differ_by_row_and_stay_below_the_bound() {
-        let draw = |row| Draw { seed: 1, step: 2, row, purpose: 0 }.below(10);
+        let draw = |row| {
+            Draw {
+                seed: 1,
+                step: 2,
+                row,
+                purpose: 0,
+            }
+            .below(10)
+        };
         let seen: std::collections::BTreeSet<u64> = (0..200).map(draw).collect();
         assert_eq!(seen, (0..10).collect());
     }

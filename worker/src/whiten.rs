@@ -18,12 +18,18 @@ const NOISE: f64 = 1e-4;
 /// When libtorch can not decompose the features' second moments.
 pub(crate) fn projection(features_ne: &Tensor, dim: i64, power: f64) -> Result<Vec<f32>, Failure> {
     let refused = |e: tch::TchError| {
-        Failure::internal("the retrieval head's start could not be computed", e.to_string())
+        Failure::internal(
+            "the retrieval head's start could not be computed",
+            e.to_string(),
+        )
     };
     let compute = || -> Result<Tensor, tch::TchError> {
         let features_ne = features_ne.f_to_kind(Kind::Double)?;
         let rows = features_ne.size()[0] as f64;
-        let moments_ee = features_ne.f_tr()?.f_matmul(&features_ne)?.f_div_scalar(rows)?;
+        let moments_ee = features_ne
+            .f_tr()?
+            .f_matmul(&features_ne)?
+            .f_div_scalar(rows)?;
         // Ascending; the strongest directions are the last columns.
         let (strength_e, directions_ee) = moments_ee.f_linalg_eigh("L")?;
         let floor = strength_e.f_max()?.f_double_value(&[])? * NOISE;
@@ -33,10 +39,17 @@ pub(crate) fn projection(features_ne: &Tensor, dim: i64, power: f64) -> Result<V
             .f_narrow(0, width - kept, kept)?
             .f_clamp_min(floor)?
             .f_pow_tensor_scalar(-0.5 * power)?;
-        let rows_ke = directions_ee.f_narrow(1, width - kept, kept)?.f_tr()? * scale_k.f_unsqueeze(1)?;
+        let rows_ke =
+            directions_ee.f_narrow(1, width - kept, kept)?.f_tr()? * scale_k.f_unsqueeze(1)?;
         // As large as a fresh linear layer's, so that the optimizer's steps mean the same.
-        let size = rows_ke.f_square()?.f_mean(Kind::Double)?.f_double_value(&[])?.sqrt();
-        rows_ke.f_mul_scalar(1.0 / (size * (3.0 * width as f64).sqrt()))?.f_to_kind(Kind::Float)
+        let size = rows_ke
+            .f_square()?
+            .f_mean(Kind::Double)?
+            .f_double_value(&[])?
+            .sqrt();
+        rows_ke
+            .f_mul_scalar(1.0 / (size * (3.0 * width as f64).sqrt()))?
+            .f_to_kind(Kind::Float)
     };
     crate::objective::to_floats(&compute().map_err(refused)?)
 }
@@ -56,8 +69,14 @@ mod tests {
     fn full_power_makes_all_directions_alike() {
         let features = features();
         let weights = Tensor::from_slice(&projection(&features, 4, 1.0).unwrap()).view([4, 4]);
-        let spread = features.linear(&weights, None::<Tensor>).std_dim([0i64].as_slice(), false, false);
-        let (least, most) = (spread.min().double_value(&[]), spread.max().double_value(&[]));
+        let spread =
+            features
+                .linear(&weights, None::<Tensor>)
+                .std_dim([0i64].as_slice(), false, false);
+        let (least, most) = (
+            spread.min().double_value(&[]),
+            spread.max().double_value(&[]),
+        );
         assert!(most / least < 1.1, "{least} .. {most}");
     }
 

@@ -48,7 +48,11 @@ pub struct Found {
 }
 
 /// Examples spread evenly over the corpus.
-pub(super) fn examples(evaluator: &Evaluator, stage: &str, pairs: &Pairs) -> Result<Vec<Example>, Failure> {
+pub(super) fn examples(
+    evaluator: &Evaluator,
+    stage: &str,
+    pairs: &Pairs,
+) -> Result<Vec<Example>, Failure> {
     let count = (evaluator.settings.examples as usize).min(pairs.rows.len());
     if count == 0 {
         return Ok(Vec::new());
@@ -57,7 +61,11 @@ pub(super) fn examples(evaluator: &Evaluator, stage: &str, pairs: &Pairs) -> Res
     let chosen: Vec<usize> = (0..count).map(|i| i * pairs.rows.len() / count).collect();
     let rows: Vec<&Row> = chosen.iter().map(|&at| &pairs.rows[at]).collect();
     let captions = generate(evaluator, &reader, &rows)?;
-    let query = evaluator.settings.retrieval_text.as_deref().unwrap_or("{caption}");
+    let query = evaluator
+        .settings
+        .retrieval_text
+        .as_deref()
+        .unwrap_or("{caption}");
     let example = |(&at, generated): (&usize, String)| {
         let row = &pairs.rows[at];
         let found = nearest(&pairs.texts_ns.get(at as i64), &pairs.images_ns, NEAREST);
@@ -81,10 +89,15 @@ pub(super) fn examples(evaluator: &Evaluator, stage: &str, pairs: &Pairs) -> Res
 
 /// Greedy captions: always the likeliest token, until the end token or the longest length.
 fn generate(evaluator: &Evaluator, reader: &Reader, rows: &[&Row]) -> Result<Vec<String>, Failure> {
-    let pictures = rows.iter().map(|row| evaluator.picture(row)).collect::<Result<Vec<_>, _>>()?;
+    let pictures = rows
+        .iter()
+        .map(|row| evaluator.picture(row))
+        .collect::<Result<Vec<_>, _>>()?;
     let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
     let side = evaluator.job.model.vision.image_size as usize;
-    let seen = reader.vision.forward(&to_pixels(&pictures, side, evaluator.device))?;
+    let seen = reader
+        .vision
+        .forward(&to_pixels(&pictures, side, evaluator.device))?;
     let soft_bpd = reader.bridge.forward(&seen.patches_bpv)?;
     let options = (Kind::Int64, evaluator.device);
     let mut ids_bt = Tensor::full([rows.len() as i64, 1], BOS, options);
@@ -97,9 +110,14 @@ fn generate(evaluator: &Evaluator, reader: &Reader, rows: &[&Row]) -> Result<Vec
         ids_bt = Tensor::cat(&[ids_bt, next_b1], 1);
     }
     let rows = (0..rows.len() as i64).map(|row| {
-        let ids = Vec::<i64>::try_from(ids_bt.get(row))
-            .map_err(|e| Failure::internal("a caption could not be read from libtorch", e.to_string()))?;
-        let written: Vec<i64> = ids.into_iter().skip(1).take_while(|&id| id != EOS).collect();
+        let ids = Vec::<i64>::try_from(ids_bt.get(row)).map_err(|e| {
+            Failure::internal("a caption could not be read from libtorch", e.to_string())
+        })?;
+        let written: Vec<i64> = ids
+            .into_iter()
+            .skip(1)
+            .take_while(|&id| id != EOS)
+            .collect();
         reader.encoder.decode(&written)
     });
     rows.collect()
@@ -107,7 +125,9 @@ fn generate(evaluator: &Evaluator, reader: &Reader, rows: &[&Row]) -> Result<Vec
 
 /// The encoded picture of a row as a `data:` URL; empty without picture.
 fn data_url(row: &Row) -> String {
-    let Some(bytes) = &row.image else { return String::new() };
+    let Some(bytes) = &row.image else {
+        return String::new();
+    };
     let kind = match bytes.get(..4) {
         Some(b"\x89PNG") => "png",
         Some(b"RIFF") => "webp",

@@ -9,7 +9,9 @@ use tch::{Kind, Tensor};
 use super::recall::{Recall, recall};
 use super::{Evaluator, in_blocks};
 use crate::collectives::Collective;
-use crate::model::{Bridge, Decoder, Memory, Pass, Read, RetrievalHeads, SecondHalves, Vision, losses};
+use crate::model::{
+    Bridge, Decoder, Memory, Pass, Read, RetrievalHeads, SecondHalves, Vision, losses,
+};
 use crate::objective::{Share, TokenBatch, to_floats};
 use crate::pixels::to_pixels;
 use crate::text::TextEncoder;
@@ -51,9 +53,15 @@ impl Reader {
         let encoder = evaluator.encoder(stage)?;
         let weights = evaluator.lineage.weights(&evaluator.ancestry(stage)?)?;
         let model = &evaluator.job.model;
-        let settings = evaluator.job.stages.iter().find(|other| other.name == stage);
+        let settings = evaluator
+            .job
+            .stages
+            .iter()
+            .find(|other| other.name == stage);
         Ok(Self {
-            settings: settings.and_then(|stage| stage.memory.clone()).unwrap_or_default(),
+            settings: settings
+                .and_then(|stage| stage.memory.clone())
+                .unwrap_or_default(),
             decoder: Decoder::new(&model.decoder, encoder.vocab_size(), &weights)?,
             vision: Vision::new(&model.vision, &weights)?,
             bridge: Bridge::new(model, &weights)?,
@@ -65,7 +73,11 @@ impl Reader {
 
     /// The caption of a row, as the stage was trained on it.
     pub(super) fn caption(&self, row: &Row) -> Result<String, Failure> {
-        let template = self.settings.captions.first().map_or("{caption}", String::as_str);
+        let template = self
+            .settings
+            .captions
+            .first()
+            .map_or("{caption}", String::as_str);
         Ok(render(template, row)?)
     }
 }
@@ -80,15 +92,28 @@ impl Pairs {
     ) -> Result<Self, Failure> {
         let reader = Reader::new(evaluator, stage)?;
         let rows = evaluator.rows(corpus)?;
-        let shares = in_blocks(&rows, collective, |block| measure_block(evaluator, &reader, block))?;
+        let shares = in_blocks(&rows, collective, |block| {
+            measure_block(evaluator, &reader, block)
+        })?;
         let width = i64::from(evaluator.job.model.retrieval.dim);
-        let features: Vec<f32> = shares.iter().flat_map(|share| share.features.iter().copied()).collect();
+        let features: Vec<f32> = shares
+            .iter()
+            .flat_map(|share| share.features.iter().copied())
+            .collect();
         let both_nf = Tensor::from_slice(&features).view([-1, 2 * width]);
         let sum = |at: usize| shares.iter().map(|share| share.counts[at]).sum::<f64>();
-        let caption = CaptionLoss { loss: sum(0) / sum(2), loss_without_image: sum(1) / sum(2) };
+        let caption = CaptionLoss {
+            loss: sum(0) / sum(2),
+            loss_without_image: sum(1) / sum(2),
+        };
         let texts_ns = both_nf.narrow(1, 0, width).contiguous();
         let images_ns = both_nf.narrow(1, width, width).contiguous();
-        Ok(Self { rows, texts_ns, images_ns, caption })
+        Ok(Self {
+            rows,
+            texts_ns,
+            images_ns,
+            caption,
+        })
     }
 
     /// Recall of every text among all pictures.
@@ -99,12 +124,19 @@ impl Pairs {
 
 fn measure_block(evaluator: &Evaluator, reader: &Reader, rows: &[Row]) -> Result<Share, Failure> {
     let device = evaluator.device;
-    let pictures = rows.iter().map(|row| evaluator.picture(row)).collect::<Result<Vec<_>, _>>()?;
+    let pictures = rows
+        .iter()
+        .map(|row| evaluator.picture(row))
+        .collect::<Result<Vec<_>, _>>()?;
     let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
     let side = evaluator.job.model.vision.image_size as usize;
     let seen = reader.vision.forward(&to_pixels(&pictures, side, device))?;
 
-    let query = evaluator.settings.retrieval_text.as_deref().unwrap_or("{caption}");
+    let query = evaluator
+        .settings
+        .retrieval_text
+        .as_deref()
+        .unwrap_or("{caption}");
     let sentences = |of: &dyn Fn(&Row) -> Result<String, Failure>| {
         let rows = rows.iter().map(|row| reader.encoder.sentence(&of(row)?));
         TokenBatch::new(&rows.collect::<Result<Vec<_>, Failure>>()?, device)
@@ -112,7 +144,9 @@ fn measure_block(evaluator: &Evaluator, reader: &Reader, rows: &[Row]) -> Result
     let queries = sentences(&|row| Ok(render(query, row)?))?;
     let halves = SecondHalves::Memory(&reader.memory);
     let pass = Pass::new(halves).reading(Read::At(&queries.end_b1));
-    let states = reader.decoder.forward(&reader.decoder.embed(&queries.ids_bt)?, &pass)?;
+    let states = reader
+        .decoder
+        .forward(&reader.decoder.embed(&queries.ids_bt)?, &pass)?;
     let head = reader.heads.last();
     let texts_bs = head.text(&states.last_bnd.squeeze_dim(1));
     let features = to_floats(&Tensor::cat(&[texts_bs, head.images(&seen.global_be)], 1))?;
@@ -123,10 +157,16 @@ fn measure_block(evaluator: &Evaluator, reader: &Reader, rows: &[Row]) -> Result
     let with_btd = Tensor::cat(&[&soft_bpd, &text_btd], 1);
     let loss = |h_btd: &Tensor, before: i64| -> Result<f64, Failure> {
         let positions_bn = &captions.positions_bn + before;
-        let states = reader.decoder.forward(h_btd, &Pass::new(halves).reading(Read::At(&positions_bn)))?;
+        let states = reader
+            .decoder
+            .forward(h_btd, &Pass::new(halves).reading(Read::At(&positions_bn)))?;
         let (sum, _) = losses::next_token(&reader.decoder, &states.last_bnd, &captions.labels_bn)?;
         Ok(sum.to_kind(Kind::Double).double_value(&[]))
     };
-    let counts = vec![loss(&with_btd, soft_bpd.size()[1])?, loss(&text_btd, 0)?, captions.targets as f64];
+    let counts = vec![
+        loss(&with_btd, soft_bpd.size()[1])?,
+        loss(&text_btd, 0)?,
+        captions.targets as f64,
+    ];
     Ok(Share { counts, features })
 }

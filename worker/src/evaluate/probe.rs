@@ -13,7 +13,11 @@ const WEIGHT_DECAY: f64 = 0.02;
 ///
 /// Features `[n, d]` are standardised by the training rows' mean and deviation; labels `[n]` are
 /// class numbers below `classes`. Starts from zero weights, so there is no chance in it.
-pub(super) fn linear_probe(train: (&Tensor, &Tensor), test: (&Tensor, &Tensor), classes: i64) -> f64 {
+pub(super) fn linear_probe(
+    train: (&Tensor, &Tensor),
+    test: (&Tensor, &Tensor),
+    classes: i64,
+) -> f64 {
     let (train_nd, test_nd) = standardised(train.0, test.0);
     let width = train_nd.size()[1];
     let options = (Kind::Float, train_nd.device());
@@ -21,17 +25,25 @@ pub(super) fn linear_probe(train: (&Tensor, &Tensor), test: (&Tensor, &Tensor), 
     let bias_c = Tensor::zeros([classes], options).set_requires_grad(true);
     let mut fit = Adam::new(&[&weight_cd, &bias_c]);
     for _ in 0..STEPS {
-        let loss = train_nd.linear(&weight_cd, Some(&bias_c)).cross_entropy_for_logits(train.1)
+        let loss = train_nd
+            .linear(&weight_cd, Some(&bias_c))
+            .cross_entropy_for_logits(train.1)
             + weight_cd.square().sum(Kind::Float) * (WEIGHT_DECAY / 2.0);
         fit.step(&loss);
     }
     let guesses = test_nd.linear(&weight_cd, Some(&bias_c)).argmax(-1, false);
-    guesses.eq_tensor(test.1).to_kind(Kind::Double).mean(Kind::Double).double_value(&[])
+    guesses
+        .eq_tensor(test.1)
+        .to_kind(Kind::Double)
+        .mean(Kind::Double)
+        .double_value(&[])
 }
 
 fn standardised(train_nd: &Tensor, test_nd: &Tensor) -> (Tensor, Tensor) {
     let mean_d = train_nd.mean_dim([0i64].as_slice(), true, Kind::Float);
-    let std_d = train_nd.std_dim([0i64].as_slice(), false, true).clamp_min(1e-6);
+    let std_d = train_nd
+        .std_dim([0i64].as_slice(), false, true)
+        .clamp_min(1e-6);
     let apply = |x: &Tensor| ((x - &mean_d) / &std_d).detach();
     (apply(train_nd), apply(test_nd))
 }
@@ -45,14 +57,24 @@ struct Adam<'a> {
 
 impl<'a> Adam<'a> {
     fn new(weights: &[&'a Tensor]) -> Self {
-        let moments = weights.iter().map(|w| (w.zeros_like(), w.zeros_like())).collect();
-        Self { weights: weights.to_vec(), moments, steps: 0 }
+        let moments = weights
+            .iter()
+            .map(|w| (w.zeros_like(), w.zeros_like()))
+            .collect();
+        Self {
+            weights: weights.to_vec(),
+            moments,
+            steps: 0,
+        }
     }
 
     fn step(&mut self, loss: &Tensor) {
         let gradients = Tensor::run_backward(&[loss], &self.weights, false, false);
         self.steps += 1;
-        let (c1, c2) = (1.0 - 0.9f64.powi(self.steps), 1.0 - 0.999f64.powi(self.steps));
+        let (c1, c2) = (
+            1.0 - 0.9f64.powi(self.steps),
+            1.0 - 0.999f64.powi(self.steps),
+        );
         tch::no_grad(|| {
             for ((weight, gradient), (m, v)) in
                 self.weights.iter().zip(&gradients).zip(&mut self.moments)

@@ -31,31 +31,55 @@ pub struct Probes {
 /// None if the stage names no memory or no training questions.
 pub(super) fn measure(evaluator: &Evaluator, held_out: &str) -> Result<Option<Probes>, Failure> {
     let settings = evaluator.settings;
-    let (Some(stage), Some(corpus), Some(trained)) =
-        (&settings.memory, &settings.corpus, &settings.train_questions)
-    else {
+    let (Some(stage), Some(corpus), Some(trained)) = (
+        &settings.memory,
+        &settings.corpus,
+        &settings.train_questions,
+    ) else {
         return Ok(None);
     };
     let reader = Reader::new(evaluator, stage)?;
     let (train, test) = (read(evaluator, trained)?, read(evaluator, held_out)?);
-    let classes: Vec<String> =
-        train.iter().chain(&test).flat_map(|q| q.choices.iter().cloned()).collect::<BTreeSet<_>>().into_iter().collect();
+    let classes: Vec<String> = train
+        .iter()
+        .chain(&test)
+        .flat_map(|q| q.choices.iter().cloned())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
     let labels = |questions: &[Question]| {
-        let class = |q: &Question| classes.iter().position(|c| *c == q.choices[q.right]).unwrap_or(0) as i64;
+        let class = |q: &Question| {
+            classes
+                .iter()
+                .position(|c| *c == q.choices[q.right])
+                .unwrap_or(0) as i64
+        };
         Tensor::from_slice(&questions.iter().map(class).collect::<Vec<_>>())
     };
     let (train_labels, test_labels) = (labels(&train), labels(&test));
     let probe = |train_nd: Tensor, test_nd: Tensor| {
-        tch::with_grad(|| linear_probe((&train_nd, &train_labels), (&test_nd, &test_labels), classes.len() as i64))
+        tch::with_grad(|| {
+            linear_probe(
+                (&train_nd, &train_labels),
+                (&test_nd, &test_labels),
+                classes.len() as i64,
+            )
+        })
     };
-    let pictures: BTreeMap<String, Row> =
-        evaluator.rows(corpus)?.into_iter().map(|row| (row.key.clone(), row)).collect();
+    let pictures: BTreeMap<String, Row> = evaluator
+        .rows(corpus)?
+        .into_iter()
+        .map(|row| (row.key.clone(), row))
+        .collect();
     let image = |questions: &[Question]| image_features(evaluator, &reader, &pictures, questions);
     let state = |questions: &[Question], halves| end_states(evaluator, &reader, questions, halves);
     let memory = SecondHalves::Memory(&reader.memory);
     Ok(Some(Probes {
         image: probe(image(&train)?, image(&test)?),
-        without_memory: probe(state(&train, SecondHalves::Mlp)?, state(&test, SecondHalves::Mlp)?),
+        without_memory: probe(
+            state(&train, SecondHalves::Mlp)?,
+            state(&test, SecondHalves::Mlp)?,
+        ),
         with_memory: probe(state(&train, memory)?, state(&test, memory)?),
     }))
 }
@@ -70,17 +94,25 @@ fn image_features(
     let picture = |question: &Question| {
         let row = pictures.get(&question.row.key).ok_or_else(|| {
             Failure::data(
-                format!("question '{}' is about no picture of the corpus", question.row.key),
+                format!(
+                    "question '{}' is about no picture of the corpus",
+                    question.row.key
+                ),
                 "its key is the key of no row",
                 "give each question the key of its picture, or leave train_questions out",
             )
         })?;
         evaluator.picture(row)
     };
-    let pictures = questions.iter().map(picture).collect::<Result<Vec<_>, _>>()?;
+    let pictures = questions
+        .iter()
+        .map(picture)
+        .collect::<Result<Vec<_>, _>>()?;
     let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
     let side = evaluator.job.model.vision.image_size as usize;
-    let seen = reader.vision.forward(&to_pixels(&pictures, side, evaluator.device))?;
+    let seen = reader
+        .vision
+        .forward(&to_pixels(&pictures, side, evaluator.device))?;
     Ok(seen.global_be)
 }
 
@@ -91,9 +123,16 @@ fn end_states(
     questions: &[Question],
     halves: SecondHalves,
 ) -> Result<Tensor, Failure> {
-    let rows = questions.iter().map(|question| reader.encoder.sentence(&question.question));
-    let batch = TokenBatch::new(&rows.collect::<Result<Vec<_>, Failure>>()?, evaluator.device)?;
+    let rows = questions
+        .iter()
+        .map(|question| reader.encoder.sentence(&question.question));
+    let batch = TokenBatch::new(
+        &rows.collect::<Result<Vec<_>, Failure>>()?,
+        evaluator.device,
+    )?;
     let pass = Pass::new(halves).reading(Read::At(&batch.end_b1));
-    let states = reader.decoder.forward(&reader.decoder.embed(&batch.ids_bt)?, &pass)?;
+    let states = reader
+        .decoder
+        .forward(&reader.decoder.embed(&batch.ids_bt)?, &pass)?;
     Ok(states.last_bnd.squeeze_dim(1))
 }

@@ -78,20 +78,37 @@ pub(super) fn read(evaluator: &Evaluator, corpus: &str) -> Result<Vec<Question>,
 fn question(row: Row) -> Result<Question, Failure> {
     let unfit = |why: &str| {
         Failure::data(
-            format!("row {} ({}) is not a multiple-choice question", row.index, row.key),
+            format!(
+                "row {} ({}) is not a multiple-choice question",
+                row.index, row.key
+            ),
             why,
             "give each row a question, an answer, and a list `choices` that holds the answer",
         )
     };
     let choices: Vec<String> = match row.metadata.get("choices") {
-        Some(Value::Array(choices)) => choices.iter().filter_map(|c| c.as_str().map(str::to_owned)).collect(),
+        Some(Value::Array(choices)) => choices
+            .iter()
+            .filter_map(|c| c.as_str().map(str::to_owned))
+            .collect(),
         _ => return Err(unfit("it has no list of choices")),
     };
-    let answer = row.answer.clone().ok_or_else(|| unfit("it has no answer"))?;
+    let answer = row
+        .answer
+        .clone()
+        .ok_or_else(|| unfit("it has no answer"))?;
     let right = choices.iter().position(|choice| *choice == answer);
     let right = right.ok_or_else(|| unfit("its answer is not among its choices"))?;
-    let question = row.question.clone().ok_or_else(|| unfit("it has no question"))?;
-    Ok(Question { row, question, choices, right })
+    let question = row
+        .question
+        .clone()
+        .ok_or_else(|| unfit("it has no question"))?;
+    Ok(Question {
+        row,
+        question,
+        choices,
+        right,
+    })
 }
 
 /// Accuracy of every model that the stage compares, and the router's use of memory.
@@ -101,18 +118,32 @@ pub(super) fn measure(
     collective: &mut dyn Collective,
 ) -> Result<(Questions, Vec<BlockUse>), Failure> {
     let questions = read(evaluator, corpus)?;
-    let mut found = Questions { majority: majority(&questions), n: questions.len() as u64, ..Questions::default() };
+    let mut found = Questions {
+        majority: majority(&questions),
+        n: questions.len() as u64,
+        ..Questions::default()
+    };
     found.details = questions.iter().map(answered).collect();
     let mut router = Vec::new();
     for (name, stage) in &evaluator.settings.compare {
         let model = Model::new(evaluator, stage)?;
         let shares = in_blocks(&questions, collective, |block| model.guesses(block))?;
-        let guesses: Vec<usize> =
-            shares.iter().flat_map(|share| share.counts.iter().map(|&guess| guess as usize)).collect();
-        let right = questions.iter().zip(&guesses).filter(|(question, guess)| question.right == **guess);
-        found.accuracy.insert(name.clone(), right.count() as f64 / questions.len().max(1) as f64);
+        let guesses: Vec<usize> = shares
+            .iter()
+            .flat_map(|share| share.counts.iter().map(|&guess| guess as usize))
+            .collect();
+        let right = questions
+            .iter()
+            .zip(&guesses)
+            .filter(|(question, guess)| question.right == **guess);
+        found.accuracy.insert(
+            name.clone(),
+            right.count() as f64 / questions.len().max(1) as f64,
+        );
         for ((detail, question), guess) in found.details.iter_mut().zip(&questions).zip(&guesses) {
-            detail.given.insert(name.clone(), question.choices[*guess].clone());
+            detail
+                .given
+                .insert(name.clone(), question.choices[*guess].clone());
         }
         if name == MKS2 {
             router = model.router_use(&questions)?;
@@ -149,13 +180,25 @@ struct Model {
 
 impl Model {
     fn new(evaluator: &Evaluator, stage: &str) -> Result<Self, Failure> {
-        let settings = evaluator.job.stages.iter().find(|other| other.name == stage);
-        let settings = settings.and_then(|stage| stage.experts.clone()).unwrap_or_default();
+        let settings = evaluator
+            .job
+            .stages
+            .iter()
+            .find(|other| other.name == stage);
+        let settings = settings
+            .and_then(|stage| stage.experts.clone())
+            .unwrap_or_default();
         let encoder = evaluator.encoder(stage)?;
         let weights = evaluator.lineage.weights(&evaluator.ancestry(stage)?)?;
         let decoder = Decoder::new(&evaluator.job.model.decoder, encoder.vocab_size(), &weights)?;
         let experts = experts(evaluator.job, &settings, &weights)?;
-        Ok(Self { settings, encoder, decoder, experts, device: evaluator.device })
+        Ok(Self {
+            settings,
+            encoder,
+            decoder,
+            experts,
+            device: evaluator.device,
+        })
     }
 
     fn dialogue(&self, question: &Question, choice: usize) -> Result<Tokens, Failure> {
@@ -163,7 +206,8 @@ impl Model {
         row.answer = Some(question.choices[choice].clone());
         let asked = render(&self.settings.question, &row)?;
         let answer = render(&self.settings.answer, &row)?;
-        self.encoder.dialogue(&asked, &answer, self.settings.answer_after_end)
+        self.encoder
+            .dialogue(&asked, &answer, self.settings.answer_after_end)
     }
 
     /// The likeliest choice of each question, by the probability of the whole answer.
@@ -171,18 +215,25 @@ impl Model {
         let mut counts = Vec::with_capacity(questions.len());
         for question in questions {
             let choices = (0..question.choices.len()).map(|choice| self.dialogue(question, choice));
-            let batch = TokenBatch::new(&choices.collect::<Result<Vec<_>, Failure>>()?, self.device)?;
+            let batch =
+                TokenBatch::new(&choices.collect::<Result<Vec<_>, Failure>>()?, self.device)?;
             let scores = to_floats(&self.log_probabilities(&batch)?)?;
             let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
             counts.push(best.unwrap_or(0) as f64);
         }
-        Ok(Share { counts, features: Vec::new() })
+        Ok(Share {
+            counts,
+            features: Vec::new(),
+        })
     }
 
     /// Log-probability of each row's targets, `[b]`.
     fn log_probabilities(&self, batch: &TokenBatch) -> Result<Tensor, Failure> {
-        let pass = Pass::new(SecondHalves::Experts(&self.experts)).reading(Read::At(&batch.positions_bn));
-        let states = self.decoder.forward(&self.decoder.embed(&batch.ids_bt)?, &pass)?;
+        let pass =
+            Pass::new(SecondHalves::Experts(&self.experts)).reading(Read::At(&batch.positions_bn));
+        let states = self
+            .decoder
+            .forward(&self.decoder.embed(&batch.ids_bt)?, &pass)?;
         let logits = self.decoder.logits(&states.last_bnd);
         let vocab = logits.size()[2];
         let losses = logits.view([-1, vocab]).cross_entropy_loss(
@@ -192,7 +243,10 @@ impl Model {
             IGNORE,
             0.0,
         );
-        Ok(losses.view_as(&batch.labels_bn).sum_dim_intlist([1i64].as_slice(), false, Kind::Float).neg())
+        Ok(losses
+            .view_as(&batch.labels_bn)
+            .sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
+            .neg())
     }
 
     /// Mean share of the memories per block and kind of token, over the questions with their
@@ -201,11 +255,15 @@ impl Model {
         if self.settings.memories.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = questions.iter().map(|question| self.dialogue(question, question.right));
+        let rows = questions
+            .iter()
+            .map(|question| self.dialogue(question, question.right));
         let rows = rows.collect::<Result<Vec<_>, _>>()?;
         let batch = TokenBatch::new(&rows, self.device)?;
         let pass = Pass::new(SecondHalves::Experts(&self.experts)).recording_scores();
-        let states = self.decoder.forward(&self.decoder.embed(&batch.ids_bt)?, &pass)?;
+        let states = self
+            .decoder
+            .forward(&self.decoder.embed(&batch.ids_bt)?, &pass)?;
         let kinds: Vec<Vec<Token>> = rows.iter().map(kinds).collect();
         let blocks = states.scores.iter().enumerate().map(|(block, scores_btx)| {
             // The MLP is the first expert; all others are memories.
@@ -236,7 +294,11 @@ enum Token {
 }
 
 fn kinds(row: &Tokens) -> Vec<Token> {
-    let first_label = row.labels.iter().position(|&label| label != IGNORE).unwrap_or(row.end);
+    let first_label = row
+        .labels
+        .iter()
+        .position(|&label| label != IGNORE)
+        .unwrap_or(row.end);
     (0..row.ids.len())
         .map(|at| match at {
             0 => Token::Begin,
@@ -250,7 +312,13 @@ fn kinds(row: &Tokens) -> Vec<Token> {
 
 fn mean_where(values: &[f32], width: usize, kinds: &[Vec<Token>], wanted: Token) -> Option<f64> {
     let rows = values.chunks_exact(width).zip(kinds);
-    let chosen = rows.flat_map(|(row, kinds)| row.iter().zip(kinds).filter(move |(_, kind)| **kind == wanted));
-    let (sum, n) = chosen.fold((0.0, 0u64), |(sum, n), (value, _)| (sum + f64::from(*value), n + 1));
+    let chosen = rows.flat_map(|(row, kinds)| {
+        row.iter()
+            .zip(kinds)
+            .filter(move |(_, kind)| **kind == wanted)
+    });
+    let (sum, n) = chosen.fold((0.0, 0u64), |(sum, n), (value, _)| {
+        (sum + f64::from(*value), n + 1)
+    });
     (n > 0).then(|| sum / n as f64)
 }

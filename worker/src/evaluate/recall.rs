@@ -21,16 +21,32 @@ pub struct Recall {
 pub fn recall(texts_ne: &Tensor, images_ne: &Tensor) -> Recall {
     let similarity_nn = texts_ne.matmul(&images_ne.tr());
     let own_n1 = similarity_nn.diagonal(0, 0, 1).unsqueeze(1);
-    let not_farther_n = similarity_nn.ge_tensor(&own_n1).sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
-    let within = |k: i64| not_farther_n.le(k).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
-    Recall { r1: within(1), r5: within(5), r10: within(10), n: texts_ne.size()[0] as u64 }
+    let not_farther_n =
+        similarity_nn
+            .ge_tensor(&own_n1)
+            .sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
+    let within = |k: i64| {
+        not_farther_n
+            .le(k)
+            .to_kind(Kind::Double)
+            .mean(Kind::Double)
+            .double_value(&[])
+    };
+    Recall {
+        r1: within(1),
+        r5: within(5),
+        r10: within(10),
+        n: texts_ne.size()[0] as u64,
+    }
 }
 
 /// The `k` pictures nearest to one text `[e]`, nearest first, as (row, similarity).
 pub fn nearest(text_e: &Tensor, images_ne: &Tensor, k: i64) -> Vec<(usize, f64)> {
     let similarity_n = images_ne.mv(text_e);
     let (values, rows) = similarity_n.topk(k.min(similarity_n.size()[0]), 0, true, true);
-    (0..rows.size()[0]).map(|i| (rows.int64_value(&[i]) as usize, values.double_value(&[i]))).collect()
+    (0..rows.size()[0])
+        .map(|i| (rows.int64_value(&[i]) as usize, values.double_value(&[i])))
+        .collect()
 }
 
 #[cfg(test)]

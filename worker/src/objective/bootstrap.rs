@@ -11,7 +11,9 @@ use mks2_proto::failure::Failure;
 use mks2_proto::job::{Bootstrap, Job, Stage};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{LaneLoss, Losses, Objective, Place, Share, TokenBatch, gathered, pictures, to_floats, total};
+use super::{
+    LaneLoss, Losses, Objective, Place, Share, TokenBatch, gathered, pictures, to_floats, total,
+};
 use crate::model::{Decoder, Pass, Read, SecondHalves, TextTower, Vision, Weights, losses};
 use crate::pixels::{shifted, to_pixels};
 use crate::text::TextEncoder;
@@ -50,7 +52,13 @@ pub struct Global {
 
 impl<'a> BootstrapObjective<'a> {
     /// The objective of `stage`, over `weights` that hold what it trains.
-    pub fn new(job: &Job, stage: &Stage, encoder: &'a TextEncoder, weights: &Weights, device: Device) -> Result<Self, Failure> {
+    pub fn new(
+        job: &Job,
+        stage: &Stage,
+        encoder: &'a TextEncoder,
+        weights: &Weights,
+        device: Device,
+    ) -> Result<Self, Failure> {
         Ok(Self {
             settings: stage.bootstrap.clone().unwrap_or_default(),
             encoder,
@@ -66,7 +74,9 @@ impl<'a> BootstrapObjective<'a> {
     /// Image and text features of a lane, both `[b, e]`.
     fn features(&self, lane: &Lane) -> Result<(Tensor, Tensor), Failure> {
         let images_be = self.vision.forward(&lane.pixels_bcyx)?.global_be;
-        let texts_be = self.tower.forward(&lane.names.ids_bt, &lane.names.end_b1.squeeze_dim(1))?;
+        let texts_be = self
+            .tower
+            .forward(&lane.names.ids_bt, &lane.names.end_b1.squeeze_dim(1))?;
         Ok((images_be, texts_be))
     }
 
@@ -76,7 +86,12 @@ impl<'a> BootstrapObjective<'a> {
             .iter()
             .zip(samples)
             .map(|(picture, sample)| {
-                shifted(picture, self.side, self.settings.shift, place.draw(sample.row.index, SHIFT))
+                shifted(
+                    picture,
+                    self.side,
+                    self.settings.shift,
+                    place.draw(sample.row.index, SHIFT),
+                )
             })
             .collect();
         let moved: Vec<&[u8]> = moved.iter().map(Vec::as_slice).collect();
@@ -90,7 +105,14 @@ impl Objective for BootstrapObjective<'_> {
 
     fn lane(&self, place: Place, samples: &[Sample]) -> Result<(Lane, Share), Failure> {
         let texts = |templates, purpose| {
-            TokenBatch::of_texts(samples, templates, self.encoder, place, purpose, self.device)
+            TokenBatch::of_texts(
+                samples,
+                templates,
+                self.encoder,
+                place,
+                purpose,
+                self.device,
+            )
         };
         let lane = Lane {
             texts: texts(&self.settings.texts, LANGUAGE)?,
@@ -99,14 +121,19 @@ impl Objective for BootstrapObjective<'_> {
         };
         let (images_be, texts_be) = no_grad(|| self.features(&lane))?;
         let features = to_floats(&Tensor::cat(&[images_be, texts_be], 1))?;
-        let share = Share { counts: vec![lane.texts.targets as f64], features };
+        let share = Share {
+            counts: vec![lane.texts.targets as f64],
+            features,
+        };
         Ok((lane, share))
     }
 
     fn global(&self, shares: &[Share]) -> Result<Global, Failure> {
         let both_mf = gathered(shares, 2 * self.feature_width, self.device);
-        let (images_me, texts_me) =
-            (both_mf.narrow(1, 0, self.feature_width), both_mf.narrow(1, self.feature_width, self.feature_width));
+        let (images_me, texts_me) = (
+            both_mf.narrow(1, 0, self.feature_width),
+            both_mf.narrow(1, self.feature_width, self.feature_width),
+        );
         let clip = losses::clip(&texts_me, &images_me, self.tower.logit_scale());
         Ok(Global {
             tokens: total(shares, 0),
@@ -119,8 +146,11 @@ impl Objective for BootstrapObjective<'_> {
 
     fn loss(&self, number: u32, lane: &Lane, global: &Global) -> Result<LaneLoss, Failure> {
         let pass = Pass::new(SecondHalves::Mlp).reading(Read::At(&lane.texts.positions_bn));
-        let states = self.decoder.forward(&self.decoder.embed(&lane.texts.ids_bt)?, &pass)?;
-        let (language, _) = losses::next_token(&self.decoder, &states.last_bnd, &lane.texts.labels_bn)?;
+        let states = self
+            .decoder
+            .forward(&self.decoder.embed(&lane.texts.ids_bt)?, &pass)?;
+        let (language, _) =
+            losses::next_token(&self.decoder, &states.last_bnd, &lane.texts.labels_bn)?;
         let (images_be, texts_be) = self.features(lane)?;
         let rows = images_be.size()[0];
         let own = |grad: &Tensor| grad.narrow(0, i64::from(number) * rows, rows);
@@ -131,7 +161,10 @@ impl Objective for BootstrapObjective<'_> {
             carried += self.tower.logit_scale() * &global.grad_logit_scale;
         }
         let sums = vec![language.double_value(&[])];
-        Ok(LaneLoss { loss: language / global.tokens + carried, sums })
+        Ok(LaneLoss {
+            loss: language / global.tokens + carried,
+            sums,
+        })
     }
 
     fn losses(&self, sums: &[f64], global: &Global) -> Losses {

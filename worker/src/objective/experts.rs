@@ -8,7 +8,9 @@ use mks2_proto::job::{self, Job, Stage};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{LaneLoss, Losses, Objective, Place, Share, TokenBatch, total};
-use crate::model::{Bridge, Decoder, Experts, Memory, Pass, Read, SecondHalves, Vision, Weights, losses};
+use crate::model::{
+    Bridge, Decoder, Experts, Memory, Pass, Read, SecondHalves, Vision, Weights, losses,
+};
 use crate::pixels::to_pixels;
 use crate::text::TextEncoder;
 
@@ -48,7 +50,13 @@ pub struct Global {
 
 impl<'a> ExpertsObjective<'a> {
     /// The objective of `stage`, over `weights` that hold what it trains and what it reads.
-    pub fn new(job: &Job, stage: &Stage, encoder: &'a TextEncoder, weights: &Weights, device: Device) -> Result<Self, Failure> {
+    pub fn new(
+        job: &Job,
+        stage: &Stage,
+        encoder: &'a TextEncoder,
+        weights: &Weights,
+        device: Device,
+    ) -> Result<Self, Failure> {
         let settings = stage.experts.clone().unwrap_or_default();
         let eyes = match settings.pictures {
             true => Some(Eyes {
@@ -60,7 +68,14 @@ impl<'a> ExpertsObjective<'a> {
         };
         let decoder = Decoder::new(&job.model.decoder, encoder.vocab_size(), weights)?;
         let experts = experts(job, &settings, weights)?;
-        Ok(Self { settings, encoder, decoder, experts, eyes, device })
+        Ok(Self {
+            settings,
+            encoder,
+            decoder,
+            experts,
+            eyes,
+            device,
+        })
     }
 }
 
@@ -71,7 +86,11 @@ impl<'a> ExpertsObjective<'a> {
 pub fn experts(job: &Job, settings: &job::Experts, weights: &Weights) -> Result<Experts, Failure> {
     let memories = settings.memories.iter().map(|name| {
         let memory = Memory::new(&job.model, name, weights)?;
-        Ok(if settings.shuffle_memory { memory.shuffled(job.seed) } else { memory })
+        Ok(if settings.shuffle_memory {
+            memory.shuffled(job.seed)
+        } else {
+            memory
+        })
     });
     let memories = memories.collect::<Result<Vec<_>, Failure>>()?;
     Ok(Experts::new(&job.model, settings, &memories, weights)?)
@@ -82,14 +101,22 @@ impl Eyes {
     /// one and masked later, so that shapes do not depend on the data.
     fn look(&self, samples: &[Sample], device: Device) -> Result<(Tensor, Vec<bool>), Failure> {
         let blank = vec![255u8; 3 * self.side * self.side];
-        let pictures: Vec<&[u8]> =
-            samples.iter().map(|sample| sample.pixels.as_deref().unwrap_or(&blank)).collect();
+        let pictures: Vec<&[u8]> = samples
+            .iter()
+            .map(|sample| sample.pixels.as_deref().unwrap_or(&blank))
+            .collect();
         let pixels_bcyx = to_pixels(&pictures, self.side, device);
         let soft_bpd = no_grad(|| -> Result<Tensor, Failure> {
             let seen = self.vision.forward(&pixels_bcyx)?;
             Ok(self.bridge.forward(&seen.patches_bpv)?)
         })?;
-        Ok((soft_bpd, samples.iter().map(|sample| sample.pixels.is_some()).collect()))
+        Ok((
+            soft_bpd,
+            samples
+                .iter()
+                .map(|sample| sample.pixels.is_some())
+                .collect(),
+        ))
     }
 }
 
@@ -114,19 +141,36 @@ impl Objective for ExpertsObjective<'_> {
         let rows = samples.iter().map(|sample| {
             let question = render(&self.settings.question, &sample.row)?;
             let answer = render(&self.settings.answer, &sample.row)?;
-            self.encoder.dialogue(&question, &answer, self.settings.answer_after_end)
+            self.encoder
+                .dialogue(&question, &answer, self.settings.answer_after_end)
         });
         let rows = rows.collect::<Result<Vec<_>, Failure>>()?;
         let dialogues = TokenBatch::new(&rows, self.device)?;
-        let soft = self.eyes.as_ref().map(|eyes| eyes.look(samples, self.device)).transpose()?;
-        let share = Share { counts: vec![dialogues.targets as f64], features: Vec::new() };
+        let soft = self
+            .eyes
+            .as_ref()
+            .map(|eyes| eyes.look(samples, self.device))
+            .transpose()?;
+        let share = Share {
+            counts: vec![dialogues.targets as f64],
+            features: Vec::new(),
+        };
         let first_row = samples.first().map_or(0, |sample| sample.row.index);
         let dropout_seed = place.draw(first_row, DROPOUT).below(i64::MAX as u64) as i64;
-        Ok((Lane { dialogues, soft, dropout_seed }, share))
+        Ok((
+            Lane {
+                dialogues,
+                soft,
+                dropout_seed,
+            },
+            share,
+        ))
     }
 
     fn global(&self, shares: &[Share]) -> Result<Global, Failure> {
-        Ok(Global { tokens: total(shares, 0) })
+        Ok(Global {
+            tokens: total(shares, 0),
+        })
     }
 
     fn loss(&self, _: u32, lane: &Lane, global: &Global) -> Result<LaneLoss, Failure> {
@@ -144,16 +188,28 @@ impl Objective for ExpertsObjective<'_> {
                 let (p, t) = (soft_bpd.size()[1], text_btd.size()[1]);
                 let keys_bt = real_keys(seen, p, t, self.device);
                 let positions_bn = &lane.dialogues.positions_bn + p;
-                let pass = Pass::new(halves).keys(&keys_bt).reading(Read::At(&positions_bn));
-                self.decoder.forward(&Tensor::cat(&[soft_bpd, &text_btd], 1), &pass)?
+                let pass = Pass::new(halves)
+                    .keys(&keys_bt)
+                    .reading(Read::At(&positions_bn));
+                self.decoder
+                    .forward(&Tensor::cat(&[soft_bpd, &text_btd], 1), &pass)?
             }
         };
-        let (sum, _) = losses::next_token(&self.decoder, &states.last_bnd, &lane.dialogues.labels_bn)?;
-        Ok(LaneLoss { sums: vec![sum.double_value(&[])], loss: sum / global.tokens })
+        let (sum, _) =
+            losses::next_token(&self.decoder, &states.last_bnd, &lane.dialogues.labels_bn)?;
+        Ok(LaneLoss {
+            sums: vec![sum.double_value(&[])],
+            loss: sum / global.tokens,
+        })
     }
 
     fn losses(&self, sums: &[f64], global: &Global) -> Losses {
         let loss = sums[0] / global.tokens;
-        Losses { total: loss, language: Some(loss), tokens: global.tokens as u64, ..Losses::default() }
+        Losses {
+            total: loss,
+            language: Some(loss),
+            tokens: global.tokens as u64,
+            ..Losses::default()
+        }
     }
 }

@@ -6,8 +6,12 @@ use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, MemoryStage, Stage};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{LaneLoss, Losses, Objective, Place, Share, TokenBatch, gathered, pictures, to_floats, total};
-use crate::model::{Bridge, Decoder, Memory, Pass, Read, RetrievalHeads, SecondHalves, Vision, Weights, losses};
+use super::{
+    LaneLoss, Losses, Objective, Place, Share, TokenBatch, gathered, pictures, to_floats, total,
+};
+use crate::model::{
+    Bridge, Decoder, Memory, Pass, Read, RetrievalHeads, SecondHalves, Vision, Weights, losses,
+};
 use crate::pixels::to_pixels;
 use crate::text::TextEncoder;
 
@@ -46,7 +50,13 @@ pub struct Global {
 
 impl<'a> MemoryObjective<'a> {
     /// The objective of `stage`, over `weights` that hold what it trains and what it reads.
-    pub fn new(job: &Job, stage: &Stage, encoder: &'a TextEncoder, weights: &Weights, device: Device) -> Result<Self, Failure> {
+    pub fn new(
+        job: &Job,
+        stage: &Stage,
+        encoder: &'a TextEncoder,
+        weights: &Weights,
+        device: Device,
+    ) -> Result<Self, Failure> {
         Ok(Self {
             settings: stage.memory.clone().unwrap_or_default(),
             encoder,
@@ -82,9 +92,13 @@ impl<'a> MemoryObjective<'a> {
         let pass = Pass::new(SecondHalves::Memory(&self.memory))
             .reading(Read::At(&lane.queries.end_b1))
             .after_blocks(self.heads.extra_blocks());
-        let states = self.decoder.forward(&self.decoder.embed(&lane.queries.ids_bt)?, &pass)?;
+        let states = self
+            .decoder
+            .forward(&self.decoder.embed(&lane.queries.ids_bt)?, &pass)?;
         let first_row = i64::from(number) * lane.queries.ids_bt.size()[0];
-        Ok(self.heads.loss_rows(&states, &global.images_me, first_row)?)
+        Ok(self
+            .heads
+            .loss_rows(&states, &global.images_me, first_row)?)
     }
 }
 
@@ -94,21 +108,41 @@ impl Objective for MemoryObjective<'_> {
 
     fn lane(&self, place: Place, samples: &[Sample]) -> Result<(Lane, Share), Failure> {
         let texts = |samples, templates, purpose| {
-            TokenBatch::of_texts(samples, templates, self.encoder, place, purpose, self.device)
+            TokenBatch::of_texts(
+                samples,
+                templates,
+                self.encoder,
+                place,
+                purpose,
+                self.device,
+            )
         };
         let captioned = self.captioned(samples.len());
         let captions = texts(&samples[..captioned], &self.settings.captions, CAPTION)?;
         let queries = texts(samples, &self.settings.retrieval_texts, RETRIEVAL)?;
         let pixels_bcyx = to_pixels(&pictures(samples)?, self.side, self.device);
         let seen = no_grad(|| self.vision.forward(&pixels_bcyx))?;
-        let share = Share { counts: vec![captions.targets as f64], features: to_floats(&seen.global_be)? };
+        let share = Share {
+            counts: vec![captions.targets as f64],
+            features: to_floats(&seen.global_be)?,
+        };
         let patches_bpv = seen.patches_bpv.narrow(0, 0, captioned as i64);
-        Ok((Lane { captions, queries, patches_bpv }, share))
+        Ok((
+            Lane {
+                captions,
+                queries,
+                patches_bpv,
+            },
+            share,
+        ))
     }
 
     fn global(&self, shares: &[Share]) -> Result<Global, Failure> {
         let images_me = gathered(shares, self.feature_width, self.device);
-        Ok(Global { caption_tokens: total(shares, 0), images_me })
+        Ok(Global {
+            caption_tokens: total(shares, 0),
+            images_me,
+        })
     }
 
     fn loss(&self, number: u32, lane: &Lane, global: &Global) -> Result<LaneLoss, Failure> {
@@ -117,13 +151,17 @@ impl Objective for MemoryObjective<'_> {
         let sums = vec![caption.double_value(&[]), retrieval.double_value(&[])];
         let loss = caption * (self.settings.caption_weight / global.caption_tokens)
             + retrieval * (self.settings.retrieval_weight / self.batch);
-        Ok(LaneLoss { loss: loss.to_kind(Kind::Float), sums })
+        Ok(LaneLoss {
+            loss: loss.to_kind(Kind::Float),
+            sums,
+        })
     }
 
     fn losses(&self, sums: &[f64], global: &Global) -> Losses {
         let (caption, retrieval) = (sums[0] / global.caption_tokens, sums[1] / self.batch);
         Losses {
-            total: self.settings.caption_weight * caption + self.settings.retrieval_weight * retrieval,
+            total: self.settings.caption_weight * caption
+                + self.settings.retrieval_weight * retrieval,
             caption: Some(caption),
             retrieval: Some(retrieval),
             tokens: global.caption_tokens as u64,
