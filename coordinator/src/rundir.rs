@@ -16,7 +16,7 @@ use mks2_dataset::{error::Error, store};
 use mks2_proto::{
     failure::Failure,
     ids::{Incarnation, RunId},
-    job::Job,
+    job::{Job, load},
 };
 use object_store::path::Path;
 use serde::Serialize;
@@ -87,17 +87,6 @@ struct Description<'a> {
     started_ms: u64,
 }
 
-/// blake3 of what makes two jobs the same run: everything but when checkpoints are made.
-pub(crate) fn job_digest(job: &Job) -> Result<String, Failure> {
-    let same = Job {
-        checkpoint: mks2_proto::job::Checkpoint::default(),
-        ..job.clone()
-    };
-    let bytes = serde_json::to_vec(&same)
-        .map_err(|error| Failure::internal("the job cannot be encoded", error.to_string()))?;
-    Ok(blake3::hash(&bytes).to_hex().to_string())
-}
-
 impl RunDir {
     /// Takes the directory over.
     ///
@@ -109,7 +98,7 @@ impl RunDir {
         let local = store::local_path(claim.run_url);
         create_folder(local.as_ref())?;
         let place = Place { store, root };
-        let digest = job_digest(claim.job)?;
+        let digest = load::digest(claim.job)?;
         let replayed = replay(place.clone()).await?;
         check(claim, &digest, &replayed.history)?;
         let was_finished = replayed.history.ending == Some(Ending::Finished);

@@ -1,13 +1,11 @@
 //! One worker process, from its environment to its end.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mks2_dataset::reader::Corpus;
 use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::{ExitCode, Failure};
-use mks2_proto::job::{Job, load};
+use mks2_proto::job::load;
 use mks2_proto::telemetry;
 use tokio::runtime::Runtime;
 use tracing::{info, info_span};
@@ -20,6 +18,7 @@ use crate::lineage::Lineage;
 use crate::run::{End, Run, Start};
 use crate::saver::Saver;
 use crate::session::{Assignment, Session};
+use crate::sources::open_corpora;
 
 /// Threads for the network and storage; computing has its own thread.
 const IO_THREADS: usize = 2;
@@ -46,7 +45,7 @@ pub fn work(env: &WorkerEnv) -> Result<End, Failure> {
     outcome
 }
 
-fn io_runtime() -> Result<Runtime, Failure> {
+pub(crate) fn io_runtime() -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)
         .thread_name("io")
@@ -60,7 +59,10 @@ fn address_of(env: &WorkerEnv) -> Result<SocketAddr, Failure> {
         Failure::new(
             ExitCode::Usage,
             format!("'{}' is no address to listen on", env.data_address),
-            format!("{} must be an IP address and a port", mks2_proto::env::DATA_ADDRESS),
+            format!(
+                "{} must be an IP address and a port",
+                mks2_proto::env::DATA_ADDRESS
+            ),
             "use for example 10.0.0.5:0; port 0 lets the system choose",
         )
     })
@@ -91,7 +93,7 @@ fn joined(
     let store = CheckpointStore::open(&welcome.run_url)?;
     let saver = Saver::new(store, Arc::clone(session), runtime.handle().clone());
     let mut run = Run {
-        config_digest: blake3::hash(welcome.job_toml.as_bytes()).to_hex().to_string(),
+        config_digest: load::digest(&job)?,
         job,
         session: Arc::clone(session),
         collective,
@@ -104,15 +106,10 @@ fn joined(
         lineage: Lineage::default(),
     };
     let finished = welcome.finished_stages.clone();
-    run.run(&Start { resume_from: welcome.resume_from.clone(), finished })
-}
-
-async fn open_corpora(job: &Job) -> Result<BTreeMap<String, Corpus>, Failure> {
-    let mut corpora = BTreeMap::new();
-    for (name, corpus) in &job.data {
-        corpora.insert(name.clone(), Corpus::open(&corpus.url).await?);
-    }
-    Ok(corpora)
+    run.run(&Start {
+        resume_from: welcome.resume_from.clone(),
+        finished,
+    })
 }
 
 fn connect(

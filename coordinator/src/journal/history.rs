@@ -44,7 +44,7 @@ pub struct History {
     pub generation: Generation,
     /// The checkpoints that count.
     pub checkpoints: Checkpoints,
-    /// How the last term ended.
+    /// How the last term that worked in the run ended.
     pub ending: Option<Ending>,
 }
 
@@ -53,6 +53,8 @@ impl History {
     pub fn fold(&mut self, record: &Record) {
         self.term = record.term;
         match &record.entry {
+            // A finished run stays finished until somebody works in it again.
+            Entry::TermTaken if self.ending == Some(Ending::Finished) => {}
             Entry::TermTaken => self.ending = None,
             Entry::RunCreated {
                 run_id,
@@ -68,7 +70,10 @@ impl History {
                     corpora: corpora.clone(),
                 });
             }
-            Entry::GenerationFormed { generation, .. } => self.generation = *generation,
+            Entry::GenerationFormed { generation, .. } => {
+                self.generation = *generation;
+                self.ending = None;
+            }
             Entry::CheckpointCommitted {
                 checkpoint,
                 released,
@@ -76,7 +81,10 @@ impl History {
                 self.checkpoints.insert(checkpoint.clone());
                 self.checkpoints.remove(released);
             }
-            Entry::RunRewound { dropped, .. } => self.checkpoints.remove(dropped),
+            Entry::RunRewound { dropped, .. } => {
+                self.checkpoints.remove(dropped);
+                self.ending = None;
+            }
             Entry::StopRequested { .. } => {}
             Entry::RunStopped { .. } => self.ending = Some(Ending::Stopped),
             Entry::RunFinished { .. } => self.ending = Some(Ending::Finished),

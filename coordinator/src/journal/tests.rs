@@ -146,6 +146,22 @@ async fn what_was_written_is_what_is_replayed() {
 }
 
 #[tokio::test]
+async fn a_finished_run_stays_finished_until_somebody_works_in_it() {
+    let place = memory();
+    let mut journal = office(&place, 1).await;
+    for entry in [created(), generation(1), Entry::RunFinished { step: 7 }] {
+        journal.append(entry).await.expect("written");
+    }
+    for writer in 2..5 {
+        let journal = office(&place, writer).await;
+        assert_eq!(journal.history().ending, Some(Ending::Finished));
+    }
+    let mut journal = office(&place, 5).await;
+    journal.append(generation(2)).await.expect("written");
+    assert_eq!(journal.history().ending, None);
+}
+
+#[tokio::test]
 async fn a_new_term_fences_the_old_one() {
     let place = memory();
     let mut old = office(&place, 1).await;

@@ -22,8 +22,10 @@ fn a_run_ends_well_and_tells_its_stages() {
     assert_eq!(steps(&place), 20);
     assert!(place.path("run/config.resolved.toml").exists());
     assert!(place.path("run/logs/worker-1.log").exists());
-    let again = ended(start(place.train(&script("finish"), &["--workers", "2"])));
-    assert!(again.done().err.contains("done already"), "{}", again.err);
+    for _ in 0..2 {
+        let again = ended(start(place.train(&script("finish"), &["--workers", "2"])));
+        assert!(again.done().err.contains("done already"), "{}", again.err);
+    }
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub struct Facts {
     pub is_final: bool,
     /// The job's seed.
     pub seed: u64,
-    /// Digest of the resolved job file.
+    /// Digest of the job: [`mks2_proto::job::load::digest`].
     pub config_digest: String,
     /// Digests of the corpora's manifests, by their names in the job.
     pub corpora: BTreeMap<String, String>,
