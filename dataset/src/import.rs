@@ -218,6 +218,10 @@ async fn check(pending: Pending, limits: Limits) -> Result<(Place, Result<Row, B
             Err(bad) => return Ok((place, Err(bad))),
         },
     };
+    if sample.picture.is_none() {
+        // Nothing to decode: not worth another thread.
+        return Ok((place, sample.into_row(&limits)));
+    }
     let checking = tokio::task::spawn_blocking(move || sample.into_row(&limits));
     let row = checking
         .await
