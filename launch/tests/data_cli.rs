@@ -1,5 +1,9 @@
 //! `mks2 data` as a user runs it: answers, exit codes, and an import that is killed.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic and tell")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic and tell"
+)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
