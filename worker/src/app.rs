@@ -7,10 +7,12 @@ use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::job::load;
 use mks2_proto::telemetry;
+use tch::Device;
 use tokio::runtime::Runtime;
 use tracing::{info, info_span};
 
 use crate::checkpoint::CheckpointStore;
+use crate::collectives::nccl::NcclMesh;
 use crate::collectives::tcp::{DataListener, Mesh, Roster};
 use crate::collectives::{AbortFlag, Collective, Limits};
 use crate::device;
@@ -89,7 +91,7 @@ fn joined(
         lanes = ?assignment.lanes,
         "generation joined"
     );
-    let collective = connect(env, listener, &assignment, abort)?;
+    let collective = connect(env, listener, &assignment, abort, device)?;
     let store = CheckpointStore::open(&welcome.run_url)?;
     let saver = Saver::new(store, Arc::clone(session), runtime.handle().clone());
     let mut run = Run {
@@ -117,6 +119,7 @@ fn connect(
     listener: &DataListener,
     assignment: &Assignment,
     abort: &AbortFlag,
+    device: Device,
 ) -> Result<Box<dyn Collective>, Failure> {
     let roster = Roster {
         run_id: env.run_id.clone(),
@@ -125,6 +128,10 @@ fn connect(
         rank: assignment.rank as usize,
         addresses: assignment.addresses.clone(),
     };
-    let mesh = Mesh::form(listener, &roster, &Limits::default(), abort)?;
-    Ok(Box::new(mesh))
+    let limits = Limits::default();
+    let mesh = Mesh::form(listener, &roster, &limits, abort)?;
+    Ok(match device {
+        Device::Cuda(number) => Box::new(NcclMesh::new(mesh, number, &limits, abort)?),
+        _ => Box::new(mesh),
+    })
 }

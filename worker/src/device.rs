@@ -12,14 +12,18 @@ pub fn choose(device: &str, local_rank: u32) -> Result<Device, Failure> {
     let number = match device {
         "cpu" => return Ok(Device::Cpu),
         "cuda" => local_rank as usize,
-        other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()).ok_or_else(|| {
-            Failure::settings(
-                format!("'{other}' is no device"),
-                "a device is cpu, cuda or cuda:N",
-                "set `device` in the job file to one of these",
-            )
-        })?,
+        other => other
+            .strip_prefix("cuda:")
+            .and_then(|n| n.parse().ok())
+            .ok_or_else(|| {
+                Failure::settings(
+                    format!("'{other}' is no device"),
+                    "a device is cpu, cuda or cuda:N",
+                    "set `device` in the job file to one of these",
+                )
+            })?,
     };
+    crate::cuda::load()?;
     let found = tch::Cuda::device_count().max(0) as usize;
     if number >= found {
         return Err(Failure::environment(
@@ -52,6 +56,6 @@ mod tests {
     fn a_gpu_that_is_not_there_is_named() {
         let failure = choose("cuda:99", 0).unwrap_err();
         assert_eq!(failure.exit.code(), 6);
-        assert!(failure.what.contains("99"), "{failure}");
+        assert!(failure.to_string().contains("CUDA"), "{failure}");
     }
 }
