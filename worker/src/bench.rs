@@ -1,8 +1,11 @@
 //! Measurements of the data plane, for comparison with its peers.
 //!
 //! Each function repeats its work, prints nothing itself and gives a [`serde_json::Value`] with
-//! medians in milliseconds, so that `mks2-worker bench` prints one line of JSON that the comparing
+//! medians in milliseconds (`_ms`) or seconds, so that `mks2-worker bench` prints one line of JSON that the comparing
 //! script reads. Peers: `xtask/peers/gloo_allreduce.py`, `xtask/peers/adamw_bits.py`.
+
+pub mod cli;
+mod stage;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

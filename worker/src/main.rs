@@ -5,11 +5,12 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::{self, Failure};
 use mks2_proto::telemetry;
 use mks2_worker::app;
+use mks2_worker::bench::cli;
 use mks2_worker::run::End;
 
 /// Trains as one worker of a run.
@@ -18,11 +19,24 @@ use mks2_worker::run::End;
 /// MKS2_TOKEN, MKS2_RUN_ID and MKS2_MEMBER_ID say which run to join.
 #[derive(Parser)]
 #[command(name = "mks2-worker", version)]
-struct Arguments {}
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures a part of the data plane in this process.
+    #[command(hide = true)]
+    Bench(cli::Arguments),
+}
 
 fn main() -> ExitCode {
-    let Arguments {} = Arguments::parse();
-    match run() {
+    let outcome = match Arguments::parse().command {
+        Some(Command::Bench(arguments)) => bench(&arguments),
+        None => run(),
+    };
+    match outcome {
         Ok(End::Complete) => ExitCode::SUCCESS,
         Ok(End::Stopped) => failure::ExitCode::Stopped.into(),
         Err(failure) => {
@@ -35,15 +49,34 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<End, Failure> {
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        return Err(Failure::internal("TLS could not be set up", "another provider was installed before"));
-    }
+    set_up_tls()?;
     let log_format = telemetry::LogFormat::from_environment()?;
-    let guard = telemetry::init(&telemetry::Options { service: "mks2-worker", log_format, ..Default::default() })?;
+    let guard = telemetry::init(&telemetry::Options {
+        service: "mks2-worker",
+        log_format,
+        ..Default::default()
+    })?;
     let outcome = WorkerEnv::read().and_then(|env| app::work(&env));
     if let Err(failure) = &outcome {
         tracing::debug!(?failure, "the worker ends with a failure");
     }
     guard.shutdown(Duration::from_secs(3));
     outcome
+}
+
+/// Prints what was measured, and nothing else.
+fn bench(arguments: &cli::Arguments) -> Result<End, Failure> {
+    set_up_tls()?;
+    cli::run(arguments, &mut std::io::stdout().lock())?;
+    Ok(End::Complete)
+}
+
+fn set_up_tls() -> Result<(), Failure> {
+    let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    installed.map_err(|_| {
+        Failure::internal(
+            "TLS could not be set up",
+            "another provider was installed before",
+        )
+    })
 }

@@ -6,10 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mks2_dataset::loader::{self, Loader};
-use mks2_dataset::plan::{CorpusShape, Plan};
 use mks2_dataset::reader::Corpus;
-use mks2_dataset::row::render;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, Stage, StageKind};
 use mks2_proto::params::{retrieval_heads, trained_by};
@@ -33,6 +30,7 @@ use crate::objective::memory::MemoryObjective;
 use crate::pixels::to_pixels;
 use crate::saver::{BUFFERS, Content, REDUCER, Saver, TOKENIZER, table_of};
 use crate::session::Session;
+use crate::sources::Sources;
 use crate::text::TextEncoder;
 use crate::train::{Progress, Settings, Trainer};
 use crate::whiten;
@@ -111,13 +109,20 @@ impl Run {
             let _entered = span.enter();
             let last_step = first_step + stage.steps;
             if stage.kind == StageKind::Evaluate {
-                self.session.stage_changed(&stage.name, first_step, last_step)?;
+                self.session
+                    .stage_changed(&stage.name, first_step, last_step)?;
                 self.evaluate(stage)?;
-            } else if let Some(finished) = start.finished.iter().find(|done| done.stage == stage.name) {
+            } else if let Some(finished) =
+                start.finished.iter().find(|done| done.stage == stage.name)
+            {
                 self.recall(stage, finished)?;
             } else {
-                self.session.stage_changed(&stage.name, first_step, last_step)?;
-                let resume = start.resume_from.as_ref().filter(|from| from.stage == stage.name);
+                self.session
+                    .stage_changed(&stage.name, first_step, last_step)?;
+                let resume = start
+                    .resume_from
+                    .as_ref()
+                    .filter(|from| from.stage == stage.name);
                 if self.train(stage, first_step, resume)? == End::Stopped {
                     return Ok(End::Stopped);
                 }
@@ -142,11 +147,20 @@ impl Run {
         let kinds = [Kind::Weights, Kind::Tokenizer];
         let checkpoint = self.read(stage, from, &kinds)?;
         let prepared = self.layout(stage, Some(&checkpoint))?;
-        info!(stage = stage.name, step = from.step as i64, "stage was finished before");
+        info!(
+            stage = stage.name,
+            step = from.step as i64,
+            "stage was finished before"
+        );
         self.keep(stage, &prepared.layout, &prepared.state, prepared.encoder)
     }
 
-    fn read(&self, stage: &Stage, from: &CheckpointRef, kinds: &[Kind]) -> Result<Checkpoint, Failure> {
+    fn read(
+        &self,
+        stage: &Stage,
+        from: &CheckpointRef,
+        kinds: &[Kind],
+    ) -> Result<Checkpoint, Failure> {
         let expected = Expected {
             model: None,
             seed: Some(self.job.seed),
@@ -155,12 +169,19 @@ impl Run {
         };
         let digest = Some(from.manifest_digest.as_str()).filter(|digest| !digest.is_empty());
         let store = self.saver.store();
-        Ok(self.runtime.block_on(store.load(&from.manifest_path, digest, &expected, kinds))?)
+        Ok(self
+            .runtime
+            .block_on(store.load(&from.manifest_path, digest, &expected, kinds))?)
     }
 
     fn corpus_digests(&self, stage: &Stage) -> BTreeMap<String, String> {
-        let named = stage.data.iter().filter_map(|source| self.corpora.get_key_value(&source.corpus));
-        named.map(|(name, corpus)| (name.clone(), corpus.manifest().digest())).collect()
+        let named = stage
+            .data
+            .iter()
+            .filter_map(|source| self.corpora.get_key_value(&source.corpus));
+        named
+            .map(|(name, corpus)| (name.clone(), corpus.manifest().digest()))
+            .collect()
     }
 
     /// Stages that `stage` builds on, oldest first.
@@ -177,12 +198,21 @@ impl Run {
         let layout = Arc::new(FlatLayout::new(&specs)?);
         let table = table_of(&layout)?;
         let mut state = FlatState::new(Arc::clone(&layout), self.device)?;
-        let mut reducer = Reducer::new(Arc::clone(&layout), self.job.reduction, self.job.lanes, self.device)?;
+        let mut reducer = Reducer::new(
+            Arc::clone(&layout),
+            self.job.reduction,
+            self.job.lanes,
+            self.device,
+        )?;
         let mut progress = Progress::default();
         match from {
             None => {
                 for spec in &specs {
-                    state.load(Buffer::Weights, &spec.name, &spec.initial_values(self.job.seed))?;
+                    state.load(
+                        Buffer::Weights,
+                        &spec.name,
+                        &spec.initial_values(self.job.seed),
+                    )?;
                 }
                 if stage.kind == StageKind::Memory && self.job.model.retrieval.whiten > 0.0 {
                     self.whiten(stage, &mut state)?;
@@ -202,7 +232,16 @@ impl Run {
             weights.insert_trained(&span.name, &state.view(&span.name)?);
             leaves.push(weights.get(&span.name)?);
         }
-        Ok(Prepared { encoder, layout, table, state, reducer, progress, weights, leaves })
+        Ok(Prepared {
+            encoder,
+            layout,
+            table,
+            state,
+            reducer,
+            progress,
+            weights,
+            leaves,
+        })
     }
 
     /// Starts the retrieval heads' image projections from the stage's first pictures. Every worker
@@ -214,7 +253,7 @@ impl Run {
         let mut features = Vec::new();
         let mut left = WHITEN_ROWS;
         for source in &stage.data {
-            let corpus = self.corpus(&source.corpus)?;
+            let corpus = self.sources().corpus(&source.corpus)?;
             for group in 0..corpus.manifest().groups() {
                 if left == 0 {
                     break;
@@ -222,7 +261,10 @@ impl Run {
                 let mut rows = self.runtime.block_on(corpus.read_group(group))?;
                 rows.truncate(left);
                 left -= rows.len();
-                let pictures = rows.iter().map(|row| evaluate::picture_of(row, side)).collect::<Result<Vec<_>, _>>()?;
+                let pictures = rows
+                    .iter()
+                    .map(|row| evaluate::picture_of(row, side))
+                    .collect::<Result<Vec<_>, _>>()?;
                 let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
                 let pixels = to_pixels(&pictures, side as usize, self.device);
                 features.push(tch::no_grad(|| vision.forward(&pixels))?.global_be);
@@ -232,64 +274,59 @@ impl Run {
         let features_ne = Tensor::cat(&features, 0).to_device(Device::Cpu);
         let start = whiten::projection(&features_ne, i64::from(retrieval.dim), retrieval.whiten)?;
         for (_, head) in retrieval_heads(&self.job.model) {
-            state.load(Buffer::Weights, &format!("{head}.image_projection.weight"), &start)?;
+            state.load(
+                Buffer::Weights,
+                &format!("{head}.image_projection.weight"),
+                &start,
+            )?;
         }
         Ok(())
     }
 
     /// The tokenizer of a stage: a bootstrap stage trains it, the others inherit it.
-    fn encoder(&self, stage: &Stage, from: Option<&Checkpoint>) -> Result<Arc<TextEncoder>, Failure> {
+    fn encoder(
+        &self,
+        stage: &Stage,
+        from: Option<&Checkpoint>,
+    ) -> Result<Arc<TextEncoder>, Failure> {
         let max_tokens = self.job.model.decoder.max_text_tokens as usize;
         if stage.kind != StageKind::Bootstrap {
             return self.lineage.encoder(&self.base(stage)?);
         }
-        if let Some(file) = from.and_then(|checkpoint| checkpoint.tensor(Kind::Tokenizer, TOKENIZER)) {
+        if let Some(file) =
+            from.and_then(|checkpoint| checkpoint.tensor(Kind::Tokenizer, TOKENIZER))
+        {
             return Ok(Arc::new(TextEncoder::from_json(&file.data, max_tokens)?));
         }
-        let texts = self.tokenizer_texts(stage)?;
+        let texts = self.sources().tokenizer_texts(stage)?;
         let vocab_size = self.job.tokenizer.vocab_size as usize;
         let encoder = TextEncoder::train(&texts, vocab_size, max_tokens)?;
-        info!(texts = texts.len() as i64, entries = i64::from(encoder.vocab_size()), "tokenizer trained");
+        info!(
+            texts = texts.len() as i64,
+            entries = i64::from(encoder.vocab_size()),
+            "tokenizer trained"
+        );
         Ok(Arc::new(encoder))
     }
 
-    /// All texts of a bootstrap stage's templates over the first rows of its corpora.
-    fn tokenizer_texts(&self, stage: &Stage) -> Result<Vec<String>, Failure> {
-        let settings = stage.bootstrap.clone().unwrap_or_default();
-        let mut texts = Vec::new();
-        for source in &stage.data {
-            let corpus = self.corpus(&source.corpus)?;
-            let manifest = corpus.manifest();
-            let mut left = self.job.tokenizer.sample_rows;
-            for group in 0..manifest.groups() {
-                if left == 0 {
-                    break;
-                }
-                let rows = self.runtime.block_on(corpus.read_group(group))?;
-                for row in rows.iter().take(left as usize) {
-                    for template in settings.texts.iter().chain(&settings.clip_texts) {
-                        texts.push(render(template, row)?);
-                    }
-                }
-                left = left.saturating_sub(rows.len() as u64);
-            }
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            job: &self.job,
+            corpora: &self.corpora,
+            runtime: &self.runtime,
         }
-        Ok(texts)
-    }
-
-    fn corpus(&self, name: &str) -> Result<&Corpus, Failure> {
-        self.corpora.get(name).ok_or_else(|| {
-            Failure::settings(
-                format!("there is no corpus '{name}'"),
-                "a stage's [[stage.data]] names it",
-                "add it to [data], or name another one",
-            )
-        })
     }
 
     /// Trains a stage to its end, or until somebody asks to stop.
-    fn train(&mut self, stage: &Stage, first_step: u64, resume: Option<&CheckpointRef>) -> Result<End, Failure> {
-        let checkpoint = resume.map(|from| self.read(stage, from, &Kind::ALL)).transpose()?;
+    fn train(
+        &mut self,
+        stage: &Stage,
+        first_step: u64,
+        resume: Option<&CheckpointRef>,
+    ) -> Result<End, Failure> {
+        let checkpoint = resume
+            .map(|from| self.read(stage, from, &Kind::ALL))
+            .transpose()?;
         let prepared = self.layout(stage, checkpoint.as_ref())?;
         drop(checkpoint);
         info!(
@@ -303,15 +340,18 @@ impl Run {
         let encoder = Arc::clone(&prepared.encoder);
         match stage.kind {
             StageKind::Bootstrap => {
-                let objective = BootstrapObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
+                let objective =
+                    BootstrapObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
                 self.drive(stage, first_step, objective, prepared)
             }
             StageKind::Memory => {
-                let objective = MemoryObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
+                let objective =
+                    MemoryObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
                 self.drive(stage, first_step, objective, prepared)
             }
             StageKind::Experts => {
-                let objective = ExpertsObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
+                let objective =
+                    ExpertsObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
                 self.drive(stage, first_step, objective, prepared)
             }
             StageKind::Evaluate => Ok(End::Complete),
@@ -325,7 +365,16 @@ impl Run {
         objective: O,
         prepared: Prepared,
     ) -> Result<End, Failure> {
-        let Prepared { encoder, layout, table, state, reducer, progress, leaves, .. } = prepared;
+        let Prepared {
+            encoder,
+            layout,
+            table,
+            state,
+            reducer,
+            progress,
+            leaves,
+            ..
+        } = prepared;
         let (job, held) = (self.job.clone(), self.held.clone());
         let settings = Settings {
             stage: &stage.name,
@@ -336,13 +385,20 @@ impl Run {
             held: &held,
             optimizer: &stage.optimizer,
         };
-        let data = self.data(stage, progress.step)?;
+        let data = self.sources().data(stage, &held, progress.step)?;
         if self.collective.rank() == 0 {
             self.saver.warm(&table);
         }
-        let mut trainer = Trainer::new(settings, objective, data, (state, leaves), reducer, progress);
+        let mut trainer = Trainer::new(
+            settings,
+            objective,
+            data,
+            (state, leaves),
+            reducer,
+            progress,
+        );
         while !trainer.is_done() {
-            let stop = trainer.step(&self.session, &mut *self.collective)?;
+            let stop = trainer.step(&*self.session, &mut *self.collective)?;
             let step = trainer.progress().step;
             let is_final = trainer.is_done();
             if is_final || stop || step % job.checkpoint.every_steps.max(1) == 0 {
@@ -356,30 +412,6 @@ impl Run {
         self.saver.settle()?;
         self.keep(stage, &layout, trainer.state(), encoder)?;
         Ok(End::Complete)
-    }
-
-    /// The plan of a stage and a loader for the lanes held, from a step on.
-    fn data(&self, stage: &Stage, from_step: u64) -> Result<(Plan, Loader), Failure> {
-        let mut corpora = Vec::new();
-        let mut sources = Vec::new();
-        for source in &stage.data {
-            let corpus = self.corpus(&source.corpus)?;
-            let manifest = corpus.manifest();
-            let shape = CorpusShape { rows: manifest.rows, group_rows: manifest.row_group_rows };
-            sources.push((shape, source.weight));
-            corpora.push(corpus.clone());
-        }
-        let microbatch = stage.batch_size / self.job.lanes;
-        let plan = Plan::new(self.job.seed, &stage.name, &sources, self.job.lanes, microbatch)?;
-        let sees = match stage.kind {
-            StageKind::Experts => stage.experts.as_ref().is_some_and(|experts| experts.pictures),
-            _ => true,
-        };
-        let side = sees.then_some(self.job.model.vision.image_size);
-        let settings = loader::Settings { side, ..loader::Settings::default() };
-        let steps = from_step..stage.steps;
-        let loader = Loader::new(corpora, plan.clone(), &self.held, steps, &settings, self.runtime.clone())?;
-        Ok((plan, loader))
     }
 
     /// Saves the state after the last committed step. Rank 0 alone does.
@@ -439,7 +471,14 @@ impl Run {
         }
         let weights_digest = state.weights_digest()?.to_hex().to_string();
         let encoder = (stage.kind == StageKind::Bootstrap).then_some(encoder);
-        self.lineage.insert(&stage.name, StageResult { weights, weights_digest, encoder });
+        self.lineage.insert(
+            &stage.name,
+            StageResult {
+                weights,
+                weights_digest,
+                encoder,
+            },
+        );
         Ok(())
     }
 
@@ -462,13 +501,15 @@ impl Run {
             .map_err(|e| Failure::internal("the evaluation could not be written", e.to_string()))?;
         let (store, root) = mks2_dataset::store::open(&self.run_url)?;
         let path = root.join(EVALUATION);
-        self.runtime.block_on(store.put(&path, json.into())).map_err(|e| {
-            Failure::storage(
-                "the evaluation could not be written",
-                e.to_string(),
-                "see that the run directory can be written, then run the same command again",
-            )
-        })?;
+        self.runtime
+            .block_on(store.put(&path, json.into()))
+            .map_err(|e| {
+                Failure::storage(
+                    "the evaluation could not be written",
+                    e.to_string(),
+                    "see that the run directory can be written, then run the same command again",
+                )
+            })?;
         Ok(())
     }
 }

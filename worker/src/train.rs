@@ -21,12 +21,12 @@ use tch::Tensor;
 use tracing::{debug, info_span, warn};
 
 use crate::collectives::Collective;
+use crate::control::Control;
 use crate::exact::{Reducer, Verdict};
 use crate::exchange::all_lanes;
 use crate::flat::FlatState;
 use crate::objective::{LaneLoss, Losses, Objective, Place, Share};
 use crate::optim::{AdamW, clip, learning_rate};
-use crate::session::Session;
 
 /// How often a step is computed again because its gradients outgrew their fixed point. The
 /// exponent gives way by thousands each time, so more than a few means a run that diverges.
@@ -99,7 +99,17 @@ impl<'a, O: Objective> Trainer<'a, O> {
         progress: Progress,
     ) -> Self {
         let instruments = Instruments::new();
-        Self { settings, objective, plan, loader, state, reducer, leaves, progress, instruments }
+        Self {
+            settings,
+            objective,
+            plan,
+            loader,
+            state,
+            reducer,
+            leaves,
+            progress,
+            instruments,
+        }
     }
 
     /// What has been done.
@@ -126,25 +136,33 @@ impl<'a, O: Objective> Trainer<'a, O> {
     ///
     /// # Errors
     /// When a row can not be read, a peer is lost, or the loss is no number any more.
-    pub fn step(&mut self, session: &Session, collective: &mut dyn Collective) -> Result<bool, Failure> {
+    pub fn step(
+        &mut self,
+        control: &dyn Control,
+        collective: &mut dyn Collective,
+    ) -> Result<bool, Failure> {
         let began = Instant::now();
         let global_step = self.settings.first_step + self.progress.step + 1;
-        let span = info_span!("step", stage = self.settings.stage, step = global_step as i64);
+        let span = info_span!(
+            "step",
+            stage = self.settings.stage,
+            step = global_step as i64
+        );
         let _entered = span.enter();
         let mut waits = Waits::default();
 
-        let samples = self.load(session, &mut waits)?;
-        let (lanes, global) = self.gather(samples, session, collective, &mut waits)?;
-        let mut sums = self.gradients(&lanes, &global, session)?;
+        let samples = self.load(control, &mut waits)?;
+        let (lanes, global) = self.gather(samples, control, collective, &mut waits)?;
+        let mut sums = self.gradients(&lanes, &global, control)?;
         let mut overflows = 0;
-        while !self.reduce(session, collective, &mut waits)? {
+        while !self.reduce(control, collective, &mut waits)? {
             overflows += 1;
             self.check_overflows(overflows, global_step)?;
-            sums = self.gradients(&lanes, &global, session)?;
+            sums = self.gradients(&lanes, &global, control)?;
         }
-        let (stop, sums) = self.vote(sums, session, collective, &mut waits)?;
+        let (stop, sums) = self.vote(sums, control, collective, &mut waits)?;
         let losses = self.objective.losses(&sums, &global);
-        let (grad_norm, lr) = self.update(session)?;
+        let (grad_norm, lr) = self.update(control)?;
 
         self.progress.step += 1;
         self.progress.samples += self.plan.batch();
@@ -152,18 +170,23 @@ impl<'a, O: Objective> Trainer<'a, O> {
         self.progress.loss = Some(losses.total);
         let seconds = began.elapsed().as_secs_f64();
         self.progress.seconds += seconds;
-        let metrics = (collective.rank() == 0).then(|| self.metrics(&losses, grad_norm, lr, seconds, waits));
+        let metrics =
+            (collective.rank() == 0).then(|| self.metrics(&losses, grad_norm, lr, seconds, waits));
         if let Some(metrics) = &metrics {
             self.record(metrics, losses.tokens);
         }
-        session.step_committed(global_step, metrics)?;
+        control.step_committed(global_step, metrics)?;
         Ok(stop)
     }
 
     /// Samples of each lane held, in lane order.
-    fn load(&mut self, session: &Session, waits: &mut Waits) -> Result<Vec<(u32, Vec<Sample>)>, Failure> {
+    fn load(
+        &mut self,
+        control: &dyn Control,
+        waits: &mut Waits,
+    ) -> Result<Vec<(u32, Vec<Sample>)>, Failure> {
         let _span = info_span!("load").entered();
-        session.set_phase(Phase::Loading, 0);
+        control.set_phase(Phase::Loading, 0);
         let before = self.loader.waited();
         let mut lanes = Vec::with_capacity(self.settings.held.len());
         for &lane in self.settings.held {
@@ -177,12 +200,16 @@ impl<'a, O: Objective> Trainer<'a, O> {
     fn gather(
         &self,
         samples: Vec<(u32, Vec<Sample>)>,
-        session: &Session,
+        control: &dyn Control,
         collective: &mut dyn Collective,
         waits: &mut Waits,
     ) -> Result<(Lanes<O>, O::Global), Failure> {
         let _span = info_span!("gather").entered();
-        let place = Place { seed: self.settings.seed, step: self.progress.step };
+        control.set_phase(Phase::Computing, 0);
+        let place = Place {
+            seed: self.settings.seed,
+            step: self.progress.step,
+        };
         let mut lanes = Vec::with_capacity(samples.len());
         let mut shares: Vec<(u32, Share)> = Vec::with_capacity(samples.len());
         for (lane, samples) in samples {
@@ -190,7 +217,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             lanes.push((lane, inputs));
             shares.push((lane, share));
         }
-        session.set_phase(Phase::Gathering, collective.sequence() + 1);
+        control.set_phase(Phase::Gathering, collective.sequence() + 1);
         let began = Instant::now();
         let (_, shares) = all_lanes(collective, false, &shares, self.settings.lanes)?;
         waits.comm += began.elapsed().as_secs_f64();
@@ -202,10 +229,10 @@ impl<'a, O: Objective> Trainer<'a, O> {
         &mut self,
         lanes: &Lanes<O>,
         global: &O::Global,
-        session: &Session,
+        control: &dyn Control,
     ) -> Result<Vec<(u32, Share)>, Failure> {
         let _span = info_span!("compute").entered();
-        session.set_phase(Phase::Computing, 0);
+        control.set_phase(Phase::Computing, 0);
         self.reducer.begin_step();
         let mut sums = Vec::with_capacity(lanes.len());
         for (lane, inputs) in lanes {
@@ -213,27 +240,45 @@ impl<'a, O: Objective> Trainer<'a, O> {
             let gradients = Tensor::f_run_backward(&[loss], &self.leaves, false, false)
                 .map_err(|e| Failure::internal("the backward pass failed", e.to_string()))?;
             self.reducer.add_lane(*lane, &gradients, 1.0)?;
-            sums.push((*lane, Share { counts, features: Vec::new() }));
+            sums.push((
+                *lane,
+                Share {
+                    counts,
+                    features: Vec::new(),
+                },
+            ));
         }
         Ok(sums)
     }
 
     /// Sums the gradients over workers. False when the lanes must be computed again.
-    fn reduce(&mut self, session: &Session, collective: &mut dyn Collective, waits: &mut Waits) -> Result<bool, Failure> {
+    fn reduce(
+        &mut self,
+        control: &dyn Control,
+        collective: &mut dyn Collective,
+        waits: &mut Waits,
+    ) -> Result<bool, Failure> {
         let _span = info_span!("reduce").entered();
-        session.set_phase(Phase::Reducing, collective.sequence() + 1);
+        control.set_phase(Phase::Reducing, collective.sequence() + 1);
         let began = Instant::now();
         let verdict = self.reducer.finish(collective, &mut self.state)?;
         waits.comm += began.elapsed().as_secs_f64();
         match verdict {
             Verdict::Applied => Ok(true),
             Verdict::Overflow { tensors } => {
-                debug!(?tensors, "gradients outgrew their fixed point; the step is computed again");
+                debug!(
+                    ?tensors,
+                    "gradients outgrew their fixed point; the step is computed again"
+                );
                 Ok(false)
             }
             Verdict::NonFinite { tensor } => Err(Failure::run_failed(
                 format!("the gradient of '{tensor}' is infinite or undefined"),
-                format!("at step {} of stage '{}'", self.progress.step + 1, self.settings.stage),
+                format!(
+                    "at step {} of stage '{}'",
+                    self.progress.step + 1,
+                    self.settings.stage
+                ),
                 "lower the stage's learning rate or clip_norm, and resume from an earlier checkpoint",
             )),
         }
@@ -243,7 +288,10 @@ impl<'a, O: Objective> Trainer<'a, O> {
         if overflows < MAX_OVERFLOWS {
             return Ok(());
         }
-        warn!(step = global_step as i64, overflows, "gradients grow without end");
+        warn!(
+            step = global_step as i64,
+            overflows, "gradients grow without end"
+        );
         Err(Failure::run_failed(
             format!("the gradients of step {global_step} grow without end"),
             format!("they outgrew their fixed point {overflows} times"),
@@ -255,24 +303,34 @@ impl<'a, O: Objective> Trainer<'a, O> {
     fn vote(
         &self,
         sums: Vec<(u32, Share)>,
-        session: &Session,
+        control: &dyn Control,
         collective: &mut dyn Collective,
         waits: &mut Waits,
     ) -> Result<(bool, Vec<f64>), Failure> {
         let _span = info_span!("vote").entered();
-        session.set_phase(Phase::Voting, collective.sequence() + 1);
+        control.set_phase(Phase::Voting, collective.sequence() + 1);
         let began = Instant::now();
-        let (stop, lanes) = all_lanes(collective, session.stop_requested(), &sums, self.settings.lanes)?;
+        let (stop, lanes) = all_lanes(
+            collective,
+            control.stop_requested(),
+            &sums,
+            self.settings.lanes,
+        )?;
         waits.comm += began.elapsed().as_secs_f64();
         let width = lanes.first().map_or(0, |lane| lane.counts.len());
-        let sum = |at: usize| lanes.iter().map(|lane| lane.counts.get(at).copied().unwrap_or(0.0)).sum();
+        let sum = |at: usize| {
+            lanes
+                .iter()
+                .map(|lane| lane.counts.get(at).copied().unwrap_or(0.0))
+                .sum()
+        };
         Ok((stop, (0..width).map(sum).collect()))
     }
 
     /// Clips and applies the reduced gradient; gives its norm and the learning rate.
-    fn update(&mut self, session: &Session) -> Result<(f64, f64), Failure> {
+    fn update(&mut self, control: &dyn Control) -> Result<(f64, f64), Failure> {
         let _span = info_span!("update").entered();
-        session.set_phase(Phase::Updating, 0);
+        control.set_phase(Phase::Updating, 0);
         let optimizer = self.settings.optimizer;
         let grad_norm = clip(&mut self.state, optimizer.clip_norm)?;
         let lr = learning_rate(optimizer, self.progress.step, self.settings.steps);
@@ -292,7 +350,14 @@ impl<'a, O: Objective> Trainer<'a, O> {
         });
     }
 
-    fn metrics(&self, losses: &Losses, grad_norm: f64, lr: f64, seconds: f64, waits: Waits) -> StepMetrics {
+    fn metrics(
+        &self,
+        losses: &Losses,
+        grad_norm: f64,
+        lr: f64,
+        seconds: f64,
+        waits: Waits,
+    ) -> StepMetrics {
         StepMetrics {
             stage: self.settings.stage.to_owned(),
             epoch: self.plan.epoch(self.progress.step),

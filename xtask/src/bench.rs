@@ -109,30 +109,9 @@ fn measure(plan: &Plan, rounds: u32) -> Outcome<Vec<Line>> {
     plan.rows.iter().map(|row| line(row, &pairs)).collect()
 }
 
-/// Our processes work together; the first one's numbers count.
 fn ours(plan: &Plan) -> Outcome<Value> {
-    let command = |arguments: &Vec<String>| {
-        let mut command = shell::program(places::binary("release", "mks2-worker"));
-        command.arg("bench").args(arguments);
-        command
-    };
-    let (first, others) = match plan.ours.as_slice() {
-        [first, others @ ..] => (first, others),
-        [] => return Err(Fault::new(format!("{}: nothing to run", plan.title))),
-    };
-    let started: Outcome<Vec<_>> = others
-        .iter()
-        .map(|arguments| shell::start_quietly(&mut command(arguments)))
-        .collect();
-    let result = last_json(&mut command(first));
-    for mut child in started? {
-        // After a failure of the first they would wait for it until their deadline.
-        if result.is_err() {
-            let _ = child.kill();
-        }
-        let _ = child.wait();
-    }
-    result
+    let mut command = shell::program(places::binary("release", "mks2-worker"));
+    last_json(command.arg("bench").args(&plan.ours))
 }
 
 fn peer(plan: &Plan) -> Outcome<Value> {
@@ -160,10 +139,9 @@ fn last_json(command: &mut Command) -> Outcome<Value> {
 fn line(row: &plans::Row, pairs: &[(Value, Value)]) -> Outcome<Line> {
     let number = |value: &Value, place: &str| {
         let missing = || Fault::new(format!("{}: there is no number at {place}", row.name));
-        value
-            .pointer(place)
-            .and_then(Value::as_f64)
-            .ok_or_else(missing)
+        let number = value.pointer(place).and_then(Value::as_f64);
+        let per_second = if place.ends_with("_ms") { 1e3 } else { 1.0 };
+        Ok(number.ok_or_else(missing)? / per_second)
     };
     let mut ours = Vec::new();
     let mut against = Vec::new();
@@ -226,6 +204,24 @@ mod tests {
         let line = line.expect("all numbers are there");
         assert!((line.ratio - 2.0).abs() < 1e-12);
         assert!((line.ours - 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn milliseconds_become_seconds_by_their_name() {
+        let own = Against::Own {
+            name: "a step",
+            place: "/step_seconds",
+        };
+        let row = plans::Row {
+            name: "pause",
+            ours: "/pause_ms",
+            against: own,
+            wanted: 20.0,
+        };
+        let own = json!({ "pause_ms": 4.0, "step_seconds": 0.2 });
+        let line = line(&row, &[(own, Value::Null)]).expect("all numbers are there");
+        assert!((line.ours - 0.004).abs() < 1e-12);
+        assert!((line.ratio - 50.0).abs() < 1e-9);
     }
 
     #[test]

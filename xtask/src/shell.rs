@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crate::fault::{Fault, Outcome};
 use crate::places;
@@ -82,14 +82,6 @@ pub(crate) fn watch(command: &mut Command, mut see: impl FnMut(&str)) -> Outcome
     }
     let status = child.wait().map_err(|error| not_started(command, &error))?;
     Ok(status.success())
-}
-
-/// Starts a command whose output nobody needs.
-pub(crate) fn start_quietly(command: &mut Command) -> Outcome<Child> {
-    let command = command.stdin(Stdio::null()).stdout(Stdio::null());
-    command
-        .spawn()
-        .map_err(|error| not_started(command, &error))
 }
 
 /// The command as one would type it, with paths relative to the checkout.

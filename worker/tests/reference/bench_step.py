@@ -31,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--answer-tokens", type=int, default=2, help="labelled tokens of a sample")
     parser.add_argument("--threads", type=int, default=1, help="threads of libtorch")
     parser.add_argument("--chunks", type=int, default=1, help="microbatches of a step")
+    parser.add_argument("--caption-share", type=float, default=1.0, help="of each microbatch")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -74,17 +75,27 @@ def update(model: MKS2, optimizer) -> None:
     optimizer.step()
 
 
-def chunked_memory_step(model: MKS2, optimizer, batch, chunks: int) -> float:
+def captioned(part: SimpleNamespace, share: float) -> SimpleNamespace:
+    """The microbatch with the captions of its first samples alone."""
+    count = max(1, round(share * len(part.pixels)))
+    short = {name: getattr(part, name)[:count] for name in ("caption_ids", "caption_labels")}
+    return SimpleNamespace(**vars(part) | short)
+
+
+def chunked_memory_step(model: MKS2, optimizer, batch, chunks: int, caption_share: float) -> float:
     """All pictures are seen first, so that every microbatch has the whole batch's negatives."""
-    if chunks == 1:
+    if chunks == 1 and caption_share == 1:
         return memory_step(model, optimizer, batch)
     optimizer.zero_grad(set_to_none=True)
-    total, first, labelled = 0.0, 0, (batch.caption_labels != IGNORE).sum()
+    microbatches = [captioned(part, caption_share) for part in parts(batch, chunks)]
+    labelled = sum((part.caption_labels != IGNORE).sum() for part in microbatches)
+    total, first = 0.0, 0
     with torch.no_grad():
-        seen = [model.see(part.pixels) for part in parts(batch, chunks)]
+        seen = [model.see(part.pixels) for part in microbatches]
     images = torch.cat([features for _, features in seen])
-    for part, (patches, _) in zip(parts(batch, chunks), seen):
-        caption, retrieval = model.memory_loss(part, (patches, images), first)
+    for part, (patches, _) in zip(microbatches, seen):
+        described = patches[: len(part.caption_ids)]
+        caption, retrieval = model.memory_loss(part, (described, images), first)
         share = (part.caption_labels != IGNORE).sum() / labelled
         loss = caption * share + retrieval * len(patches) / len(images)
         loss.backward()
@@ -132,14 +143,17 @@ def main() -> None:
     known = Experts.__dataclass_fields__
     settings = {k: v for k, v in given.get("experts", {}).items() if k in known}
     result = {"torch": torch.__version__} | {
-        name: getattr(args, name) for name in ("threads", "batch", "tokens", "chunks")
+        name: getattr(args, name) for name in ("threads", "batch", "tokens", "chunks", "caption_share")
     }
     if "memory" in args.stages:
         model = MKS2(config)
         optimizer = model.prepare_memory_stage("see")
         batch = memory_batch(config, args)
         result["memory"] = timed(
-            lambda: chunked_memory_step(model, optimizer, batch, args.chunks), args
+            lambda: chunked_memory_step(
+                model, optimizer, batch, args.chunks, args.caption_share
+            ),
+            args,
         )
     if "experts" in args.stages:
         model = MKS2(config)

@@ -13,8 +13,8 @@ use crate::places;
 /// A pair of programs and the rows that their numbers fill.
 pub(super) struct Plan {
     pub(super) title: &'static str,
-    /// Arguments after `mks2-worker bench`, of each process that takes part.
-    pub(super) ours: Vec<Vec<String>>,
+    /// Arguments after `mks2-worker bench`.
+    pub(super) ours: Vec<String>,
     /// Arguments of Python; none where we compare with ourselves.
     pub(super) peer: Option<Vec<String>>,
     pub(super) rows: Vec<Row>,
@@ -76,14 +76,14 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
         Subject::Step => steps(job)?,
         Subject::Adamw => vec![Plan {
             title: "AdamW",
-            ours: vec![words(&["adamw"])],
+            ours: words(&["adamw"]),
             peer: None,
             rows: vec![row(
                 "AdamW on flat buffers",
                 "/flat_ms",
                 Against::Own {
                     name: "tch's loop",
-                    place: "/loop_seconds",
+                    place: "/tch_ms",
                 },
                 2.5,
             )],
@@ -91,7 +91,7 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
         Subject::Overhead => vec![overhead(&job_text)],
         Subject::Checkpoint => vec![Plan {
             title: "Checkpoint",
-            ours: vec![words(&["checkpoint", "--job", &job_text])],
+            ours: words(&["checkpoint", "--job", &job_text]),
             peer: None,
             rows: vec![row(
                 "pause of the step loop",
@@ -131,23 +131,15 @@ fn small_rows() -> Vec<Row> {
 fn collectives(size: (u64, &'static str), repetitions: u32, rows: Vec<Row>) -> Outcome<Plan> {
     let (bytes, title) = (size.0.to_string(), size.1);
     let repetitions = repetitions.to_string();
-    let addresses = format!("127.0.0.1:{},127.0.0.1:{}", free_port()?, free_port()?);
-    let rank = |rank: &str| {
-        words(&[
+    Ok(Plan {
+        title,
+        ours: words(&[
             "collectives",
-            "--rank",
-            rank,
-            "--addresses",
-            &addresses,
             "--bytes",
             &bytes,
             "--repetitions",
             &repetitions,
-        ])
-    };
-    Ok(Plan {
-        title,
-        ours: vec![rank("0"), rank("1")],
+        ]),
         peer: Some(words(&[
             "xtask/peers/gloo_allreduce.py",
             "--world",
@@ -177,7 +169,7 @@ fn overhead(job: &str) -> Plan {
     };
     Plan {
         title: "Beside the compute",
-        ours: vec![words(&["overhead", "--job", job])],
+        ours: words(&["overhead", "--job", job]),
         peer: None,
         rows: vec![
             row(
@@ -198,7 +190,7 @@ fn steps(job: &Path) -> Outcome<Vec<Plan>> {
         .parse()
         .map_err(|error| Fault::new(format!("{} cannot be read: {error}", job.display())))?;
     let eager = |place| Against::Peer {
-        name: "eager PyTorch",
+        name: "PyTorch",
         place,
     };
     let memory = row(
@@ -251,6 +243,10 @@ fn step(title: &'static str, kind: &str, table: &Table, job: &Path, row: Row) ->
     let batch = stage["batch_size"].as_u64().unwrap_or(64).to_string();
     let tokens = number("/model/decoder/max_text_tokens", 32);
     let threads = number("/threads", 1);
+    // The peer sees the batch in our microbatches, and captions as many of their samples.
+    let lanes = number("/lanes", 8);
+    let caption_share = stage.pointer("/memory/caption_share");
+    let caption_share = caption_share.and_then(Value::as_f64).unwrap_or(1.0);
     let script = places::root().join("worker/tests/reference/bench_step.py");
     let peer = [
         &script.display().to_string(),
@@ -263,16 +259,14 @@ fn step(title: &'static str, kind: &str, table: &Table, job: &Path, row: Row) ->
         &tokens,
         "--threads",
         &threads,
+        "--chunks",
+        &lanes,
+        "--caption-share",
+        &caption_share.to_string(),
     ];
     Ok(Plan {
         title,
-        ours: vec![words(&[
-            "step",
-            "--job",
-            &job.display().to_string(),
-            "--stage",
-            kind,
-        ])],
+        ours: words(&["step", "--job", &job.display().to_string(), "--stage", kind]),
         peer: Some(words(&peer)),
         rows: vec![row],
     })
@@ -302,7 +296,7 @@ mod tests {
         let peer = plan.peer.expect("PyTorch");
         assert!(peer[1].contains("\"lora_rank\":8"), "{peer:?}");
         assert_eq!(
-            peer[4..],
+            peer[4..10],
             ["--batch", "48", "--tokens", "24", "--threads", "2"][..]
         );
     }

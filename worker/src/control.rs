@@ -1,0 +1,37 @@
+//! What the training step says to whoever directs it, and asks of him.
+
+use mks2_proto::failure::Failure;
+use mks2_proto::v1::{Phase, StepMetrics};
+
+use crate::session::Session;
+
+/// The side of a run's direction that a step knows: in a run the [`Session`] with the coordinator,
+/// in a measurement a stopwatch.
+pub trait Control {
+    /// Says what the step does from now on. `collective` is the number of the collective operation
+    /// under way, 0 for none.
+    fn set_phase(&self, phase: Phase, collective: u64);
+
+    /// Whether somebody asked the run to stop.
+    fn stop_requested(&self) -> bool;
+
+    /// Says that a step, counted from 1 over all stages, is applied; rank 0 adds the metrics.
+    ///
+    /// # Errors
+    /// When the step's generation is over.
+    fn step_committed(&self, step: u64, metrics: Option<StepMetrics>) -> Result<(), Failure>;
+}
+
+impl Control for Session {
+    fn set_phase(&self, phase: Phase, collective: u64) {
+        Self::set_phase(self, phase, collective);
+    }
+
+    fn stop_requested(&self) -> bool {
+        Self::stop_requested(self)
+    }
+
+    fn step_committed(&self, step: u64, metrics: Option<StepMetrics>) -> Result<(), Failure> {
+        Self::step_committed(self, step, metrics)
+    }
+}
