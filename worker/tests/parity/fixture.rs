@@ -108,7 +108,12 @@ impl Fixture {
     }
 
     /// Every gradient of the fixture, and no other.
-    pub(crate) fn check_gradients(&self, loss: &Tensor, weights: &Weights, inputs: &[(&str, &Tensor)]) {
+    pub(crate) fn check_gradients(
+        &self,
+        loss: &Tensor,
+        weights: &Weights,
+        inputs: &[(&str, &Tensor)],
+    ) {
         let wanted: Vec<(&str, &Tensor)> = self.group("grad/").collect();
         assert!(!wanted.is_empty());
         let leaves: Vec<Tensor> = wanted

@@ -202,7 +202,10 @@ impl Check<'_> {
         rules.require(
             !RESERVED_EXPERT_NAMES.contains(&self.stage.name.as_str()),
             self.at("name"),
-            format!("'{}' already means another part of a block", self.stage.name),
+            format!(
+                "'{}' already means another part of a block",
+                self.stage.name
+            ),
             "give the memory stage another name",
         );
         rules.within(&table, "caption_weight", caption, (0.0, f64::MAX));
