@@ -103,6 +103,11 @@ impl RunDir {
         check(claim, &digest, &replayed.history)?;
         let was_finished = replayed.history.ending == Some(Ending::Finished);
         let mut journal = take_term(replayed, claim.writer).await?;
+        for folder in ["journal", "checkpoints", "objects"] {
+            local
+                .iter()
+                .for_each(|run| delete_staged(&run.join(folder)));
+        }
         let run_id = describe(claim, &digest, &place, &mut journal).await?;
         rewind(claim.resume, &mut journal).await?;
         delete_void(&place, journal.history()).await?;
@@ -131,6 +136,25 @@ fn create_folder(local: Option<&PathBuf>) -> Result<(), Failure> {
             error,
         )
     })
+}
+
+/// Deletes what a process that was killed while it wrote has left in a local folder: the local
+/// store writes `NAME#1` and renames it, and does not list such names. What cannot be deleted is
+/// only a waste of space.
+fn delete_staged(folder: &std::path::Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        if path.is_dir() {
+            delete_staged(&path);
+            continue;
+        }
+        let name = path.file_name().and_then(|name| name.to_str());
+        let staged = name.and_then(|name| name.rsplit_once('#'));
+        let staged = staged.is_some_and(|(_, number)| number.parse::<u64>().is_ok());
+        if staged && let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "an interrupted write is left over");
+        }
+    }
 }
 
 /// Refuses what must not be mixed. Nothing is written yet.
@@ -314,4 +338,24 @@ async fn delete_void(place: &Place, history: &History) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interrupted_writes_are_deleted_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let deeper = folder.path().join("step-00000003");
+        std::fs::create_dir(&deeper).expect("made");
+        for name in ["aa", "aa#1", "b#side", "step-00000003/manifest.json#12"] {
+            std::fs::write(folder.path().join(name), "x").expect("written");
+        }
+        delete_staged(folder.path());
+        let there = |name: &str| folder.path().join(name).exists();
+        assert!(there("aa") && there("b#side"));
+        assert!(!there("aa#1") && !there("step-00000003/manifest.json#12"));
+        delete_staged(&folder.path().join("nothing"));
+    }
 }

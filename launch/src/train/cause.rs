@@ -88,8 +88,11 @@ pub(crate) fn with_log(mut failure: Failure, workers: &[Worker]) -> Failure {
         let death = worker
             .exit
             .filter(|status| worker.unprompted && status.code().is_none());
+        // The coordinator may have told it already.
         let death = death
-            .map(|status| format!("; {}", ending(status)))
+            .map(ending)
+            .filter(|death| !failure.why.contains(death))
+            .map(|death| format!("; {death}"))
             .unwrap_or_default();
         failure.why = format!("{}{death} (log {})", failure.why, worker.log.display());
     } else if let Some(folder) = workers.first().and_then(|worker| worker.log.parent()) {

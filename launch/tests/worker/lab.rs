@@ -1,0 +1,289 @@
+//! A folder with the imported sample corpus and a small job, and runs in it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Steps of the stages, and of a whole run.
+const STEPS: [(&str, usize); 5] = [
+    ("bootstrap", 8),
+    ("memory", 8),
+    ("experts", 4),
+    ("shuffled", 4),
+    ("lora", 4),
+];
+pub(crate) const TOTAL: usize = 28;
+/// Checkpoints inside stages that stay.
+pub(crate) const KEEP_LAST: usize = 2;
+/// How long anything may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The folder. Whoever holds it has the machine for itself.
+pub(crate) struct Lab {
+    folder: PathBuf,
+    quiet: OnceLock<Value>,
+}
+
+/// How a run ended.
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// The checkout.
+fn root() -> &'static Path {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crates.parent().expect("a checkout")
+}
+
+fn mks2(arguments: &[&str]) -> Command {
+    let program = Path::new(env!("CARGO_BIN_EXE_mks2"));
+    let worker = program.with_file_name("mks2-worker");
+    let built = worker.is_file();
+    assert!(built, "build mks2-worker first: cargo build --workspace");
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(root());
+    for name in ["MKS2_WORKER", "MKS2_LOG", "MKS2_LOG_FORMAT", "RUST_LOG"] {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+impl Lab {
+    /// The one lab of this process, for one test at a time.
+    pub(crate) fn enter() -> MutexGuard<'static, Self> {
+        static LAB: OnceLock<Mutex<Lab>> = OnceLock::new();
+        let lab = LAB.get_or_init(|| Mutex::new(Self::furnish()));
+        lab.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn furnish() -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("runs");
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).expect("the last lab is removed");
+        }
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let lab = Self {
+            folder,
+            quiet: OnceLock::new(),
+        };
+        lab.import("emoji", "emoji-{00000..00003}.tar");
+        lab.import("colors-train", "color-questions-train.jsonl");
+        lab.import("colors-test", "color-questions-test.jsonl");
+        let quick = root().join("examples/emoji/quick.toml");
+        let quick = std::fs::read_to_string(quick).expect("the quick job");
+        let evaluate = quick.find("[[stage]]\nname = \"evaluate\"");
+        let training = &quick[..evaluate.expect("it evaluates")];
+        std::fs::write(lab.path("small.toml"), training).expect("written");
+        lab
+    }
+
+    fn import(&self, name: &str, source: &str) {
+        let source = format!("examples/emoji/corpus/{source}");
+        let to = self.path(name).display().to_string();
+        let mut command = mks2(&["data", "import", &source, "--out", &to]);
+        Ended::from(command.output().expect("mks2 runs")).done();
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// `mks2 train` of the job without its evaluation.
+    pub(crate) fn train(&self, run: &str, workers: usize, more: &[&str]) -> Command {
+        self.train_job(&self.path("small.toml"), run, workers, more)
+    }
+
+    /// `mks2 train` of the whole quick job.
+    pub(crate) fn train_and_evaluate(&self, run: &str, workers: usize) -> Command {
+        self.train_job(&root().join("examples/emoji/quick.toml"), run, workers, &[])
+    }
+
+    fn train_job(&self, job: &Path, run: &str, workers: usize, more: &[&str]) -> Command {
+        let mut command = mks2(&["train"]);
+        command.arg(job).arg("--run").arg(self.path(run));
+        command.arg("--workers").arg(workers.to_string());
+        let mut set = |setting: String| {
+            command.arg("--set").arg(setting);
+        };
+        for name in ["emoji", "colors-train", "colors-test"] {
+            set(format!("data.{name}.url={}", self.path(name).display()));
+        }
+        for (stage, steps) in STEPS {
+            set(format!("stage.{stage}.steps={steps}"));
+            set(format!("stage.{stage}.batch_size=16"));
+        }
+        set("checkpoint.every_steps=3".into());
+        set(format!("checkpoint.keep_last={KEEP_LAST}"));
+        for setting in more {
+            set((*setting).into());
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// The report of a run that nobody disturbed.
+    pub(crate) fn quiet(&self) -> &Value {
+        self.quiet.get_or_init(|| {
+            ended(self.train("quiet", 2, &[])).done();
+            self.report("quiet")
+        })
+    }
+
+    pub(crate) fn report(&self, run: &str) -> Value {
+        let report = std::fs::read(self.path(run).join("report.json"));
+        serde_json::from_slice(&report.expect("a finished run has a report")).expect("JSON")
+    }
+
+    /// The steps in the metrics, line by line.
+    pub(crate) fn steps(&self, run: &str) -> Vec<u64> {
+        let metrics = std::fs::read_to_string(self.path(run).join("metrics.jsonl"));
+        let metrics = metrics.unwrap_or_default();
+        // A line that is being written has no end yet.
+        let whole = metrics.rfind('\n').map_or("", |end| &metrics[..end]);
+        let step = |line| serde_json::from_str::<Value>(line).expect("JSON")["step"].as_u64();
+        whole
+            .lines()
+            .map(|line| step(line).expect("a step"))
+            .collect()
+    }
+
+    /// A finished run has every step once, and the weights of the quiet one in every stage.
+    #[track_caller]
+    pub(crate) fn equals_quiet(&self, run: &str) {
+        let steps: Vec<u64> = (1..=TOTAL as u64).collect();
+        assert_eq!(self.steps(run), steps, "each step is in the metrics once");
+        let report = self.report(run);
+        assert_eq!(digests(&report), digests(self.quiet()));
+        assert_eq!(report["weights_digest"], self.quiet()["weights_digest"]);
+    }
+
+    /// Manifests of the checkpoints, by ascending steps.
+    pub(crate) fn manifests(&self, run: &str) -> Vec<Value> {
+        let folder = std::fs::read_dir(self.path(run).join("checkpoints")).expect("checkpoints");
+        let paths: BTreeSet<PathBuf> = folder
+            .map(|entry| entry.expect("read").path().join("manifest.json"))
+            .filter(|path| path.exists())
+            .collect();
+        let read = |path: &PathBuf| std::fs::read(path).expect("read");
+        paths
+            .iter()
+            .map(|path| serde_json::from_slice(&read(path)).expect("JSON"))
+            .collect()
+    }
+
+    /// Waits until a run has a step, or its launcher has ended: then false.
+    pub(crate) fn reaches(&self, run: &str, step: usize, launcher: &mut Child) -> bool {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if self.steps(run).len() >= step {
+                return true;
+            }
+            if launcher.try_wait().expect("waited").is_some() {
+                return false;
+            }
+            assert!(Instant::now() < deadline, "step {step} was not reached");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Name, steps and weights of each stage.
+pub(crate) fn digests(report: &Value) -> Vec<(String, u64, String)> {
+    let stages = report["stages"].as_array().expect("stages");
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    stages
+        .iter()
+        .map(|stage| {
+            let steps = stage["steps"].as_u64().expect("steps");
+            (text(&stage["name"]), steps, text(&stage["weights_digest"]))
+        })
+        .collect()
+}
+
+/// Runs a command to its end.
+pub(crate) fn ended(mut command: Command) -> Ended {
+    let child = command.spawn().expect("mks2 starts");
+    awaited(child)
+}
+
+/// Waits for the end of a run.
+pub(crate) fn awaited(mut child: Child) -> Ended {
+    let deadline = Instant::now() + LIMIT;
+    while child.try_wait().expect("waited").is_none() {
+        if Instant::now() > deadline {
+            child.kill().expect("killed");
+            let said = Ended::from(child.wait_with_output().expect("read"));
+            panic!("mks2 did not end: {}", said.err);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ended::from(child.wait_with_output().expect("read"))
+}
+
+/// Sends a signal; whoever has ended already does not mind.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let mut kill = Command::new("kill");
+    kill.arg(format!("-{name}")).arg(pid.to_string());
+    kill.stderr(Stdio::null()).status().expect("kill runs");
+}
+
+/// The workers of a launcher, oldest first.
+pub(crate) fn workers_of(launcher: u32) -> Vec<u32> {
+    let mut children = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{launcher}/task")).expect("its threads") {
+        let path = task.expect("read").path().join("children");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        children.extend(
+            text.split_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+    }
+    children.sort_unstable();
+    children
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Ended {
+    #[track_caller]
+    pub(crate) fn done(&self) -> &Self {
+        self.with_code(0)
+    }
+
+    #[track_caller]
+    fn with_code(&self, code: i32) -> &Self {
+        let (out, err) = (&self.out, &self.err);
+        assert_eq!(self.code, Some(code), "stdout:\n{out}\nstderr:\n{err}");
+        self
+    }
+
+    /// Three lines (what, why, what to do) at the end of standard error, holding the words.
+    #[track_caller]
+    pub(crate) fn refused(&self, code: i32, words: &[&str]) {
+        self.with_code(code);
+        let lines: Vec<&str> = self.err.trim_end().lines().collect();
+        let last = &lines[lines.len().saturating_sub(3)..];
+        let starts = ["error: ", "  why: ", "  fix: "];
+        let fits = last.len() == 3 && last.iter().zip(starts).all(|(line, s)| line.starts_with(s));
+        assert!(fits, "no three-line error at the end of:\n{}", self.err);
+        let text = last.join("\n");
+        for word in words {
+            assert!(text.contains(word), "'{word}' is not in:\n{text}");
+        }
+    }
+}
