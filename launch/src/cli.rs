@@ -14,6 +14,9 @@ Exit codes: 0 done; 1 internal fault; 2 usage; 3 job file or settings; 4 corpus 
 5 storage; 6 environment (libtorch, CUDA, port, missing binary); 7 run failed, can be resumed; \
 8 checkpoint refused; 130 stopped on request, with a checkpoint.";
 
+/// Where help lists the options of [`Common`], apart from a command's own.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Trains language models that store what pictures show (MKS2).
 #[derive(Debug, Parser)]
 #[command(name = "mks2", version, propagate_version = true, after_long_help = EXIT_CODES)]
@@ -31,6 +34,7 @@ pub(crate) struct Common {
     #[arg(
         long,
         global = true,
+        help_heading = EVERYWHERE,
         value_enum,
         default_value_t = LogFormat::Text,
         env = mks2_proto::env::LOG_FORMAT,
@@ -38,10 +42,10 @@ pub(crate) struct Common {
     )]
     pub(crate) log_format: LogFormat,
     /// Show errors only
-    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    #[arg(long, short, global = true, help_heading = EVERYWHERE, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
     /// Show more of what happens; twice: everything
-    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    #[arg(long, short, global = true, help_heading = EVERYWHERE, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
 

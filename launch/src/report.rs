@@ -4,8 +4,14 @@
 //! for one under way. What is not there yet is left out.
 
 mod chart;
+mod curves;
+mod evaluation;
 mod html;
 mod sources;
+mod text;
+
+#[cfg(test)]
+mod tests;
 
 use mks2_proto::failure::Failure;
 use mks2_proto::job::Reduction;
@@ -29,7 +35,7 @@ pub(crate) struct Report {
     pub(crate) reduction: Reduction,
     /// Workers of the last step.
     pub(crate) workers: u64,
-    /// How often the run failed and was resumed.
+    /// How often the run failed: records of a failure in its journal.
     pub(crate) failures: u64,
 }
 
@@ -69,20 +75,30 @@ pub(crate) async fn compose(run: &str) -> Result<Written, Failure> {
     sources.write("report.json", json).await?;
     let html = html::page(&sources, &report);
     let location = sources.write("report.html", html.into_bytes()).await?;
-    Ok(Written { report, html: location })
+    Ok(Written {
+        report,
+        html: location,
+    })
 }
 
 fn report(sources: &Sources) -> Report {
     let stages: Vec<StageReport> = sources.finished.iter().map(StageReport::from).collect();
-    let evaluated = sources.evaluation.as_ref().and_then(|found| found["weights_digest"].as_str());
+    let evaluated = sources
+        .evaluation
+        .as_ref()
+        .and_then(|found| found["weights_digest"].as_str());
     let last = stages.last().map(|stage| stage.weights_digest.clone());
     Report {
         weights_digest: evaluated.map(str::to_owned).or(last),
         stages,
         evaluation: sources.evaluation.as_ref().map(numbers),
         reduction: sources.job.reduction,
-        workers: sources.metrics.last().and_then(|line| line["workers"].as_u64()).unwrap_or(0),
-        failures: sources.failures,
+        workers: sources
+            .metrics
+            .last()
+            .and_then(|line| line["workers"].as_u64())
+            .unwrap_or(0),
+        failures: sources.past.failures,
     }
 }
 
@@ -102,10 +118,10 @@ impl From<&sources::FinishedStage> for StageReport {
 fn numbers(evaluation: &Value) -> Value {
     let mut numbers = serde_json::Map::new();
     for part in ["retrieval", "caption", "questions", "probes"] {
-        let mut found = evaluation[part].clone();
-        if let Some(fields) = found.as_object_mut() {
-            fields.remove("details");
-            numbers.insert(part.to_owned(), found);
+        if let Some(fields) = evaluation[part].as_object() {
+            let shares = fields.iter().filter(|(_, value)| value.is_number());
+            let shares = shares.map(|(name, value)| (name.clone(), value.clone()));
+            numbers.insert(part.to_owned(), Value::Object(shares.collect()));
         }
     }
     Value::Object(numbers)

@@ -1,293 +1,273 @@
 //! `report.html`: one file that needs no network and no script.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::Duration;
 
+use mks2_coordinator::journal::Ending;
+use mks2_proto::job::{Stage, StageKind};
 use serde_json::Value;
 
-use super::chart::{Curve, chart, escape, short};
-use super::{Report, Sources};
+use super::text::{escape, moment, short};
+use super::{Report, Sources, curves, evaluation};
+use crate::units::{clock, count, percent, plural};
 
 const STYLE: &str = include_str!("style.css");
 
-/// Metrics that are drawn, with their names in the legend.
-const LOSSES: [(&str, &str); 5] = [
-    ("loss", "loss"),
-    ("loss_language", "language"),
-    ("loss_contrastive", "contrastive"),
-    ("loss_caption", "captioning"),
-    ("loss_retrieval", "retrieval"),
-];
-
 /// The whole page.
 pub(super) fn page(sources: &Sources, report: &Report) -> String {
-    let name = escape(&sources.job.name);
-    let mut body = String::new();
-    for part in [
+    let body = [
         head(sources, report),
-        stages(report),
-        claim(sources),
-        retrieval(sources),
-        captions(sources),
-        router(sources),
-        curves(sources),
-        job(sources),
-    ] {
-        body.push_str(&part);
-    }
+        note(sources),
+        tiles(sources, report),
+        evaluation::claim(sources),
+        evaluation::retrieval(sources),
+        evaluation::captions(sources),
+        evaluation::router(sources),
+        stages(sources, report),
+        curves::curves(sources),
+        job(sources, report),
+    ];
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>mks2: {name}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
-    )
-}
-
-fn head(sources: &Sources, report: &Report) -> String {
-    let steps = sources.metrics.last().and_then(|line| line["step"].as_u64()).unwrap_or(0);
-    let text = |key: &str| sources.run_json[key].as_str().unwrap_or("unknown").to_owned();
-    let digest = report.weights_digest.as_deref().unwrap_or("none yet");
-    format!(
-        "<h1>{}</h1><p>Run <code>{}</code>, {steps} steps on {} worker{}, {} reduction over {} lanes, \
-         seed {}.<br>Weights <code>{}</code></p>",
+         <title>{} · mks2 report</title><style>{STYLE}</style></head><body>{}</body></html>\n",
         escape(&sources.job.name),
-        escape(&text("run_id")),
-        report.workers,
-        if report.workers == 1 { "" } else { "s" },
-        format!("{:?}", report.reduction).to_lowercase(),
-        sources.job.lanes,
-        sources.job.seed,
-        escape(&digest.chars().take(16).collect::<String>()),
+        body.concat()
     )
 }
 
-fn section(title: &str, explanation: &str, content: &str) -> String {
+/// A titled part of the page; nothing if it has no content.
+pub(super) fn section(title: &str, explanation: &str, content: &str) -> String {
     if content.is_empty() {
         return String::new();
     }
     format!("<h2>{title}</h2><p>{explanation}</p>{content}")
 }
 
-fn stages(report: &Report) -> String {
-    if report.stages.is_empty() {
-        return String::new();
-    }
-    let mut rows = String::new();
-    for stage in &report.stages {
-        let _ = write!(
-            rows,
-            "<tr><td>{}</td><td class=n>{}</td><td class=n>{:.1}</td><td class=n>{}</td><td><code>{}</code></td></tr>",
-            escape(&stage.name),
-            stage.steps,
-            stage.seconds,
-            stage.loss.map_or_else(|| "-".into(), short),
-            escape(stage.weights_digest.get(..12).unwrap_or_default()),
-        );
-    }
-    let table = format!(
-        "<div class=wide><table><tr><th>stage<th class=n>steps<th class=n>seconds<th class=n>last loss<th>weights</tr>{rows}</table></div>"
-    );
-    section("Stages", "What was trained, in order; each stage starts from checkpoints of those before it.", &table)
+fn run_text(sources: &Sources, key: &str) -> String {
+    escape(sources.run_json[key].as_str().unwrap_or("unknown"))
 }
 
-fn percent(value: &Value) -> Option<String> {
-    value.as_f64().map(|share| format!("{:.1} %", 100.0 * share))
+fn steps_done(sources: &Sources) -> u64 {
+    sources
+        .metrics
+        .last()
+        .and_then(|line| line["step"].as_u64())
+        .unwrap_or(0)
 }
 
-/// Rows of name and share, drawn as bars.
-fn bars(rows: &[(&str, &Value)]) -> String {
-    let mut table = String::new();
-    for (name, value) in rows {
-        if let (Some(share), Some(text)) = (value.as_f64(), percent(value)) {
-            let _ = write!(
-                table,
-                "<tr><td>{name}</td><td><div class=bar><i style=\"width:{:.1}%\"></i><b>{text}</b></div></td></tr>",
-                100.0 * share.clamp(0.0, 1.0)
-            );
-        }
-    }
-    if table.is_empty() { table } else { format!("<table>{table}</table>") }
+fn steps_planned(sources: &Sources) -> u64 {
+    sources.job.stages.iter().map(|stage| stage.steps).sum()
 }
 
-fn claim(sources: &Sources) -> String {
-    let Some(found) = &sources.evaluation else { return String::new() };
-    let (questions, probes) = (&found["questions"], &found["probes"]);
-    let mut content = bars(&[
-        ("MKS2", &questions["mks2"]),
-        ("LoRA alone", &questions["lora"]),
-        ("MKS2, memory shuffled", &questions["shuffled"]),
-        ("always the commonest answer", &questions["majority"]),
-    ]);
-    let probed = bars(&[
-        ("image feature", &probes["image"]),
-        ("language model with memory", &probes["with_memory"]),
-        ("language model without memory", &probes["without_memory"]),
-    ]);
-    if !probed.is_empty() {
-        let _ = write!(content, "<p>Linear probes of the same answers, for comparison:</p>{probed}");
-    }
-    content.push_str(&answers(&questions["details"]));
-    let explanation = format!(
-        "{} held-out questions, asked in text alone, about what only pictures ever showed. Share of right answers.",
-        questions["n"].as_u64().unwrap_or(0)
-    );
-    section("Knowledge from pictures, asked in text", &explanation, &content)
-}
-
-fn answers(details: &Value) -> String {
-    let Some(details) = details.as_array().filter(|details| !details.is_empty()) else { return String::new() };
-    let models: Vec<String> = details[0]["given"].as_object().map(|given| given.keys().cloned().collect()).unwrap_or_default();
-    let mut rows = String::new();
-    for detail in details {
-        let answer = detail["answer"].as_str().unwrap_or_default();
-        let _ = write!(rows, "<tr><td>{}</td><td><b>{}</b></td>", escape(detail["question"].as_str().unwrap_or_default()), escape(answer));
-        for model in &models {
-            let given = detail["given"][model].as_str().unwrap_or_default();
-            let mark = if given == answer { " ✓" } else { "" };
-            let _ = write!(rows, "<td>{}{mark}</td>", escape(given));
-        }
-        rows.push_str("</tr>");
-    }
-    let heads: String = models.iter().map(|model| format!("<th>{}", escape(model))).collect();
+fn head(sources: &Sources, report: &Report) -> String {
+    let (class, state) = match sources.past.ending {
+        Some(Ending::Finished) => ("done", "✓ finished"),
+        Some(Ending::Failed) => ("failed", "✗ failed"),
+        Some(Ending::Stopped) => ("open", "stopped"),
+        None => ("open", "not finished"),
+    };
+    let started = sources.run_json["started_ms"].as_u64();
+    let mut facts = vec![format!("Run <code>{}</code>", run_text(sources, "run_id"))];
+    facts.extend(started.map(|ms| format!("started {}", moment(ms))));
+    facts.push(plural(report.workers, "worker"));
+    facts.push(plural(sources.job.lanes.into(), "lane"));
+    facts.push(format!(
+        "{} reduction",
+        format!("{:?}", report.reduction).to_lowercase()
+    ));
+    facts.push(format!("seed {}", sources.job.seed));
+    facts.extend((report.failures > 0).then(|| plural(report.failures, "failure")));
     format!(
-        "<details><summary>All questions and answers</summary><div class=wide><table><tr><th>question<th>right{heads}</tr>{rows}</table></div></details>"
+        "<h1>{} <span class=\"state {class}\">{state}</span></h1><p class=soft>{}</p>",
+        escape(&sources.job.name),
+        facts.join(" · ")
     )
 }
 
-fn examples(sources: &Sources) -> &[Value] {
-    sources.evaluation.as_ref().and_then(|found| found["examples"].as_array()).map_or(&[], Vec::as_slice)
-}
-
-fn picture(value: &Value) -> String {
-    let source = value["picture"].as_str().filter(|url| url.starts_with("data:image/")).unwrap_or_default();
-    format!("<img alt=\"{}\" src=\"{}\">", escape(value["key"].as_str().unwrap_or_default()), escape(source))
-}
-
-fn retrieval(sources: &Sources) -> String {
-    let Some(found) = &sources.evaluation else { return String::new() };
-    let recall = &found["retrieval"];
-    let mut content = bars(&[("R@1", &recall["r1"]), ("R@5", &recall["r5"]), ("R@10", &recall["r10"])]);
-    if !examples(sources).is_empty() {
-        content.push_str("<div class=pairs>");
-        for example in examples(sources) {
-            let _ = write!(content, "<div class=pair><b>{}</b><div class=found>", escape(example["query"].as_str().unwrap_or_default()));
-            for found in example["nearest"].as_array().map_or(&[][..], Vec::as_slice) {
-                let class = if found["own"] == Value::Bool(true) { " class=hit" } else { "" };
-                let similarity = found["similarity"].as_f64().unwrap_or(0.0);
-                let _ = write!(content, "<figure{class}>{}<figcaption>{similarity:.2}</figcaption></figure>", picture(found));
-            }
-            content.push_str("</div></div>");
-        }
-        content.push_str("</div>");
-    }
-    let explanation = format!(
-        "A text looks for its own picture among {}. Below, the five nearest pictures of a few texts with their cosine similarities; the right one is framed.",
-        recall["n"].as_u64().unwrap_or(0)
-    );
-    section("Text-to-image retrieval", &explanation, &content)
-}
-
-fn captions(sources: &Sources) -> String {
-    let Some(found) = &sources.evaluation else { return String::new() };
-    let loss = &found["caption"];
-    let mut content = String::new();
-    if let (Some(with), Some(without)) = (loss["loss"].as_f64(), loss["loss_without_image"].as_f64()) {
-        let _ = write!(
-            content,
-            "<table><tr><th>loss per token<th class=n>value</tr><tr><td>with the picture</td><td class=n>{with:.3}</td></tr>\
-             <tr><td>without the picture</td><td class=n>{without:.3}</td></tr></table>"
+/// What is not there yet, and why.
+fn note(sources: &Sources) -> String {
+    if let (Some(Ending::Failed), Some((what, why))) = (sources.past.ending, &sources.past.failure)
+    {
+        return format!(
+            "<div class=\"note failed\"><b>{}</b><br>{}</div>",
+            escape(what),
+            escape(why)
         );
     }
-    if !examples(sources).is_empty() {
-        content.push_str("<div class=pairs style=\"margin-top:1rem\">");
-        for example in examples(sources) {
-            let text = |key: &str| escape(example[key].as_str().unwrap_or_default());
-            let _ = write!(
-                content,
-                "<div class=\"pair\"><div class=own>{}<div><b>{}</b><br><span class=soft>{}</span></div></div></div>",
-                picture(example),
-                text("generated"),
-                text("caption")
-            );
+    if sources.past.ending == Some(Ending::Finished) {
+        return String::new();
+    }
+    let missing = match sources.evaluation {
+        None => " There is no evaluation yet.",
+        Some(_) => "",
+    };
+    format!(
+        "<div class=note>The run is at step {} of {}.{missing} <code>mks2 report</code> makes this page again from \
+         what is there by then.</div>",
+        count(steps_done(sources)),
+        count(steps_planned(sources))
+    )
+}
+
+fn tile(name: &str, value: &str, beside: &str) -> String {
+    format!("<div class=tile><span>{name}</span><b>{value}</b><small>{beside}</small></div>")
+}
+
+/// The few numbers that say how it went.
+fn tiles(sources: &Sources, report: &Report) -> String {
+    let nothing = Value::Null;
+    let found = report.evaluation.as_ref().unwrap_or(&nothing);
+    let share = |value: &Value| value.as_f64().map(percent);
+    let (questions, recall, caption) =
+        (&found["questions"], &found["retrieval"], &found["caption"]);
+    let mut tiles = String::new();
+    if let Some(right) = share(&questions["mks2"]) {
+        let others = [("LoRA alone", "lora"), ("majority", "majority")];
+        let others = others
+            .iter()
+            .filter_map(|(name, key)| Some(format!("{name} {}", share(&questions[*key])?)));
+        tiles += &tile(
+            "Held-out answers",
+            &right,
+            &others.collect::<Vec<_>>().join(", "),
+        );
+    }
+    if let Some(first) = share(&recall["r1"]) {
+        let beside = format!(
+            "among {} pictures",
+            count(recall["n"].as_u64().unwrap_or(0))
+        );
+        tiles += &tile("Retrieval R@1", &first, &beside);
+    }
+    if let Some(loss) = caption["loss"].as_f64() {
+        let without = caption["loss_without_image"]
+            .as_f64()
+            .map(short)
+            .unwrap_or_default();
+        tiles += &tile(
+            "Caption loss",
+            &short(loss),
+            &format!("{without} without the picture"),
+        );
+    }
+    let seconds: f64 = sources
+        .metrics
+        .iter()
+        .filter_map(|line| line["step_seconds"].as_f64())
+        .sum();
+    if !sources.metrics.is_empty() {
+        let steps = plural(steps_done(sources), "step");
+        tiles += &tile("Training time", &clock(duration(seconds)), &steps);
+    }
+    format!("<div class=tiles>{tiles}</div>")
+}
+
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+fn stages(sources: &Sources, report: &Report) -> String {
+    let rows: String = sources
+        .job
+        .stages
+        .iter()
+        .map(|stage| stage_row(stage, sources, report))
+        .collect();
+    if rows.is_empty() {
+        return rows;
+    }
+    let table = format!(
+        "<div class=wide><table class=stages><thead><tr><th>stage<th class=k>kind<th class=n>steps<th class=n>time<th class=n>last loss\
+         <th>weights</thead><tbody>{rows}</tbody></table></div>"
+    );
+    section(
+        "Stages",
+        "In order; each starts from the last checkpoints of the stages that it names.",
+        &table,
+    )
+}
+
+fn stage_row(stage: &Stage, sources: &Sources, report: &Report) -> String {
+    let kind = format!("{:?}", stage.kind).to_lowercase();
+    let mut row = format!("<tr><td><b>{}</b><td class=k>{kind}", escape(&stage.name));
+    let lines = sources
+        .metrics
+        .iter()
+        .filter(|line| line["stage"] == stage.name.as_str());
+    let (steps, last) = lines.fold((0, None), |(steps, _), line| (steps + 1, Some(line)));
+    let written = match report.stages.iter().find(|done| done.name == stage.name) {
+        Some(done) => write!(
+            row,
+            "<td class=n>{}<td class=n>{}<td class=n>{}<td><code>{}</code>",
+            count(done.steps),
+            clock(duration(done.seconds)),
+            done.loss.map_or_else(|| "–".into(), short),
+            escape(done.weights_digest.get(..12).unwrap_or_default()),
+        ),
+        None if stage.kind == StageKind::Evaluate => {
+            let state = if sources.evaluation.is_some() {
+                "measured"
+            } else {
+                "not yet"
+            };
+            write!(
+                row,
+                "<td class=n>–<td class=n>–<td class=n>–<td class=soft>{state}"
+            )
         }
-        content.push_str("</div>");
+        None => write!(
+            row,
+            "<td class=n>{steps} of {}<td class=n>–<td class=n>{}<td class=soft>{}",
+            count(stage.steps),
+            last.and_then(|line| line["loss"].as_f64())
+                .map_or_else(|| "–".into(), short),
+            if steps > 0 { "under way" } else { "not yet" },
+        ),
+    };
+    match written {
+        Ok(()) => row,
+        Err(_) => String::new(),
     }
-    section("Captions", "Greedy captions in bold, the corpus' own below them.", &content)
 }
 
-fn router(sources: &Sources) -> String {
-    let uses = sources.evaluation.as_ref().and_then(|found| found["router"].as_array());
-    let Some(uses) = uses.filter(|uses| !uses.is_empty()) else { return String::new() };
-    let kinds = [("begin", "begin token"), ("question", "question"), ("end", "end token"), ("answer", "answer")];
-    let mut table = String::from("<div class=wide><table><tr><th>block");
-    for (_, name) in kinds {
-        let _ = write!(table, "<th>{name}");
+fn job(sources: &Sources, report: &Report) -> String {
+    let mut rows = String::new();
+    let mut fact = |name: &str, value: &str| {
+        let _ = write!(rows, "<tr><th>{name}<td><code>{value}</code>");
+    };
+    fact(
+        "trained by",
+        &format!("mks2 {}", run_text(sources, "program_version")),
+    );
+    fact(
+        "reported by",
+        &format!("mks2 {}", env!("CARGO_PKG_VERSION")),
+    );
+    fact("device", &escape(&sources.job.device));
+    fact("job digest", &run_text(sources, "job_digest"));
+    fact(
+        "weights digest",
+        &escape(report.weights_digest.as_deref().unwrap_or("none yet")),
+    );
+    for (name, digest) in sources.run_json["corpora"]
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
+        fact(
+            &format!("corpus {}", escape(name)),
+            &escape(digest.as_str().unwrap_or_default()),
+        );
     }
-    for block in uses {
-        let _ = write!(table, "<tr><td>{}</td>", block["block"].as_u64().unwrap_or(0));
-        for (kind, _) in kinds {
-            match (block[kind].as_f64(), percent(&block[kind])) {
-                (Some(share), Some(text)) => {
-                    let _ = write!(table, "<td><div class=bar><i style=\"width:{:.1}%\"></i><b>{text}</b></div></td>", 100.0 * share);
-                }
-                _ => table.push_str("<td>-</td>"),
-            }
-        }
-        table.push_str("</tr>");
-    }
-    table.push_str("</table></div>");
-    section("The router's use of memory", "Share of the visual memory in each block's mixture, by kind of token; the rest is the MLP.", &table)
-}
-
-fn curves(sources: &Sources) -> String {
-    let mut stages: BTreeMap<u64, (String, Vec<&Value>)> = BTreeMap::new();
-    for stage in &sources.job.stages {
-        let lines: Vec<&Value> = sources.metrics.iter().filter(|line| line["stage"] == stage.name.as_str()).collect();
-        if let Some(first) = lines.first().and_then(|line| line["step"].as_u64()) {
-            stages.insert(first, (stage.name.clone(), lines));
-        }
-    }
-    let mut content = String::new();
-    for (name, lines) in stages.values() {
-        let curve = |(key, legend): (&str, &str)| Curve { name: legend.into(), points: points(lines, key) };
-        let mut losses: Vec<Curve> = LOSSES.into_iter().map(curve).filter(|c| !c.points.is_empty()).collect();
-        if losses.len() == 2 {
-            // One part alone is the whole loss.
-            losses.pop();
-        }
-        content.push_str(&chart(&format!("{name}: loss"), &losses));
-        content.push_str(&chart(&format!("{name}: gradient norm"), &[curve(("grad_norm", "before clipping"))]));
-        let rate = Curve { name: "samples per second".into(), points: rate(lines) };
-        content.push_str(&chart(&format!("{name}: speed"), &[rate]));
-    }
-    section("Curves", "Means over short stretches of steps.", &content)
-}
-
-fn points(lines: &[&Value], key: &str) -> Vec<(f64, f64)> {
-    lines.iter().filter_map(|line| Some((line["step"].as_f64()?, line[key].as_f64()?))).collect()
-}
-
-/// Samples of each step over its seconds.
-fn rate(lines: &[&Value]) -> Vec<(f64, f64)> {
-    let samples = |line: &Value| line["samples"].as_f64();
-    let pairs = lines.windows(2).filter_map(|pair| {
-        let batch = samples(pair[1])? - samples(pair[0])?;
-        let seconds = pair[1]["step_seconds"].as_f64()?;
-        (batch > 0.0 && seconds > 0.0).then(|| Some((pair[1]["step"].as_f64()?, batch / seconds))).flatten()
-    });
-    pairs.collect()
-}
-
-fn job(sources: &Sources) -> String {
-    let run = serde_json::to_string_pretty(&sources.run_json).unwrap_or_default();
     let content = format!(
-        "<details><summary>config.resolved.toml</summary><pre>{}</pre></details>\
-         <details><summary>run.json</summary><pre>{}</pre></details>",
-        escape(&sources.job_toml),
-        escape(&run)
+        "<table class=facts><tbody>{rows}</tbody></table>\
+         <details class=job><summary>The job with every setting (config.resolved.toml)</summary><pre>{}</pre></details>",
+        escape(&sources.job_toml)
     );
     section(
         "The exact job",
-        &format!("mks2 {}. The resolved job file gives the same run again.", env!("CARGO_PKG_VERSION")),
+        "What it takes to make this run again.",
         &content,
     )
 }

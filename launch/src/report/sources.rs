@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::TryStreamExt;
+use mks2_coordinator::journal::{Ending, Entry, History, Record};
 use mks2_dataset::store;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, load};
@@ -28,8 +29,35 @@ pub(crate) struct Sources {
     pub(super) finished: Vec<FinishedStage>,
     /// `evaluation.json`.
     pub(super) evaluation: Option<Value>,
-    /// Failures that the journal records.
+    /// What the journal tells.
+    pub(super) past: Past,
+}
+
+/// What a report needs of the journal.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Past {
+    /// How many records tell of a failure.
     pub(super) failures: u64,
+    /// How the last term that worked in the run ended; none while one works, or was killed.
+    pub(super) ending: Option<Ending>,
+    /// What the last failure was, and why.
+    pub(super) failure: Option<(String, String)>,
+}
+
+impl Past {
+    /// The sum of the records, in their order.
+    fn of(records: &[Record]) -> Self {
+        let (mut past, mut history) = (Self::default(), History::default());
+        for record in records {
+            history.fold(record);
+            if let Entry::RunFailed { what, why, .. } = &record.entry {
+                past.failures += 1;
+                past.failure = Some((what.clone(), why.clone()));
+            }
+        }
+        past.ending = history.ending;
+        past
+    }
 }
 
 /// What a report needs of a stage's last checkpoint manifest.
@@ -53,17 +81,39 @@ impl Sources {
     /// When it holds no run, or can not be read.
     pub(super) async fn read(run: &str) -> Result<Self, Failure> {
         let (store, root) = store::open(run)?;
-        let place = Place { store: &*store, root: &root, run };
-        let job_toml = place.text("config.resolved.toml").await?.ok_or_else(|| place.no_run())?;
+        let place = Place {
+            store: &*store,
+            root: &root,
+            run,
+        };
+        let job_toml = place
+            .text("config.resolved.toml")
+            .await?
+            .ok_or_else(|| place.no_run())?;
         let job = load::parse(&job_toml)?;
         let run_json = place.json("run.json").await?.unwrap_or(Value::Null);
         let metrics = place.text("metrics.jsonl").await?.unwrap_or_default();
-        let metrics = metrics.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let metrics = in_order(
+            metrics
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok()),
+        );
         let evaluation = place.json("evaluation.json").await?;
         let finished = place.finished().await?;
-        let failures = place.failures().await?;
+        let past = Past::of(&place.records().await?);
         let run = run.to_owned();
-        Ok(Self { run, job_toml, job, run_json, metrics, finished, evaluation, failures, store, root })
+        Ok(Self {
+            run,
+            job_toml,
+            job,
+            run_json,
+            metrics,
+            finished,
+            evaluation,
+            past,
+            store,
+            root,
+        })
     }
 
     /// Writes a file into the run directory and gives its location.
@@ -71,7 +121,10 @@ impl Sources {
     /// # Errors
     /// When the store refuses.
     pub(super) async fn write(&self, name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
-        let put = self.store.put(&self.root.clone().join(name), bytes.into()).await;
+        let put = self
+            .store
+            .put(&self.root.clone().join(name), bytes.into())
+            .await;
         put.map_err(|e| unwritable(name, &e))?;
         Ok(format!("{}/{name}", self.run.trim_end_matches('/')))
     }
@@ -122,7 +175,10 @@ impl Place<'_> {
     }
 
     async fn json(&self, name: &str) -> Result<Option<Value>, Failure> {
-        Ok(self.text(name).await?.and_then(|text| serde_json::from_str(&text).ok()))
+        Ok(self
+            .text(name)
+            .await?
+            .and_then(|text| serde_json::from_str(&text).ok()))
     }
 
     async fn texts_under(&self, folder: &str, ends: &str) -> Result<Vec<String>, Failure> {
@@ -145,17 +201,56 @@ impl Place<'_> {
 
     async fn finished(&self) -> Result<Vec<FinishedStage>, Failure> {
         let manifests = self.texts_under("checkpoints", "manifest.json").await?;
-        let parsed = manifests.iter().filter_map(|text| serde_json::from_str(text).ok());
-        let mut finished: Vec<FinishedStage> =
-            parsed.filter(|stage: &FinishedStage| stage.is_final).collect();
+        let parsed = manifests
+            .iter()
+            .filter_map(|text| serde_json::from_str(text).ok());
+        let mut finished: Vec<FinishedStage> = parsed
+            .filter(|stage: &FinishedStage| stage.is_final)
+            .collect();
         finished.sort_by_key(|stage| stage.step);
         Ok(finished)
     }
 
-    /// Records of the journal that tell of a failure.
-    async fn failures(&self) -> Result<u64, Failure> {
-        let records = self.texts_under("journal", ".json").await?;
-        let failed = records.iter().filter(|text| text.contains("\"failed\""));
-        Ok(failed.count() as u64)
+    /// Records of the journal; its snapshots only repeat them. What this program does not know is
+    /// left out.
+    async fn records(&self) -> Result<Vec<Record>, Failure> {
+        let texts = self.texts_under("journal", ".json").await?;
+        let parsed = texts
+            .iter()
+            .filter_map(|text| serde_json::from_str(text).ok());
+        let mut records: Vec<Record> = parsed.collect();
+        records.sort_by_key(|record| record.number);
+        Ok(records)
+    }
+}
+
+/// Lines in the order of steps: a step that was computed again voids what came after it.
+fn in_order(lines: impl Iterator<Item = Value>) -> Vec<Value> {
+    let step = |line: &Value| line["step"].as_u64();
+    let mut kept: Vec<Value> = Vec::new();
+    for line in lines.filter(|line| step(line).is_some()) {
+        while kept.last().is_some_and(|last| step(last) >= step(&line)) {
+            kept.pop();
+        }
+        kept.push(line);
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_was_computed_again_counts_once() {
+        let lines = [1, 2, 3, 2, 3, 4].map(|step| serde_json::json!({ "step": step }));
+        let steps = |lines: Vec<Value>| {
+            lines
+                .iter()
+                .filter_map(|line| line["step"].as_u64())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(steps(in_order(lines.into_iter())), [1, 2, 3, 4]);
+        assert!(in_order([Value::Null].into_iter()).is_empty());
     }
 }
