@@ -222,7 +222,7 @@ fn stage_row(stage: &Stage, sources: &Sources, report: &Report) -> String {
             count(stage.steps),
             last.and_then(|line| line["loss"].as_f64())
                 .map_or_else(|| "–".into(), short),
-            if steps > 0 { "under way" } else { "not yet" },
+            if steps > 0 { "begun" } else { "not yet" },
         ),
     };
     match written {
