@@ -107,7 +107,11 @@ fn launcher_coordinator_and_worker_are_one_trace() {
         &["train", &place("job.toml"), "--run", &place("run")],
         &[("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint)],
     );
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    assert!(
+        run.status.success(),
+        "{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
     receiver.wait(LIMIT, |got| {
         let all = format!("{:?}", got.traces);
         all.contains("\"coordinator.register\"")

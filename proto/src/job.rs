@@ -78,7 +78,10 @@ pub struct Tokenizer {
 
 impl Default for Tokenizer {
     fn default() -> Self {
-        Self { vocab_size: 2048, sample_rows: 100_000 }
+        Self {
+            vocab_size: 2048,
+            sample_rows: 100_000,
+        }
     }
 }
 
@@ -200,7 +203,13 @@ pub struct Retrieval {
 
 impl Default for Retrieval {
     fn default() -> Self {
-        Self { dim: 128, temperature: 0.07, learn_temperature: true, whiten: 0.0, extra_blocks: Vec::new() }
+        Self {
+            dim: 128,
+            temperature: 0.07,
+            learn_temperature: true,
+            whiten: 0.0,
+            extra_blocks: Vec::new(),
+        }
     }
 }
 
@@ -216,7 +225,10 @@ pub struct Checkpoint {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every_steps: 100, keep_last: 2 }
+        Self {
+            every_steps: 100,
+            keep_last: 2,
+        }
     }
 }
 
@@ -332,7 +344,11 @@ pub struct Bootstrap {
 
 impl Default for Bootstrap {
     fn default() -> Self {
-        Self { texts: vec!["{caption}".into()], clip_texts: vec!["{caption}".into()], shift: 0.0 }
+        Self {
+            texts: vec!["{caption}".into()],
+            clip_texts: vec!["{caption}".into()],
+            shift: 0.0,
+        }
     }
 }
 
