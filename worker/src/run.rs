@@ -3,42 +3,39 @@
 //! Every worker walks through the same stages by itself; the coordinator says only where to start
 //! and keeps what is committed. A run's position is its step number, counted over all stages.
 
+mod prepare;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mks2_dataset::reader::Corpus;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, Stage, StageKind};
-use mks2_proto::params::{retrieval_heads, trained_by};
 use mks2_proto::v1::{CheckpointRef, Phase};
 use object_store::ObjectStoreExt;
-use tch::{Device, Tensor};
+use tch::Device;
 use tokio::runtime::Handle;
 use tracing::{info, info_span};
 
-use crate::checkpoint::{Checkpoint, Expected, Facts, Kind, Table};
+use crate::checkpoint::{Facts, Kind, Table};
 use crate::collectives::Collective;
-use crate::evaluate::{self, Evaluator, ancestry};
-use crate::exact::Reducer;
-use crate::flat::{Buffer, FlatLayout, FlatState};
+use crate::evaluate::{Evaluator, ancestry};
+use crate::flat::{FlatLayout, FlatState};
 use crate::lineage::{Lineage, StageResult};
-use crate::model::{Vision, Weights};
+use crate::model::Weights;
 use crate::objective::Objective;
 use crate::objective::bootstrap::BootstrapObjective;
 use crate::objective::experts::ExpertsObjective;
 use crate::objective::memory::MemoryObjective;
-use crate::pixels::to_pixels;
-use crate::saver::{BUFFERS, Content, REDUCER, Saver, TOKENIZER, table_of};
+use crate::saver::{Content, Saver};
 use crate::session::Session;
 use crate::sources::Sources;
 use crate::text::TextEncoder;
-use crate::train::{Progress, Settings, Trainer};
-use crate::whiten;
+use crate::train::{Settings, Trainer};
+use prepare::Prepared;
 
 /// Where the result of an `evaluate` stage lies in the run directory.
 const EVALUATION: &str = "evaluation.json";
-/// Pictures that the retrieval head's start is measured on.
-const WHITEN_ROWS: usize = 1024;
 
 /// How a run, or a stage of it, came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,18 +79,6 @@ pub struct Run {
     pub runtime: Handle,
     /// What finished stages have left.
     pub lineage: Lineage,
-}
-
-/// What a training stage needs beside its objective.
-struct Prepared {
-    encoder: Arc<TextEncoder>,
-    layout: Arc<FlatLayout>,
-    table: Arc<Table>,
-    state: FlatState,
-    reducer: Reducer,
-    progress: Progress,
-    weights: Weights,
-    leaves: Vec<Tensor>,
 }
 
 impl Run {
@@ -142,38 +127,6 @@ impl Run {
         Ok(all.iter().any(|flag| flag.first() == Some(&1)))
     }
 
-    /// Loads what a finished stage has left.
-    fn recall(&mut self, stage: &Stage, from: &CheckpointRef) -> Result<(), Failure> {
-        let kinds = [Kind::Weights, Kind::Tokenizer];
-        let checkpoint = self.read(stage, from, &kinds)?;
-        let prepared = self.layout(stage, Some(&checkpoint))?;
-        info!(
-            stage = stage.name,
-            step = from.step as i64,
-            "stage was finished before"
-        );
-        self.keep(stage, &prepared.layout, &prepared.state, prepared.encoder)
-    }
-
-    fn read(
-        &self,
-        stage: &Stage,
-        from: &CheckpointRef,
-        kinds: &[Kind],
-    ) -> Result<Checkpoint, Failure> {
-        let expected = Expected {
-            model: None,
-            seed: Some(self.job.seed),
-            corpora: Some(self.corpus_digests(stage)),
-            bases: Some(self.lineage.digests(&stage.from)?),
-        };
-        let digest = Some(from.manifest_digest.as_str()).filter(|digest| !digest.is_empty());
-        let store = self.saver.store();
-        Ok(self
-            .runtime
-            .block_on(store.load(&from.manifest_path, digest, &expected, kinds))?)
-    }
-
     fn corpus_digests(&self, stage: &Stage) -> BTreeMap<String, String> {
         let named = stage
             .data
@@ -189,124 +142,6 @@ impl Run {
         let mut names = ancestry(&self.job, &stage.name)?;
         names.pop();
         Ok(names)
-    }
-
-    /// Buffers and leaves of a stage, from a checkpoint or from initial values.
-    fn layout(&self, stage: &Stage, from: Option<&Checkpoint>) -> Result<Prepared, Failure> {
-        let encoder = self.encoder(stage, from)?;
-        let specs = trained_by(&self.job.model, encoder.vocab_size(), stage);
-        let layout = Arc::new(FlatLayout::new(&specs)?);
-        let table = table_of(&layout)?;
-        let mut state = FlatState::new(Arc::clone(&layout), self.device)?;
-        let mut reducer = Reducer::new(
-            Arc::clone(&layout),
-            self.job.reduction,
-            self.job.lanes,
-            self.device,
-        )?;
-        let mut progress = Progress::default();
-        match from {
-            None => {
-                for spec in &specs {
-                    state.load(
-                        Buffer::Weights,
-                        &spec.name,
-                        &spec.initial_values(self.job.seed),
-                    )?;
-                }
-                if stage.kind == StageKind::Memory && self.job.model.retrieval.whiten > 0.0 {
-                    self.whiten(stage, &mut state)?;
-                }
-            }
-            Some(checkpoint) => {
-                fill(&mut state, checkpoint, &table)?;
-                if let Some(exponents) = checkpoint.tensor(Kind::State, REDUCER) {
-                    reducer.load_state(&exponents.data)?;
-                }
-                progress = progress_of(&checkpoint.manifest.facts);
-            }
-        }
-        let mut weights = self.lineage.weights(&self.base(stage)?)?;
-        let mut leaves = Vec::with_capacity(layout.spans().len());
-        for span in layout.spans() {
-            weights.insert_trained(&span.name, &state.view(&span.name)?);
-            leaves.push(weights.get(&span.name)?);
-        }
-        Ok(Prepared {
-            encoder,
-            layout,
-            table,
-            state,
-            reducer,
-            progress,
-            weights,
-            leaves,
-        })
-    }
-
-    /// Starts the retrieval heads' image projections from the stage's first pictures. Every worker
-    /// computes the same by itself.
-    fn whiten(&self, stage: &Stage, state: &mut FlatState) -> Result<(), Failure> {
-        let weights = self.lineage.weights(&self.base(stage)?)?;
-        let vision = Vision::new(&self.job.model.vision, &weights)?;
-        let side = self.job.model.vision.image_size;
-        let mut features = Vec::new();
-        let mut left = WHITEN_ROWS;
-        for source in &stage.data {
-            let corpus = self.sources().corpus(&source.corpus)?;
-            for group in 0..corpus.manifest().groups() {
-                if left == 0 {
-                    break;
-                }
-                let mut rows = self.runtime.block_on(corpus.read_group(group))?;
-                rows.truncate(left);
-                left -= rows.len();
-                let pictures = rows
-                    .iter()
-                    .map(|row| evaluate::picture_of(row, side))
-                    .collect::<Result<Vec<_>, _>>()?;
-                let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-                let pixels = to_pixels(&pictures, side as usize, self.device);
-                features.push(tch::no_grad(|| vision.forward(&pixels))?.global_be);
-            }
-        }
-        let retrieval = &self.job.model.retrieval;
-        let features_ne = Tensor::cat(&features, 0).to_device(Device::Cpu);
-        let start = whiten::projection(&features_ne, i64::from(retrieval.dim), retrieval.whiten)?;
-        for (_, head) in retrieval_heads(&self.job.model) {
-            state.load(
-                Buffer::Weights,
-                &format!("{head}.image_projection.weight"),
-                &start,
-            )?;
-        }
-        Ok(())
-    }
-
-    /// The tokenizer of a stage: a bootstrap stage trains it, the others inherit it.
-    fn encoder(
-        &self,
-        stage: &Stage,
-        from: Option<&Checkpoint>,
-    ) -> Result<Arc<TextEncoder>, Failure> {
-        let max_tokens = self.job.model.decoder.max_text_tokens as usize;
-        if stage.kind != StageKind::Bootstrap {
-            return self.lineage.encoder(&self.base(stage)?);
-        }
-        if let Some(file) =
-            from.and_then(|checkpoint| checkpoint.tensor(Kind::Tokenizer, TOKENIZER))
-        {
-            return Ok(Arc::new(TextEncoder::from_json(&file.data, max_tokens)?));
-        }
-        let texts = self.sources().tokenizer_texts(stage)?;
-        let vocab_size = self.job.tokenizer.vocab_size as usize;
-        let encoder = TextEncoder::train(&texts, vocab_size, max_tokens)?;
-        info!(
-            texts = texts.len() as i64,
-            entries = i64::from(encoder.vocab_size()),
-            "tokenizer trained"
-        );
-        Ok(Arc::new(encoder))
     }
 
     fn sources(&self) -> Sources<'_> {
@@ -401,7 +236,7 @@ impl Run {
             let stop = trainer.step(&*self.session, &mut *self.collective)?;
             let step = trainer.progress().step;
             let is_final = trainer.is_done();
-            if is_final || stop || step % job.checkpoint.every_steps.max(1) == 0 {
+            if is_final || stop || step.is_multiple_of(job.checkpoint.every_steps.max(1)) {
                 self.save(stage, first_step, &trainer, &table, &encoder)?;
             }
             if stop && !is_final {
@@ -511,27 +346,5 @@ impl Run {
                 )
             })?;
         Ok(())
-    }
-}
-
-fn fill(state: &mut FlatState, checkpoint: &Checkpoint, table: &Table) -> Result<(), Failure> {
-    let mut flat = vec![0f32; state.layout().total()];
-    for (buffer, kind) in BUFFERS {
-        if checkpoint.tensors(kind).next().is_none() {
-            continue;
-        }
-        checkpoint.fill(kind, table, &mut flat)?;
-        state.load_all(buffer, &flat)?;
-    }
-    Ok(())
-}
-
-fn progress_of(facts: &Facts) -> Progress {
-    Progress {
-        step: facts.stage_step,
-        samples: facts.samples,
-        tokens: facts.tokens,
-        seconds: facts.seconds,
-        loss: facts.loss,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mks2_dataset::loader::{self, Loader};
 use mks2_dataset::plan::{CorpusShape, Plan};
 use mks2_dataset::reader::Corpus;
-use mks2_dataset::row::render;
+use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, Stage, StageKind};
 use tokio::runtime::Handle;
@@ -48,6 +48,32 @@ impl<'a> Sources<'a> {
         })
     }
 
+    /// Shows `visit` the first `limit` rows of each of a stage's corpora, group by group.
+    ///
+    /// # Errors
+    /// When a row cannot be read, or what `visit` says.
+    pub(crate) fn first_rows(
+        self,
+        stage: &Stage,
+        limit: u64,
+        mut visit: impl FnMut(&[Row]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        for source in &stage.data {
+            let corpus = self.corpus(&source.corpus)?;
+            let mut left = limit;
+            for group in 0..corpus.manifest().groups() {
+                if left == 0 {
+                    break;
+                }
+                let mut rows = self.runtime.block_on(corpus.read_group(group))?;
+                rows.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                left -= rows.len() as u64;
+                visit(&rows)?;
+            }
+        }
+        Ok(())
+    }
+
     /// All texts of a bootstrap stage's templates over the first rows of its corpora.
     ///
     /// # Errors
@@ -55,22 +81,14 @@ impl<'a> Sources<'a> {
     pub(crate) fn tokenizer_texts(self, stage: &Stage) -> Result<Vec<String>, Failure> {
         let settings = stage.bootstrap.clone().unwrap_or_default();
         let mut texts = Vec::new();
-        for source in &stage.data {
-            let corpus = self.corpus(&source.corpus)?;
-            let mut left = self.job.tokenizer.sample_rows;
-            for group in 0..corpus.manifest().groups() {
-                if left == 0 {
-                    break;
+        self.first_rows(stage, self.job.tokenizer.sample_rows, |rows| {
+            for row in rows {
+                for template in settings.texts.iter().chain(&settings.clip_texts) {
+                    texts.push(render(template, row)?);
                 }
-                let rows = self.runtime.block_on(corpus.read_group(group))?;
-                for row in rows.iter().take(left as usize) {
-                    for template in settings.texts.iter().chain(&settings.clip_texts) {
-                        texts.push(render(template, row)?);
-                    }
-                }
-                left = left.saturating_sub(rows.len() as u64);
             }
-        }
+            Ok(())
+        })?;
         Ok(texts)
     }
 

@@ -1,0 +1,210 @@
+//! A stage before its first step: what it trains and reads, from initial values or a checkpoint.
+
+use std::sync::Arc;
+
+use mks2_proto::failure::Failure;
+use mks2_proto::job::{Stage, StageKind};
+use mks2_proto::params::{ParamSpec, retrieval_heads, trained_by};
+use mks2_proto::v1::CheckpointRef;
+use tch::{Device, Tensor};
+use tracing::info;
+
+use super::Run;
+use crate::checkpoint::{Checkpoint, Expected, Facts, Kind, Table};
+use crate::evaluate::picture_of;
+use crate::exact::Reducer;
+use crate::flat::{Buffer, FlatLayout, FlatState};
+use crate::model::{Vision, Weights};
+use crate::pixels::to_pixels;
+use crate::saver::{BUFFERS, REDUCER, TOKENIZER, table_of};
+use crate::text::TextEncoder;
+use crate::train::Progress;
+use crate::whiten;
+
+/// Pictures that the retrieval head's start is measured on.
+const WHITEN_ROWS: u64 = 1024;
+
+/// What a training stage needs beside its objective.
+pub(super) struct Prepared {
+    pub(super) encoder: Arc<TextEncoder>,
+    pub(super) layout: Arc<FlatLayout>,
+    pub(super) table: Arc<Table>,
+    pub(super) state: FlatState,
+    pub(super) reducer: Reducer,
+    pub(super) progress: Progress,
+    pub(super) weights: Weights,
+    pub(super) leaves: Vec<Tensor>,
+}
+
+impl Run {
+    /// Loads what a finished stage has left.
+    pub(super) fn recall(&mut self, stage: &Stage, from: &CheckpointRef) -> Result<(), Failure> {
+        let kinds = [Kind::Weights, Kind::Tokenizer];
+        let checkpoint = self.read(stage, from, &kinds)?;
+        let prepared = self.layout(stage, Some(&checkpoint))?;
+        info!(
+            stage = stage.name,
+            step = from.step as i64,
+            "stage was finished before"
+        );
+        self.keep(stage, &prepared.layout, &prepared.state, prepared.encoder)
+    }
+
+    pub(super) fn read(
+        &self,
+        stage: &Stage,
+        from: &CheckpointRef,
+        kinds: &[Kind],
+    ) -> Result<Checkpoint, Failure> {
+        let expected = Expected {
+            model: None,
+            seed: Some(self.job.seed),
+            corpora: Some(self.corpus_digests(stage)),
+            bases: Some(self.lineage.digests(&stage.from)?),
+        };
+        let digest = Some(from.manifest_digest.as_str()).filter(|digest| !digest.is_empty());
+        let store = self.saver.store();
+        Ok(self
+            .runtime
+            .block_on(store.load(&from.manifest_path, digest, &expected, kinds))?)
+    }
+
+    /// Buffers and leaves of a stage, from a checkpoint or from initial values.
+    pub(super) fn layout(
+        &self,
+        stage: &Stage,
+        from: Option<&Checkpoint>,
+    ) -> Result<Prepared, Failure> {
+        let encoder = self.encoder(stage, from)?;
+        let specs = trained_by(&self.job.model, encoder.vocab_size(), stage);
+        let layout = Arc::new(FlatLayout::new(&specs)?);
+        let table = table_of(&layout)?;
+        let mut state = FlatState::new(Arc::clone(&layout), self.device)?;
+        let mut reducer = Reducer::new(
+            Arc::clone(&layout),
+            self.job.reduction,
+            self.job.lanes,
+            self.device,
+        )?;
+        let mut progress = Progress::default();
+        match from {
+            None => self.begin(stage, &specs, &mut state)?,
+            Some(checkpoint) => {
+                fill(&mut state, checkpoint, &table)?;
+                if let Some(exponents) = checkpoint.tensor(Kind::State, REDUCER) {
+                    reducer.load_state(&exponents.data)?;
+                }
+                progress = progress_of(&checkpoint.manifest.facts);
+            }
+        }
+        let mut weights = self.lineage.weights(&self.base(stage)?)?;
+        let mut leaves = Vec::with_capacity(layout.spans().len());
+        for span in layout.spans() {
+            weights.insert_trained(&span.name, &state.view(&span.name)?);
+            leaves.push(weights.get(&span.name)?);
+        }
+        Ok(Prepared {
+            encoder,
+            layout,
+            table,
+            state,
+            reducer,
+            progress,
+            weights,
+            leaves,
+        })
+    }
+
+    /// Initial values of what a stage trains.
+    fn begin(
+        &self,
+        stage: &Stage,
+        specs: &[ParamSpec],
+        state: &mut FlatState,
+    ) -> Result<(), Failure> {
+        for spec in specs {
+            let values = spec.initial_values(self.job.seed);
+            state.load(Buffer::Weights, &spec.name, &values)?;
+        }
+        if stage.kind == StageKind::Memory && self.job.model.retrieval.whiten > 0.0 {
+            self.whiten(stage, state)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the retrieval heads' image projections from the stage's first pictures. Every worker
+    /// computes the same by itself.
+    fn whiten(&self, stage: &Stage, state: &mut FlatState) -> Result<(), Failure> {
+        let weights = self.lineage.weights(&self.base(stage)?)?;
+        let vision = Vision::new(&self.job.model.vision, &weights)?;
+        let side = self.job.model.vision.image_size;
+        let mut features = Vec::new();
+        self.sources().first_rows(stage, WHITEN_ROWS, |rows| {
+            let pictures = rows.iter().map(|row| picture_of(row, side));
+            let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
+            let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+            let pixels = to_pixels(&pictures, side as usize, self.device);
+            features.push(tch::no_grad(|| vision.forward(&pixels))?.global_be);
+            Ok(())
+        })?;
+        let retrieval = &self.job.model.retrieval;
+        let features_ne = Tensor::cat(&features, 0).to_device(Device::Cpu);
+        let start = whiten::projection(&features_ne, i64::from(retrieval.dim), retrieval.whiten)?;
+        for (_, head) in retrieval_heads(&self.job.model) {
+            state.load(
+                Buffer::Weights,
+                &format!("{head}.image_projection.weight"),
+                &start,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The tokenizer of a stage: a bootstrap stage trains it, the others inherit it.
+    fn encoder(
+        &self,
+        stage: &Stage,
+        from: Option<&Checkpoint>,
+    ) -> Result<Arc<TextEncoder>, Failure> {
+        let max_tokens = self.job.model.decoder.max_text_tokens as usize;
+        if stage.kind != StageKind::Bootstrap {
+            return self.lineage.encoder(&self.base(stage)?);
+        }
+        if let Some(file) =
+            from.and_then(|checkpoint| checkpoint.tensor(Kind::Tokenizer, TOKENIZER))
+        {
+            return Ok(Arc::new(TextEncoder::from_json(&file.data, max_tokens)?));
+        }
+        let texts = self.sources().tokenizer_texts(stage)?;
+        let vocab_size = self.job.tokenizer.vocab_size as usize;
+        let encoder = TextEncoder::train(&texts, vocab_size, max_tokens)?;
+        info!(
+            texts = texts.len() as i64,
+            entries = i64::from(encoder.vocab_size()),
+            "tokenizer trained"
+        );
+        Ok(Arc::new(encoder))
+    }
+}
+
+fn fill(state: &mut FlatState, checkpoint: &Checkpoint, table: &Table) -> Result<(), Failure> {
+    let mut flat = vec![0f32; state.layout().total()];
+    for (buffer, kind) in BUFFERS {
+        if checkpoint.tensors(kind).next().is_none() {
+            continue;
+        }
+        checkpoint.fill(kind, table, &mut flat)?;
+        state.load_all(buffer, &flat)?;
+    }
+    Ok(())
+}
+
+fn progress_of(facts: &Facts) -> Progress {
+    Progress {
+        step: facts.stage_step,
+        samples: facts.samples,
+        tokens: facts.tokens,
+        seconds: facts.seconds,
+        loss: facts.loss,
+    }
+}
