@@ -119,6 +119,17 @@ fn launcher_coordinator_and_worker_are_one_trace() {
             && all.contains("\"mks2\"")
     });
 
+    check_trace(&receiver);
+    receiver.look(|got| {
+        assert!(
+            format!("{:?}", got.metrics).contains("mks2.step.duration"),
+            "metrics of the worker"
+        );
+    });
+}
+
+/// Launcher, coordinator and worker share one trace, each the child of the one that called it.
+fn check_trace(receiver: &Receiver) {
     let spans = receiver.spans();
     let find = |service: &str, name: &str| {
         let found = spans
@@ -154,10 +165,4 @@ fn launcher_coordinator_and_worker_are_one_trace() {
     for phase in ["load", "compute", "reduce", "vote", "update"] {
         assert_eq!(find("mks2-worker", phase).trace_id, command.trace_id);
     }
-    receiver.look(|got| {
-        assert!(
-            format!("{:?}", got.metrics).contains("mks2.step.duration"),
-            "metrics of the worker"
-        );
-    });
 }

@@ -6,6 +6,10 @@ use std::hash::{BuildHasher, RandomState};
 pub(crate) struct Chance(u64);
 
 impl Chance {
+    #[expect(
+        clippy::print_stdout,
+        reason = "a failed test shows what had been drawn"
+    )]
     pub(crate) fn new() -> Self {
         let given = std::env::var("MKS2_TEST_SEED").ok();
         let seed = given.and_then(|text| text.parse().ok());

@@ -22,6 +22,10 @@ fn kill_all(launcher: u32, chance: &mut Chance) {
 }
 
 /// Starts the run and kills everything at a random moment; false if it had ended before.
+#[expect(
+    clippy::print_stdout,
+    reason = "a failed test shows what had been drawn"
+)]
 fn killed_at_random(lab: &Lab, run: &str, chance: &mut Chance) -> bool {
     let workers = 1 + chance.below(4);
     let mut launcher = lab.train(run, workers, &[]).spawn().expect("mks2 starts");
