@@ -70,12 +70,15 @@ impl Resting {
         });
         if self.has_report {
             lines.push(format!(
-                "report      {}/report.json",
+                "report      {}/report.html",
                 self.location.trim_end_matches('/')
             ));
         }
         if self.state() != "finished" {
-            lines.push("go on       mks2 train JOB --run with this directory".into());
+            lines.push(format!(
+                "go on       mks2 train JOB --run {}",
+                self.location
+            ));
         }
         lines.join("\n")
     }
