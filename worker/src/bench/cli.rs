@@ -187,3 +187,13 @@ fn free_address() -> Result<SocketAddr, Failure> {
         .and_then(|listener| listener.local_addr())
         .map_err(|e| Failure::io("no port of the loopback is free", e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::augment_args(clap::Command::new("bench")).debug_assert();
+    }
+}
