@@ -168,17 +168,23 @@ impl Kept {
 
     /// Lets the least recently used groups go until the rest fits; `newest` always stays.
     fn shrink(&mut self, max_bytes: u64, newest: Key) {
-        let bytes = |entry: &Entry| entry.cell.get().map(|group| group.bytes);
-        let mut total: u64 = self.entries.values().filter_map(bytes).sum();
-        while total > max_bytes {
-            let full = self.entries.iter().filter_map(|(key, entry)| {
-                Some((entry.used_at, *key, bytes(entry)?)).filter(|_| *key != newest)
-            });
-            let Some((_, oldest, size)) = full.min() else {
+        // One look at all cells: another thread fills one at any moment, without this lock, and
+        // what it adds is its own call's business.
+        let mut full: Vec<(u64, Key, u64)> = self
+            .entries
+            .iter()
+            .filter_map(|(key, entry)| Some((entry.used_at, *key, entry.cell.get()?.bytes)))
+            .collect();
+        full.sort_unstable();
+        let mut total: u64 = full.iter().map(|(.., bytes)| bytes).sum();
+        for (_, oldest, bytes) in full {
+            if total <= max_bytes {
                 return;
-            };
-            self.entries.remove(&oldest);
-            total -= size;
+            }
+            if oldest != newest {
+                self.entries.remove(&oldest);
+                total -= bytes;
+            }
         }
     }
 
