@@ -8,6 +8,7 @@ mod prepare;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mks2_dataset::plan::Plan;
 use mks2_dataset::reader::Corpus;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, Stage, StageKind};
@@ -19,6 +20,7 @@ use tracing::{info, info_span};
 
 use crate::checkpoint::{Facts, Kind, Table};
 use crate::collectives::Collective;
+use crate::collectives::schedule::agree;
 use crate::evaluate::{Evaluator, ancestry};
 use crate::flat::{FlatLayout, FlatState};
 use crate::lineage::{Lineage, StageResult};
@@ -193,6 +195,26 @@ impl Run {
         }
     }
 
+    /// Compares with all workers what a stage is about to do (P3) and what it starts from: a
+    /// worker with another plan, other parameters or other bits would hang or spoil the rest.
+    fn agree(
+        &mut self,
+        stage: &Stage,
+        plan: &Plan,
+        state: &FlatState,
+        from_step: u64,
+    ) -> Result<(), Failure> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.config_digest.as_bytes());
+        hasher.update(stage.name.as_bytes());
+        hasher.update(&from_step.to_le_bytes());
+        hasher.update(plan.digest().as_bytes());
+        hasher.update(state.layout().digest().as_bytes());
+        hasher.update(state.weights_digest()?.as_bytes());
+        let what = format!("start of stage '{}'", stage.name);
+        Ok(agree(&mut *self.collective, &what, &hasher.finalize())?)
+    }
+
     fn drive<O: Objective>(
         &mut self,
         stage: &Stage,
@@ -221,6 +243,7 @@ impl Run {
             optimizer: &stage.optimizer,
         };
         let data = self.sources().data(stage, &held, progress.step)?;
+        self.agree(stage, &data.0, &state, progress.step)?;
         if self.collective.rank() == 0 {
             self.saver.warm(&table);
         }

@@ -8,9 +8,9 @@
 
 use std::ops::Range;
 
-use crate::flat::{ALIGN_ELEMENTS, FlatLayout};
+use crate::flat::ALIGN_ELEMENTS;
 
-use super::{Collective, CollectiveError, Kind, Result};
+use super::{Collective, CollectiveError, Result};
 
 /// What one rank exchanges with one peer, in elements of the buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,24 +64,6 @@ pub fn all_gather(len: usize, world: usize, rank: usize) -> Vec<Transfer> {
             receive: shard(len, world, peer),
         })
         .collect()
-}
-
-/// Digest of the operations of one step (kind and elements, in order) on one layout. Ranks
-/// compare it before step 0 with [`agree`]: a rank with another schedule would hang the others.
-#[must_use]
-pub fn schedule_digest(
-    layout: &FlatLayout,
-    lanes: u32,
-    operations: &[(Kind, u64)],
-) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(layout.digest().as_bytes());
-    hasher.update(&lanes.to_le_bytes());
-    for &(kind, elements) in operations {
-        hasher.update(&[kind as u8]);
-        hasher.update(&elements.to_le_bytes());
-    }
-    hasher.finalize()
 }
 
 /// Compares a digest over all ranks.
