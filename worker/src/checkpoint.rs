@@ -24,7 +24,7 @@
 //! | `manifest` | the manifest's types, reading and writing |
 //! | `upload` | writing parts; the objects that are in use |
 //! | `load` | reading, checking, refusing |
-//! | `retention` | which checkpoints are let go, and sweeping what only they used |
+//! | `retention` | the committed checkpoints, and sweeping what only released ones used |
 //! | `error` | what can go wrong |
 
 mod error;
@@ -47,7 +47,7 @@ use object_store::path::Path;
 pub use error::CheckpointError;
 pub use load::{Checkpoint, Expected, LoadedTensor};
 pub use manifest::{Facts, Kind, Manifest, Part, TensorEntry, VERSION};
-pub use retention::{CheckpointEntry, Swept, retain};
+pub use retention::{CheckpointEntry, Swept};
 pub use snapshot::{Pool, Snapshot};
 pub use table::{Slot, Table};
 pub use upload::{Lease, Uploaded};

@@ -1,4 +1,5 @@
-//! Which checkpoints stay, and deleting what the others leave behind.
+//! The committed checkpoints, and deleting what the released ones leave behind. Which are released
+//! is the coordinator's decision.
 
 use std::collections::HashSet;
 
@@ -33,24 +34,6 @@ pub struct Swept {
     pub objects: u64,
     /// Bytes of these objects.
     pub bytes: u64,
-}
-
-/// The checkpoints that the policy lets go: all but the last of each stage, the `keep_last`
-/// latest of the others, and the latest of all, from which a run is resumed.
-#[must_use]
-pub fn retain(entries: &[CheckpointEntry], keep_last: u32) -> Vec<CheckpointEntry> {
-    let latest = entries.iter().map(|entry| entry.step).max();
-    let mut inside: Vec<&CheckpointEntry> =
-        entries.iter().filter(|entry| !entry.is_final).collect();
-    inside.sort_by_key(|entry| std::cmp::Reverse(entry.step));
-    let mut released: Vec<CheckpointEntry> = inside
-        .into_iter()
-        .skip(keep_last as usize)
-        .filter(|entry| Some(entry.step) != latest)
-        .cloned()
-        .collect();
-    released.reverse();
-    released
 }
 
 impl CheckpointStore {

@@ -11,47 +11,26 @@ use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
 use super::faulty::Faulty;
 use super::{CheckpointStore, assert_holds, checkpoints, expected, facts, memory, save, snapshot};
-use crate::checkpoint::{CheckpointEntry, manifest_path, retain};
+use crate::checkpoint::{CheckpointEntry, manifest_path};
 
-fn entry(step: u64, is_final: bool) -> CheckpointEntry {
-    CheckpointEntry {
-        step,
-        stage: "memory".into(),
-        is_final,
-        path: manifest_path(step),
-        weights_digest: String::new(),
-    }
-}
-
-#[test]
-fn finals_and_the_latest_stay() {
-    let entries: Vec<CheckpointEntry> = [
-        (100, false),
-        (200, true),
-        (300, false),
-        (400, false),
-        (500, false),
-    ]
-    .map(|(step, is_final)| entry(step, is_final))
-    .to_vec();
-    let released = |keep| {
-        retain(&entries, keep)
-            .iter()
-            .map(|e| e.step)
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(released(2), [100, 300]);
-    assert_eq!(released(0), [100, 300, 400]);
-    assert!(released(9).is_empty());
-    assert!(retain(&[], 2).is_empty());
+/// What the coordinator releases: all but the `keep_last` latest inside stages, never the latest.
+fn surplus(entries: &[CheckpointEntry], keep_last: usize) -> Vec<String> {
+    let latest = entries.iter().map(|entry| entry.step).max();
+    let mut inside: Vec<&CheckpointEntry> =
+        entries.iter().filter(|entry| !entry.is_final).collect();
+    inside.sort_by_key(|entry| std::cmp::Reverse(entry.step));
+    let released = inside.into_iter().skip(keep_last);
+    released
+        .filter(|entry| Some(entry.step) != latest)
+        .map(|entry| entry.path.clone())
+        .collect()
 }
 
 async fn release(
     checkpoints: &CheckpointStore,
-    keep_last: u32,
+    keep_last: usize,
 ) -> crate::checkpoint::Result<crate::checkpoint::Swept> {
-    let released = retain(&checkpoints.list().await?, keep_last);
-    let paths: Vec<String> = released.into_iter().map(|entry| entry.path).collect();
+    let paths = surplus(&checkpoints.list().await?, keep_last);
     checkpoints.sweep(&paths).await
 }
 
