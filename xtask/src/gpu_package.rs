@@ -16,6 +16,7 @@ pub(crate) fn run() -> Outcome {
     let mut stages = Stages::default();
     stages.run("set-up", setup::run)?;
     stages.run("release build", demo::build)?;
+    stages.run("checks in the worker", has_checks)?;
     stages.run("package", fill)?;
     stages.table();
     let folder = places::root().join(PACKAGE);
@@ -32,6 +33,19 @@ pub(crate) fn run() -> Outcome {
         bytes >> 20
     ));
     Ok(())
+}
+
+/// A package whose worker cannot check anything would waste somebody's time on a GPU.
+fn has_checks() -> Outcome {
+    let worker = places::binary("release", "mks2-worker");
+    let asked = shell::output(shell::program(worker).args(["gpu-check", "--help"]))?;
+    if asked.status.success() {
+        return Ok(());
+    }
+    Err(Fault::new(
+        "this mks2-worker has no `gpu-check`, so the package could check nothing; \
+         write it in worker/src before making the package",
+    ))
 }
 
 /// What goes into the folder: a file or folder of the checkout, and its place in the package.
