@@ -184,7 +184,7 @@ impl Stage {
     /// `loss 1.2345  512 samples/s  0:35 left`
     fn describe(&self, done: u64) -> String {
         if self.steps == 0 {
-            return "at work, without steps".into();
+            return format!("at work for {}", clock(self.since.elapsed()));
         }
         let mut parts = Vec::new();
         parts.extend(
@@ -248,7 +248,7 @@ fn meter(output: &Output, steps: u64) -> ProgressBar {
 
 fn spinner(output: &Output) -> ProgressBar {
     let bar = output.bars().add(ProgressBar::new_spinner());
-    let bar = styled(bar, "{prefix:12} {spinner} {msg}  {elapsed}");
+    let bar = styled(bar, "{prefix:12} {spinner} {msg}");
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_stage_says_what_it_knows() {
         assert_eq!(stage(10).describe(0), "starting");
-        assert_eq!(stage(0).describe(0), "at work, without steps");
+        assert_eq!(stage(0).describe(0), "at work for 0:00");
         let mut known = stage(10);
         known.last = Some(StepMetrics {
             loss: 1.5,

@@ -85,6 +85,13 @@ fn evaluation(report: &Value) -> String {
     ] {
         add_share(&mut table, label, &results["questions"][key]);
     }
+    for (key, label) in [
+        ("image", "probe: image feature"),
+        ("with_memory", "probe: state with memory"),
+        ("without_memory", "probe: state without memory"),
+    ] {
+        add_share(&mut table, label, &results["probes"][key]);
+    }
     if table.is_empty() {
         String::new()
     } else {
@@ -125,7 +132,7 @@ mod tests {
             "weights_digest": "abc",
             "stages": [{"name": "memory", "steps": 1200, "seconds": 61.2, "loss": 0.5,
                         "weights_digest": "0123456789abcdef"}],
-            "evaluation": {"retrieval": {"r1": 0.93, "n": 1580}},
+            "evaluation": {"retrieval": {"r1": 0.93, "n": 1580}, "probes": {"image": 0.76}},
             "reduction": "exact",
             "workers": 2,
         });
@@ -135,6 +142,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("retrieval R@1  93.0 %"), "{text}");
+        assert!(text.contains("probe: image feature"), "{text}");
         assert!(!text.contains("R@5") && !text.contains("caption"), "{text}");
         assert!(
             text.contains("reduction exact  workers 2  weights abc"),

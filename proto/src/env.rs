@@ -32,11 +32,16 @@ pub const LOG_FORMAT: &str = "MKS2_LOG_FORMAT";
 pub const LOG: &str = "MKS2_LOG";
 /// The worker's program, for `mks2 train`; else it is looked for beside `mks2`.
 pub const WORKER: &str = "MKS2_WORKER";
+/// cuBLAS' own variable, which a worker on a GPU needs for the exact reduction: with the value of
+/// [`CUBLAS_WORKSPACE_VALUE`] it gives the same bits at each call.
+pub const CUBLAS_WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
+/// Eight buffers of 4 MiB, as NVIDIA's documentation of cuBLAS advises for reproducible results.
+pub const CUBLAS_WORKSPACE_VALUE: &str = ":4096:8";
 /// Beginning of the variables that set a key of the job file: `MKS2__STAGE__MEMORY__STEPS=5`.
 pub const SETTING_PREFIX: &str = "MKS2__";
 
 /// The list, with what each is for: `(name, meaning)`.
-pub const ALL: [(&str, &str); 13] = [
+pub const ALL: [(&str, &str); 14] = [
     (COORDINATOR, "endpoint of the coordinator, http://HOST:PORT"),
     (TOKEN, "the run's token"),
     (RUN_ID, "the run that the worker joins"),
@@ -64,6 +69,10 @@ pub const ALL: [(&str, &str); 13] = [
         "filter of the logs, for example info or mks2_worker=debug",
     ),
     (WORKER, "path of the mks2-worker program, for mks2 train"),
+    (
+        CUBLAS_WORKSPACE,
+        "cuBLAS' workspace, fixed so that a GPU repeats its bits",
+    ),
     (
         SETTING_PREFIX,
         "prefix of variables that set a key of the job file",
@@ -140,6 +149,7 @@ impl WorkerEnv {
             (LOCAL_RANK, self.local_rank.to_string()),
             (WORLD_SIZE, self.world_size.to_string()),
             (LOCAL_WORLD_SIZE, self.local_world_size.to_string()),
+            (CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_VALUE.to_owned()),
         ]
     }
 }

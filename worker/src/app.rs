@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::{ExitCode, Failure};
-use mks2_proto::job::load;
+use mks2_proto::job::{Reduction, load};
 use mks2_proto::telemetry;
 use tch::Device;
 use tokio::runtime::Runtime;
@@ -82,6 +82,9 @@ fn joined(
     let job = load::parse(&welcome.job_toml)?;
     let device = device::choose(&job.device, env.local_rank)?;
     device::prepare(job.threads);
+    if job.reduction == Reduction::Exact {
+        device::repeat_bits(device)?;
+    }
     let corpora = runtime.block_on(open_corpora(&job))?;
     let assignment = session.wait_generation()?;
     info!(

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use mks2_proto::env::{CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_VALUE};
 use mks2_proto::failure::Failure;
 
 /// The file that holds libtorch's CUDA part.
@@ -20,6 +21,45 @@ const LIBRARY: &str = "libtorch_cuda.so";
 unsafe extern "C" {
     /// Any symbol of libtorch_cpu; only its address is used.
     fn aoti_torch_device_type_cuda() -> i32;
+    /// `at::globalContext()`
+    #[link_name = "_ZN2at13globalContextEv"]
+    fn global_context() -> *mut c_void;
+    /// `at::Context::setDeterministicAlgorithms(bool mode, bool warn_only)`
+    #[link_name = "_ZN2at7Context26setDeterministicAlgorithmsEbb"]
+    fn set_deterministic_algorithms(context: *mut c_void, mode: bool, warn_only: bool);
+    /// `at::Context::setDeterministicFillUninitializedMemory(bool)`
+    #[link_name = "_ZN2at7Context39setDeterministicFillUninitializedMemoryEb"]
+    fn set_fill_uninitialized_memory(context: *mut c_void, fill: bool);
+}
+
+/// Makes libtorch choose kernels that give the same bits each time, and refuse operators that have
+/// none. New tensors are not filled for it: none of ours is read before it is written.
+///
+/// # Errors
+/// Exit 6 when the environment lacks [`CUBLAS_WORKSPACE`], without which cuBLAS may choose another
+/// algorithm from call to call.
+pub fn repeat_bits() -> Result<(), Failure> {
+    if std::env::var_os(CUBLAS_WORKSPACE).is_none() {
+        return Err(Failure::environment(
+            "equal bits can not be promised on this GPU",
+            format!("{CUBLAS_WORKSPACE} is not set, so cuBLAS may choose its algorithms anew"),
+            format!(
+                "set {CUBLAS_WORKSPACE}={CUBLAS_WORKSPACE_VALUE}, or train with --set reduction=fast"
+            ),
+        ));
+    }
+    set_repeating(true);
+    Ok(())
+}
+
+fn set_repeating(wanted: bool) {
+    // SAFETY: the context is libtorch's own and lives as long as the process; both functions store
+    // flags in it, with the signatures of libtorch 2.11.
+    unsafe {
+        let context = global_context();
+        set_fill_uninitialized_memory(context, false);
+        set_deterministic_algorithms(context, wanted, false);
+    }
 }
 
 /// The folder from which this process has loaded libtorch.
@@ -97,6 +137,22 @@ mod tests {
     #[test]
     fn libtorch_is_found_where_it_was_loaded_from() {
         assert!(libtorch_folder().unwrap().join("libtorch_cpu.so").is_file());
+    }
+
+    /// Asked back from libtorch itself, so that a symbol with another meaning would be noticed.
+    #[test]
+    fn libtorch_keeps_the_wish_for_equal_bits() {
+        unsafe extern "C" {
+            #[link_name = "_ZNK2at7Context23deterministicAlgorithmsEv"]
+            fn deterministic_algorithms(context: *const c_void) -> bool;
+        }
+        // SAFETY: as in `repeat_bits`; the getter takes the context alone.
+        let asked = || unsafe { deterministic_algorithms(global_context()) };
+        assert!(!asked());
+        set_repeating(true);
+        assert!(asked());
+        set_repeating(false);
+        assert!(!asked());
     }
 
     #[test]

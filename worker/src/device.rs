@@ -41,6 +41,18 @@ pub fn prepare(threads: u32) {
     tch::set_num_interop_threads(1);
 }
 
+/// Makes `device` repeat its bits, which the exact reduction's promise needs. A CPU does by itself,
+/// for a fixed number of threads.
+///
+/// # Errors
+/// Exit 6 when the environment does not allow it; see [`crate::cuda::repeat_bits`].
+pub fn repeat_bits(device: Device) -> Result<(), Failure> {
+    match device {
+        Device::Cuda(_) => crate::cuda::repeat_bits(),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,9 +9,9 @@ use clap::{Parser, Subcommand};
 use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::{self, Failure};
 use mks2_proto::telemetry;
-use mks2_worker::app;
 use mks2_worker::bench::cli;
 use mks2_worker::run::End;
+use mks2_worker::{app, gpu_check};
 
 /// Trains as one worker of a run.
 ///
@@ -29,11 +29,14 @@ enum Command {
     /// Measures a part of the data plane in this process.
     #[command(hide = true)]
     Bench(cli::Arguments),
+    /// Checks that this machine's GPU computes what the CPU does, and prints one table.
+    GpuCheck(gpu_check::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Some(Command::Bench(arguments)) => bench(&arguments),
+        Some(Command::GpuCheck(arguments)) => check_gpu(&arguments),
         None => run(),
     };
     match outcome {
@@ -68,6 +71,13 @@ fn run() -> Result<End, Failure> {
 fn bench(arguments: &cli::Arguments) -> Result<End, Failure> {
     set_up_tls()?;
     cli::run(arguments, &mut std::io::stdout().lock())?;
+    Ok(End::Complete)
+}
+
+/// Prints the table of checks.
+fn check_gpu(arguments: &gpu_check::Arguments) -> Result<End, Failure> {
+    set_up_tls()?;
+    gpu_check::run(arguments, &mut std::io::stdout().lock())?;
     Ok(End::Complete)
 }
 

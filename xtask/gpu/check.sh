@@ -40,8 +40,8 @@ esac
 libraries=$(IFS=:; echo "${found[*]:1}")
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export LIBTORCH=${found[1]%/lib}
-# Two ranks on one GPU talk over loopback sockets; each is its own host as NCCL sees it.
-export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo} NCCL_IB_DISABLE=${NCCL_IB_DISABLE:-1}
+# cuBLAS repeats its bits with a fixed workspace alone.
+export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8}
 
 echo "PyTorch $version at ${found[1]}"
 command -v nvidia-smi >/dev/null &&
@@ -58,4 +58,6 @@ done
 # The job's corpora are relative to its own folder.
 mkdir -p examples/emoji
 cp "$here/job.toml" examples/emoji/job.toml
-exec "$here/bin/mks2-worker" gpu-check --job examples/emoji/job.toml --fixtures "$here/fixtures" "$@"
+"$here/bin/mks2" train examples/emoji/job.toml --run runs/gpu --workers 1 --set device=cuda ||
+    echo "the run failed with exit code $?; the checks go on" >&2
+exec "$here/bin/mks2-worker" gpu-check --job examples/emoji/job.toml "$@"

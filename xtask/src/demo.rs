@@ -52,7 +52,10 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         train(&arguments.job, &run, arguments.workers, &[])
     })?;
     stages.table();
-    ui::say(report::closing_table(&read_report(&run)?, peak));
+    ui::say(format_args!(
+        "\nlargest memory of all processes of the training: {:.2} GiB",
+        peak as f64 / f64::from(1 << 30)
+    ));
     let pages = run.join("report.html");
     if pages.is_file() {
         ui::say(format_args!("\nopen {} in a browser", pages.display()));

@@ -16,7 +16,6 @@ pub(crate) fn run() -> Outcome {
     let mut stages = Stages::default();
     stages.run("set-up", setup::run)?;
     stages.run("release build", demo::build)?;
-    stages.run("checks in the worker", has_checks)?;
     stages.run("package", fill)?;
     stages.table();
     let folder = places::root().join(PACKAGE);
@@ -35,28 +34,14 @@ pub(crate) fn run() -> Outcome {
     Ok(())
 }
 
-/// A package whose worker cannot check anything would waste somebody's time on a GPU.
-fn has_checks() -> Outcome {
-    let worker = places::binary("release", "mks2-worker");
-    let asked = shell::output(shell::program(worker).args(["gpu-check", "--help"]))?;
-    if asked.status.success() {
-        return Ok(());
-    }
-    Err(Fault::new(
-        "this mks2-worker has no `gpu-check`, so the package could check nothing; \
-         write it in worker/src before making the package",
-    ))
-}
-
 /// What goes into the folder: a file or folder of the checkout, and its place in the package.
-fn contents() -> [(std::path::PathBuf, &'static str); 7] {
+fn contents() -> [(std::path::PathBuf, &'static str); 6] {
     let root = places::root();
     [
         (places::binary("release", "mks2"), "bin/mks2"),
         (places::binary("release", "mks2-worker"), "bin/mks2-worker"),
         (root.join("examples/emoji/corpus"), "corpus"),
         (root.join("examples/emoji/quick.toml"), "job.toml"),
-        (root.join("worker/tests/fixtures"), "fixtures"),
         (root.join("xtask/gpu/check.sh"), "check.sh"),
         (root.join("xtask/gpu/README.md"), "README.md"),
     ]

@@ -94,7 +94,9 @@ fn page(arguments: &Arguments, table: &str) -> String {
          The colour questions are about objects that no training question names, and no caption \
          says a colour: an answer can come from pictures alone. \"LoRA alone\" is the same language \
          model without visual memory, \"memory shuffled\" the control whose memory keeps its \
-         statistics and loses its content. Chance of retrieval R@1 over 1,580 pictures is 0.06 %.\n\n\
+         statistics and loses its content. A colour probe is a linear classifier on a frozen state, \
+         fitted on the training objects: how much of the colour is there to be read. Chance of \
+         retrieval R@1 over 1,580 pictures is 0.06 %.\n\n\
          {table}\n",
         job = arguments.job.display(),
         seeds = seeds.join(","),

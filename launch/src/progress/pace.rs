@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 /// How far back the pace looks.
 const WINDOW: Duration = Duration::from_secs(15);
+/// Least time between two observations that say something: statuses come in bursts.
+const LEAST: f64 = 0.5;
 
 /// Observations of steps and samples.
 #[derive(Clone, Debug, Default)]
@@ -28,10 +30,8 @@ impl Pace {
     fn span(&self) -> Option<(f64, f64, f64)> {
         let (from, to) = (self.seen.front()?, self.seen.back()?);
         let seconds = to.0.duration_since(from.0).as_secs_f64();
-        (seconds > 0.0).then(|| {
-            let (steps, samples) = (to.1 - from.1, to.2.saturating_sub(from.2));
-            (seconds, steps as f64, samples as f64)
-        })
+        let (steps, samples) = (to.1 - from.1, to.2.saturating_sub(from.2));
+        (seconds >= LEAST && samples > 0).then_some((seconds, steps as f64, samples as f64))
     }
 
     pub(super) fn samples_per_second(&self) -> Option<f64> {
@@ -67,6 +67,17 @@ mod tests {
         assert!((pace.samples_per_second().expect("known") - 128.0).abs() < 1e-6);
         assert_eq!(pace.left(20), Some(Duration::from_secs(10)));
         assert!(pace.seen.len() < 20);
+    }
+
+    #[test]
+    fn a_burst_of_statuses_says_nothing_about_the_pace() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        pace.note(start, 0, 64);
+        pace.note(start + Duration::from_millis(1), 1, 64);
+        assert_eq!((pace.samples_per_second(), pace.left(5)), (None, None));
+        pace.note(start + Duration::from_secs(1), 3, 192);
+        assert_eq!(pace.samples_per_second(), Some(128.0));
     }
 
     #[test]

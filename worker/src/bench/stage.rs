@@ -1,5 +1,4 @@
-//! Steps of a real stage, measured in this process: the job's model and corpora, all lanes, the
-//! trainer of a run. Only the weights are fresh, those of the stages before included.
+//! Steps of a real stage, measured in this process.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -7,32 +6,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mks2_dataset::reader::Corpus;
 use mks2_proto::failure::Failure;
-use mks2_proto::job::load::{self, Overrides};
-use mks2_proto::job::{Job, Stage, StageKind};
-use mks2_proto::params::trained_by;
+use mks2_proto::job::{Stage, StageKind};
 use mks2_proto::v1::{Phase, StepMetrics};
 use serde_json::{Value, json};
-use tch::{Device, Tensor};
 use tokio::runtime::Runtime;
 
 use crate::checkpoint::{CheckpointStore, Facts, Pool};
 use crate::collectives::tcp::Mesh;
 use crate::control::Control;
-use crate::evaluate::ancestry;
-use crate::exact::Reducer;
-use crate::flat::{Buffer, FlatLayout, FlatState};
-use crate::model::Weights;
+use crate::device;
+use crate::flat::FlatLayout;
 use crate::objective::Objective;
-use crate::objective::bootstrap::BootstrapObjective;
-use crate::objective::experts::ExpertsObjective;
-use crate::objective::memory::MemoryObjective;
+use crate::rehearsal::{Act, Rehearsal, Scene};
 use crate::saver::{Content, copied, table_of};
-use crate::sources::{Sources, open_corpora};
-use crate::text::TextEncoder;
-use crate::train::{Progress, Settings, Trainer};
-use crate::{app, device};
+use crate::train::Trainer;
 
 /// Steps before the measured ones: exponents settle and memory is touched for the first time.
 const WARM_UP: u64 = 4;
@@ -55,168 +43,56 @@ pub(super) enum Measured {
 /// # Errors
 /// When the job has no such stage, or it cannot be trained.
 pub(super) fn measure(path: &Path, kind: StageKind, measured: Measured) -> Result<Value, Failure> {
-    let bench = Bench::open(path, kind)?;
-    let encoder = bench.encoder()?;
-    let (weights, trained) = bench.weights(encoder.vocab_size())?;
-    let Bench {
-        job, stage, device, ..
-    } = &bench;
-    match kind {
-        StageKind::Memory => {
-            let objective = MemoryObjective::new(job, stage, &encoder, &weights, *device)?;
-            bench.drive(objective, trained, measured)
-        }
-        StageKind::Experts => {
-            let objective = ExpertsObjective::new(job, stage, &encoder, &weights, *device)?;
-            bench.drive(objective, trained, measured)
-        }
-        StageKind::Bootstrap => {
-            let objective = BootstrapObjective::new(job, stage, &encoder, &weights, *device)?;
-            bench.drive(objective, trained, measured)
-        }
-        StageKind::Evaluate => Err(missing(path, kind)),
-    }
-}
-
-fn missing(path: &Path, kind: StageKind) -> Failure {
-    Failure::settings(
-        format!("{} has no stage to measure", path.display()),
-        format!("none is of kind {kind:?}, over a memory where it is a mixture"),
-        "name a job file with such a stage",
-    )
-}
-
-/// Whether a stage is one that `kind` asks for: of several mixtures the one with a memory.
-fn is_wanted(stage: &Stage, kind: StageKind) -> bool {
-    let remembers = |stage: &Stage| {
-        stage
-            .experts
-            .as_ref()
-            .is_some_and(|e| !e.memories.is_empty())
+    let rehearsal = Rehearsal::open(path)?;
+    let job = rehearsal.job();
+    let device = device::choose(&job.device, 0)?;
+    device::prepare(job.threads);
+    let scene = rehearsal.scene(kind, WARM_UP + STEPS, device)?;
+    let load_seconds = match measured {
+        Measured::Overhead => Some(loading(&scene)?),
+        _ => None,
     };
-    stage.kind == kind && (kind != StageKind::Experts || remembers(stage))
+    let mut found = scene.play(Measurement {
+        stage: &scene.stage,
+        runtime: rehearsal.runtime(),
+        measured,
+    })?;
+    if let Some(seconds) = load_seconds {
+        found["load_seconds"] = seconds.into();
+    }
+    Ok(match measured {
+        Measured::Step if kind == StageKind::Memory => json!({ "memory": found }),
+        Measured::Step => json!({ "experts": found }),
+        _ => found,
+    })
 }
 
-struct Bench {
-    job: Job,
-    stage: Stage,
-    /// Stages that it builds on, oldest first.
-    base: Vec<Stage>,
-    corpora: BTreeMap<String, Corpus>,
-    runtime: Runtime,
-    device: Device,
+/// Mean seconds in which the loader alone gives a step's samples, nothing of them being kept from
+/// before.
+fn loading(scene: &Scene<'_>) -> Result<f64, Failure> {
+    let began = Instant::now();
+    let (_, loader) = scene.data()?;
+    for step in 0..scene.stage.steps {
+        for &lane in scene.held() {
+            loader.next(step, lane)?;
+        }
+    }
+    Ok(began.elapsed().as_secs_f64() / scene.stage.steps as f64)
 }
 
-/// The trained buffers and their leaves.
-type Trained = (FlatState, Vec<Tensor>);
+/// Trains the rehearsed steps and notes their times.
+struct Measurement<'a> {
+    stage: &'a Stage,
+    runtime: &'a Runtime,
+    measured: Measured,
+}
 
-impl Bench {
-    fn open(path: &Path, kind: StageKind) -> Result<Self, Failure> {
-        let job = load::load(path, &Overrides::default())?.job;
-        let wanted = job.stages.iter().find(|stage| is_wanted(stage, kind));
-        let mut stage = wanted.cloned().ok_or_else(|| missing(path, kind))?;
-        stage.steps = WARM_UP + STEPS;
-        let names = ancestry(&job, &stage.name)?;
-        let is_base = |other: &&Stage| other.name != stage.name && names.contains(&other.name);
-        let base = job.stages.iter().filter(is_base).cloned().collect();
-        let device = device::choose(&job.device, 0)?;
-        device::prepare(job.threads);
-        let runtime = app::io_runtime()?;
-        let corpora = runtime.block_on(open_corpora(&job))?;
-        Ok(Self {
-            job,
-            stage,
-            base,
-            corpora,
-            runtime,
-            device,
-        })
-    }
+impl Act for Measurement<'_> {
+    type Output = Value;
 
-    fn sources(&self) -> Sources<'_> {
-        Sources {
-            job: &self.job,
-            corpora: &self.corpora,
-            runtime: self.runtime.handle(),
-        }
-    }
-
-    /// The tokenizer that the job's run would train.
-    fn encoder(&self) -> Result<TextEncoder, Failure> {
-        let mut lineage = self.base.iter().chain([&self.stage]);
-        let first = lineage
-            .find(|stage| stage.kind == StageKind::Bootstrap)
-            .ok_or_else(|| {
-                Failure::settings(
-                    format!("stage '{}' has no tokenizer", self.stage.name),
-                    "none of the stages it starts from is a bootstrap",
-                    "name a bootstrap stage in its `from`",
-                )
-            })?;
-        let texts = self.sources().tokenizer_texts(first)?;
-        let vocab_size = self.job.tokenizer.vocab_size as usize;
-        TextEncoder::train(
-            &texts,
-            vocab_size,
-            self.job.model.decoder.max_text_tokens as usize,
-        )
-    }
-
-    /// Initial values of the stage's lineage, frozen, and of the stage itself, to be trained.
-    fn weights(&self, vocab_size: u32) -> Result<(Weights, Trained), Failure> {
-        let (job, mut weights) = (&self.job, Weights::new());
-        for stage in &self.base {
-            let specs = trained_by(&job.model, vocab_size, stage);
-            weights.extend(Weights::initial(&specs, job.seed, self.device));
-        }
-        let specs = trained_by(&job.model, vocab_size, &self.stage);
-        let layout = Arc::new(FlatLayout::new(&specs)?);
-        let mut state = FlatState::new(Arc::clone(&layout), self.device)?;
-        for spec in &specs {
-            state.load(Buffer::Weights, &spec.name, &spec.initial_values(job.seed))?;
-        }
-        let mut leaves = Vec::with_capacity(layout.spans().len());
-        for span in layout.spans() {
-            weights.insert_trained(&span.name, &state.view(&span.name)?);
-            leaves.push(weights.get(&span.name)?);
-        }
-        Ok((weights, (state, leaves)))
-    }
-
-    fn drive<O: Objective>(
-        &self,
-        objective: O,
-        (state, leaves): Trained,
-        measured: Measured,
-    ) -> Result<Value, Failure> {
-        let (job, stage) = (&self.job, &self.stage);
-        let held: Vec<u32> = (0..job.lanes).collect();
-        let layout = Arc::clone(state.layout());
-        let reducer = Reducer::new(Arc::clone(&layout), job.reduction, job.lanes, self.device)?;
-        let settings = Settings {
-            stage: &stage.name,
-            seed: job.seed,
-            steps: stage.steps,
-            first_step: 0,
-            lanes: job.lanes,
-            held: &held,
-            optimizer: &stage.optimizer,
-        };
-        let load_seconds = match measured {
-            Measured::Overhead => Some(self.loading(&held)?),
-            _ => None,
-        };
-        let data = self.sources().data(stage, &held, 0)?;
-        let progress = Progress::default();
-        let mut trainer = Trainer::new(
-            settings,
-            objective,
-            data,
-            (state, leaves),
-            reducer,
-            progress,
-        );
-        let mut saving = match measured {
+    fn play<O: Objective>(self, mut trainer: Trainer<'_, O>) -> Result<Value, Failure> {
+        let layout = Arc::clone(trainer.state().layout());
+        let mut saving = match self.measured {
             Measured::Checkpoint => Some(Saving::new(&layout)?),
             _ => None,
         };
@@ -224,36 +100,16 @@ impl Bench {
         while !trainer.is_done() {
             laps.step(&mut trainer)?;
             if let Some(saving) = &mut saving {
-                saving.save(&trainer, &self.runtime)?;
+                saving.save(&trainer, self.runtime)?;
             }
         }
-        let mut found = laps.found(stage, measured);
+        let mut found = laps.found(self.stage, self.measured);
         found["parameters"] = layout.parameters().into();
         found["loss"] = trainer.progress().loss.into();
-        if let Some(seconds) = load_seconds {
-            found["load_seconds"] = seconds.into();
-        }
         if let Some(saving) = saving {
             found["stop_seconds"] = median(saving.stops).into();
         }
-        Ok(match measured {
-            Measured::Step if stage.kind == StageKind::Memory => json!({ "memory": found }),
-            Measured::Step => json!({ "experts": found }),
-            _ => found,
-        })
-    }
-
-    /// Mean seconds in which the loader alone gives a step's samples, nothing of them being kept
-    /// from before.
-    fn loading(&self, held: &[u32]) -> Result<f64, Failure> {
-        let began = Instant::now();
-        let (_, loader) = self.sources().data(&self.stage, held, 0)?;
-        for step in 0..self.stage.steps {
-            for &lane in held {
-                loader.next(step, lane)?;
-            }
-        }
-        Ok(began.elapsed().as_secs_f64() / self.stage.steps as f64)
+        Ok(found)
     }
 }
 

@@ -78,6 +78,14 @@ impl NcclMesh {
         Ok(joined)
     }
 
+    /// The version of the NCCL in this process, as 22809 for 2.28.9.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Nccl`] when the library refuses.
+    pub fn version(&self) -> Result<i32> {
+        self.api.version()
+    }
+
     /// Polls until `done`, an error, an abort or the deadline. An error ends the communicator.
     fn settle(
         &mut self,

@@ -1,8 +1,6 @@
-//! The closing table of a run, from its report.json.
+//! The figures of a run, from its report.json.
 
 use serde_json::Value;
-
-use crate::ui;
 
 /// The figures of a report that are compared between runs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -12,7 +10,7 @@ pub(crate) struct Figures {
 }
 
 /// Names of figures and where they are in the report.
-const FIGURES: [(&str, &str); 9] = [
+const FIGURES: [(&str, &str); 12] = [
     ("retrieval R@1", "/evaluation/retrieval/r1"),
     ("retrieval R@5", "/evaluation/retrieval/r5"),
     ("retrieval R@10", "/evaluation/retrieval/r10"),
@@ -30,6 +28,15 @@ const FIGURES: [(&str, &str); 9] = [
     (
         "colour questions: MKS2, memory shuffled",
         "/evaluation/questions/shuffled",
+    ),
+    ("colour probe: image feature", "/evaluation/probes/image"),
+    (
+        "colour probe: state with memory",
+        "/evaluation/probes/with_memory",
+    ),
+    (
+        "colour probe: state without memory",
+        "/evaluation/probes/without_memory",
     ),
 ];
 
@@ -53,73 +60,21 @@ pub(crate) fn percent(name: &str, value: f64) -> String {
     }
 }
 
-/// What a person wants to see at the end.
-pub(super) fn closing_table(report: &Value, peak_bytes: u64) -> String {
-    let text = |value: &Value| {
-        value
-            .as_str()
-            .map_or_else(|| value.to_string(), str::to_owned)
-    };
-    let stages = report["stages"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let rows: Vec<Vec<String>> = stages
-        .iter()
-        .map(|stage| {
-            let number = |key: &str, digits: usize| {
-                stage[key]
-                    .as_f64()
-                    .map_or_else(|| "-".into(), |n| format!("{n:.digits$}"))
-            };
-            vec![
-                text(&stage["name"]),
-                text(&stage["steps"]),
-                number("seconds", 1),
-                number("loss", 3),
-            ]
-        })
-        .collect();
-    let mut facts: Vec<Vec<String>> = Figures::read(report)
-        .values
-        .iter()
-        .map(|(name, value)| vec![(*name).to_owned(), percent(name, *value)])
-        .collect();
-    facts.push(vec![
-        "workers, reduction".into(),
-        format!("{}, {}", report["workers"], text(&report["reduction"])),
-    ]);
-    facts.push(vec![
-        "weights digest".into(),
-        text(&report["weights_digest"]).chars().take(16).collect(),
-    ]);
-    facts.push(vec![
-        "largest memory of all processes".into(),
-        format!("{:.2} GiB", peak_bytes as f64 / f64::from(1 << 30)),
-    ]);
-    let stages = ui::table(&["stage", "steps", "seconds", "loss at the end"], &rows);
-    format!("\n{stages}\n\n{}", ui::table(&["result", "value"], &facts))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_report_with_parts_missing_still_gives_a_table() {
+    fn what_a_report_lacks_is_left_out() {
         let report = serde_json::json!({
-            "stages": [{"name": "memory", "steps": 10, "seconds": 1.5, "loss": 2.0}],
-            "evaluation": {"retrieval": {"r1": 0.92}, "questions": {"mks2": 0.6}},
-            "workers": 2, "reduction": "exact", "weights_digest": "abcdef",
+            "evaluation": {"retrieval": {"r1": 0.92}, "caption": {"loss": 3.5}},
         });
-        let table = closing_table(&report, 1 << 30);
-        assert!(
-            table.contains("92.0 %") && table.contains("1.00 GiB"),
-            "{table}"
+        let values = Figures::read(&report).values;
+        assert_eq!(
+            values,
+            [("retrieval R@1", 0.92), ("caption loss with picture", 3.5)]
         );
-        assert!(
-            !table.contains("LoRA"),
-            "what was not measured is not shown"
-        );
+        assert_eq!(percent(values[0].0, values[0].1), "92.0 %");
+        assert_eq!(percent(values[1].0, values[1].1), "3.500");
     }
 }
