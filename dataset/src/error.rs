@@ -30,6 +30,14 @@ pub enum Error {
         /// The store's own words, without secrets.
         detail: String,
     },
+    /// A bucket or container that does not exist.
+    #[error("there is no {bucket}")]
+    MissingBucket {
+        /// `bucket URL`, or `such bucket` where the URL is not known.
+        bucket: String,
+        /// The object that was to be reached.
+        object: String,
+    },
     /// No manifest at the place of a corpus.
     #[error("no corpus at {url}")]
     MissingCorpus {
@@ -49,6 +57,14 @@ pub enum Error {
         url: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A shard that the manifest names and the store does not have.
+    #[error("{shard} of the corpus at {url} does not exist")]
+    MissingShard {
+        /// The corpus.
+        url: String,
+        /// The file in the corpus.
+        shard: String,
     },
     /// A shard that does not hold what the manifest promises.
     #[error("{file} is damaged: {detail}")]
@@ -94,6 +110,14 @@ pub enum Error {
         /// The source, without secrets.
         name: String,
     },
+    /// A pattern of sources that can not be expanded.
+    #[error("the source {pattern} cannot be understood: {reason}")]
+    Pattern {
+        /// The pattern, without secrets.
+        pattern: String,
+        /// Why not.
+        reason: String,
+    },
     /// A source of an import that can not be read as any known format.
     #[error("the source {name} cannot be imported: {reason}")]
     Source {
@@ -107,8 +131,8 @@ pub enum Error {
     NothingImported {
         /// What became of the samples.
         reason: String,
-        /// Where the bad ones are listed.
-        quarantine: String,
+        /// Where the bad ones are listed, if there are any.
+        quarantine: Option<String>,
     },
     /// An import that would replace another finished corpus.
     #[error("{url} already holds another corpus: {difference}")]
@@ -131,10 +155,16 @@ pub enum Error {
 pub enum Trouble {
     /// The object does not exist.
     Missing,
+    /// The bucket or container does not exist.
+    NoBucket,
     /// The object exists and was to be created.
     Exists,
-    /// No permission, or no valid credentials.
+    /// An object store refuses: no permission, or no valid credentials.
     Denied,
+    /// No credentials for an object store were found.
+    NoCredentials,
+    /// The operating system refuses: no right to a local file or folder.
+    NoRight,
     /// No space left.
     Full,
     /// A part of the path is a file.
@@ -150,10 +180,17 @@ impl Trouble {
     fn cure(self) -> &'static str {
         match self {
             Self::Missing => "check the name for typing errors",
+            Self::NoBucket => "make the bucket, or check its name for typing errors",
             Self::Exists => "choose another place, or remove what is there",
             Self::Denied => {
                 "check permissions and credentials (AWS_*, GOOGLE_*, AZURE_* variables), or choose another place"
             }
+            Self::NoCredentials => {
+                "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION for s3://, \
+                 GOOGLE_APPLICATION_CREDENTIALS for gs://, AZURE_STORAGE_ACCOUNT_NAME and \
+                 AZURE_STORAGE_ACCOUNT_KEY for az://"
+            }
+            Self::NoRight => "give this user the right to it, or choose another place",
             Self::Full => "free space, or choose another place; what is complete stays valid",
             Self::NotAFolder => "choose a path whose parents are folders",
             Self::Changed => "wait until nothing else writes there, then start again",
@@ -166,8 +203,16 @@ impl Error {
     /// A store's error about one object; secrets are removed from its words.
     pub fn store(verb: &'static str, object: &str, error: &object_store::Error) -> Self {
         let (trouble, detail) = crate::store::diagnose(error);
+        let object = crate::store::redact(object);
+        if trouble == Trouble::NoBucket {
+            let bucket = match crate::store::bucket_of(&object) {
+                Some(url) => format!("bucket {url}"),
+                None => "such bucket".to_owned(),
+            };
+            return Self::MissingBucket { bucket, object };
+        }
         Self::Store {
-            object: crate::store::redact(object),
+            object,
             verb,
             trouble,
             detail,
@@ -179,30 +224,36 @@ impl Error {
     pub fn is_missing(&self) -> bool {
         matches!(
             self,
-            Self::Store {
-                trouble: Trouble::Missing,
-                ..
-            }
+            Self::MissingShard { .. }
+                | Self::Store {
+                    trouble: Trouble::Missing,
+                    ..
+                }
         )
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let (what, why) = (error.to_string(), error.to_string());
+        let why = error.to_string();
         match &error {
-            Error::Store { .. } | Error::Location { .. } => storage_failure(&error),
+            Error::Store { .. } | Error::MissingBucket { .. } | Error::Location { .. } => {
+                storage_failure(&error)
+            }
             Error::Internal(_) => Self::internal("the corpus tools failed", why),
             Error::Setting(_) => Self::usage(
                 "the import cannot start",
                 why,
                 "see `mks2 data import --help`",
             ),
-            Error::Template { reason, .. } => Self::data(
-                "a text template does not fit the corpus",
-                format!("{reason} (template: {what})"),
+            Error::Template { template, reason } => Self::data(
+                format!("the text template {template:?} cannot be filled"),
+                reason,
                 "use fields that every row has: `mks2 data inspect` lists them",
             ),
+            Error::MissingSource { .. } | Error::Pattern { .. } | Error::Source { .. } => {
+                source_failure(&error)
+            }
             _ => corpus_failure(&error),
         }
         .with_source(error)
@@ -218,6 +269,11 @@ fn storage_failure(error: &Error) -> Failure {
             trouble,
             detail,
         } => Failure::storage(format!("{object} cannot be {verb}"), detail, trouble.cure()),
+        Error::MissingBucket { bucket, object } => Failure::storage(
+            format!("{object} cannot be reached"),
+            format!("there is no {bucket}"),
+            Trouble::NoBucket.cure(),
+        ),
         other => Failure::storage(
             "a location cannot be opened",
             other.to_string(),
@@ -226,7 +282,21 @@ fn storage_failure(error: &Error) -> Failure {
     }
 }
 
-/// Trouble with a corpus or a source, exit code 4.
+/// Trouble with what is to be imported, exit code 4.
+fn source_failure(error: &Error) -> Failure {
+    let cure = match error {
+        Error::MissingSource { .. } => {
+            "check the name for typing errors; {00000..00003} counts through shards"
+        }
+        Error::Pattern { .. } => {
+            "close each brace and quote the pattern: 'part-{00000..00003}.tar' or '{a,b}.jsonl'"
+        }
+        _ => "give WebDataset tars (.tar) or JSON lines (.jsonl)",
+    };
+    Failure::data("the import cannot start", error.to_string(), cure)
+}
+
+/// Trouble with a corpus, exit code 4.
 fn corpus_failure(error: &Error) -> Failure {
     let why = error.to_string();
     match error {
@@ -240,20 +310,29 @@ fn corpus_failure(error: &Error) -> Failure {
             "it has no rows",
             format!("import at least one sample: mks2 data import SOURCE... --out {url}"),
         ),
-        Error::MissingSource { name } => Failure::data(
-            "the import cannot start",
-            format!("the source {name} does not exist"),
-            "check the name for typing errors; {00000..00003} counts through shards",
+        Error::NothingImported { reason, quarantine } => {
+            let listed = quarantine
+                .as_ref()
+                .map(|file| format!("; {file} lists the bad ones"))
+                .unwrap_or_default();
+            Failure::data(
+                "the corpus would be empty",
+                reason,
+                format!("give sources with at least one good sample{listed}"),
+            )
+        }
+        Error::Manifest { url, reason } => Failure::data(
+            format!("the corpus at {url} cannot be used"),
+            format!("its manifest.json is damaged: {reason}"),
+            "bring manifest.json back from a copy, or import the corpus again with --overwrite",
         ),
-        Error::Source { .. } => Failure::data(
-            "the import cannot start",
-            why,
-            "give WebDataset tars (.tar) or JSON lines (.jsonl)",
-        ),
-        Error::NothingImported { reason, quarantine } => Failure::data(
-            "the corpus would be empty",
-            reason,
-            format!("give sources with at least one good sample; {quarantine} lists the bad ones"),
+        Error::MissingShard { url, shard } => Failure::data(
+            format!("the corpus at {url} is not whole"),
+            format!("its manifest names {shard}, which does not exist"),
+            format!(
+                "bring the file back from a copy, or import the corpus again with --overwrite; \
+                 `mks2 data verify {url}` says what else is missing"
+            ),
         ),
         Error::OtherCorpus { url, difference } => Failure::data(
             format!("{url} already holds another corpus"),
@@ -293,5 +372,58 @@ mod tests {
         let failure = Failure::from(Error::store("written", "/x", &generic));
         assert_eq!(failure.exit, ExitCode::Storage);
         assert!(failure.cure.contains("free space"));
+    }
+
+    #[test]
+    fn a_local_folder_without_rights_has_nothing_to_do_with_credentials() {
+        let io = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let generic = object_store::Error::Generic {
+            store: "test",
+            source: Box::new(io),
+        };
+        let failure = Failure::from(Error::store("written", "/x", &generic));
+        assert!(failure.cure.contains("the right to it"), "{failure}");
+        assert!(!failure.cure.contains("AWS"), "{failure}");
+    }
+
+    #[test]
+    fn a_bucket_that_is_not_there_is_said_to_be_missing() {
+        let answer = "Server returned 404: <Error><Code>NoSuchBucket</Code></Error>";
+        let missing = object_store::Error::NotFound {
+            path: "run/journal".into(),
+            source: answer.into(),
+        };
+        let error = Error::store("listed", "s3://mine/run/journal", &missing);
+        assert!(
+            !error.is_missing(),
+            "an object may be missing, not its bucket"
+        );
+        let failure = Failure::from(error);
+        assert_eq!(failure.exit, ExitCode::Storage);
+        assert_eq!(failure.why, "there is no bucket s3://mine");
+        assert!(failure.what.contains("s3://mine/run/journal"), "{failure}");
+    }
+
+    #[test]
+    fn missing_credentials_are_named_with_their_variables() {
+        let words = "error performing PUT http://169.254.169.254/latest/api/token in 1 s";
+        let generic = object_store::Error::Generic {
+            store: "S3",
+            source: words.into(),
+        };
+        let failure = Failure::from(Error::store("read", "s3://mine/x", &generic));
+        assert!(failure.why.contains("no credentials"), "{failure}");
+        assert!(failure.cure.contains("AWS_ACCESS_KEY_ID"), "{failure}");
+    }
+
+    #[test]
+    fn an_unfillable_template_is_told_once() {
+        let failure = Failure::from(Error::Template {
+            template: "a {nam}".into(),
+            reason: "row 0 (k) has no field \"nam\"".into(),
+        });
+        let text = failure.to_string();
+        assert_eq!(text.matches("a {nam}").count(), 1, "{text}");
+        assert_eq!(text.matches("row 0").count(), 1, "{text}");
     }
 }

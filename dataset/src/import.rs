@@ -128,6 +128,8 @@ pub struct Summary {
     pub identical: bool,
     /// Digest of the manifest, which identifies the corpus.
     pub digest: String,
+    /// Tars without an end mark: whole to the reader, but perhaps cut between two files.
+    pub without_end: Vec<String>,
 }
 
 /// Imports a corpus. `watch` is called after each sample.
@@ -164,7 +166,9 @@ async fn run(options: &Options, watch: &(dyn Fn(&Progress) + Send + Sync)) -> Re
     };
     let mut writer = CorpusWriter::new(to.clone(), existing, layout).await?;
     let mut meter = Meter::new(&sources);
-    let checked = checked_samples(Feed::new(sources, options.limits), options.limits);
+    let feed = Feed::new(sources, options.limits);
+    let unended = feed.unended();
+    let checked = checked_samples(feed, options.limits);
     let mut checked = std::pin::pin!(checked);
     let mut keys = HashSet::new();
     while let Some((place, item)) = checked.try_next().await? {
@@ -175,7 +179,9 @@ async fn run(options: &Options, watch: &(dyn Fn(&Progress) + Send + Sync)) -> Re
         watch(meter.at(&place, writer.counts()));
     }
     let (manifest, identical) = Box::pin(writer.finish()).await?;
-    Ok(summary(to.url, &manifest, identical, begun))
+    let mut summary = summary(to.url, &manifest, identical, begun);
+    summary.without_end = unended.take();
+    Ok(summary)
 }
 
 /// The finished corpus at the destination. With `overwrite` its manifest is removed first, so
@@ -249,6 +255,7 @@ fn summary(out: String, manifest: &Manifest, identical: bool, begun: Instant) ->
         seconds: begun.elapsed().as_secs_f64(),
         identical,
         digest: manifest.digest(),
+        without_end: Vec::new(),
     }
 }
 

@@ -198,11 +198,11 @@ impl Corpus {
             .with_row_groups(vec![group])
             .with_batch_size(self.manifest().row_group_rows as usize)
             .build()
-            .map_err(|error| unreadable(entry, &error))?;
+            .map_err(|error| self.unreadable(entry, &error))?;
         stream
             .try_collect()
             .await
-            .map_err(|error| unreadable(entry, &error))
+            .map_err(|error| self.unreadable(entry, &error))
     }
 
     fn reader(&self, entry: &ShardEntry) -> Result<ShardFile> {
@@ -226,13 +226,41 @@ impl Corpus {
         }
         let footer = ArrowReaderMetadata::load_async(reader, Default::default())
             .await
-            .map_err(|error| unreadable(entry, &error))?;
+            .map_err(|error| self.unreadable(entry, &error))?;
         let mut footers = self.footers();
         if footers.len() >= MAX_FOOTERS {
             footers.clear();
         }
         footers.insert(index, footer.clone());
         Ok(footer)
+    }
+
+    /// A parquet error: trouble with the store if one is inside, else a damaged file.
+    fn unreadable(&self, entry: &ShardEntry, error: &parquet::errors::ParquetError) -> Error {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(current) = cause {
+            if let Some(failed) = current.downcast_ref::<object_store::Error>() {
+                return self.unreachable(entry, failed);
+            }
+            cause = current.source();
+        }
+        corrupt(entry, store::redact(&error.to_string()))
+    }
+
+    fn unreachable(&self, entry: &ShardEntry, error: &object_store::Error) -> Error {
+        let url = &self.inner.url;
+        let failed = Error::store(
+            "read",
+            &format!("{}/{}", url.trim_end_matches('/'), entry.path),
+            error,
+        );
+        if failed.is_missing() {
+            return Error::MissingShard {
+                url: url.clone(),
+                shard: entry.path.clone(),
+            };
+        }
+        failed
     }
 
     fn footers(&self) -> std::sync::MutexGuard<'_, HashMap<usize, ArrowReaderMetadata>> {
@@ -276,16 +304,4 @@ fn corrupt(entry: &ShardEntry, detail: String) -> Error {
         file: entry.path.clone(),
         detail,
     }
-}
-
-/// A parquet error: trouble with the store if one is inside, else a damaged file.
-fn unreadable(entry: &ShardEntry, error: &parquet::errors::ParquetError) -> Error {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        if let Some(store) = current.downcast_ref::<object_store::Error>() {
-            return Error::store("read", &entry.path, store);
-        }
-        cause = current.source();
-    }
-    corrupt(entry, store::redact(&error.to_string()))
 }

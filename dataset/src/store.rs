@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 
 mod words;
 
+pub(crate) use words::bucket_of;
 pub use words::{diagnose, redact, shown};
 
 /// Longest time that one request is retried.
@@ -104,14 +105,15 @@ pub fn under(root: &Path, relative: &str) -> Result<Path> {
     Path::parse(whole).map_err(|error| refuse(relative, error))
 }
 
-/// What messages call an object: a path on this machine, else the store and the path in it.
+/// What messages call an object: a path on this machine, else its URL.
 #[must_use]
 pub fn name(store: &dyn ObjectStore, path: &Path) -> String {
     let kind = store.to_string();
     if kind.starts_with("LocalFileSystem") {
         format!("/{path}")
     } else {
-        format!("{kind}/{path}")
+        let bucket = words::bucket_url(&kind).unwrap_or(kind);
+        format!("{bucket}/{path}")
     }
 }
 

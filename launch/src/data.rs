@@ -179,7 +179,20 @@ fn summary_text(summary: &Summary) -> String {
             text.push_str(&format!("  {:>8}  {reason}\n", units::count(*count)));
         }
     }
+    text.push_str(&cut_off(&summary.without_end));
     text
+}
+
+/// A remark on tars that may lack their end.
+fn cut_off(tars: &[String]) -> String {
+    let Some(first) = tars.first() else {
+        return String::new();
+    };
+    let more = match tars.len() {
+        1 => String::new(),
+        all => format!(" and {} more", all - 1),
+    };
+    format!("{first}{more} has no end mark: if it was cut short, the samples behind are missing\n")
 }
 
 async fn run_inspect(args: &InspectArgs, output: &Output) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 //! Sources of an import: which files they are, and the samples of all of them in order.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use object_store::ObjectStore;
 use object_store::path::Path;
@@ -46,12 +46,12 @@ pub(crate) struct Pending {
 /// Expands the names, and finds out that every source exists and has a known format.
 ///
 /// # Errors
-/// [`Error::Source`], [`Error::MissingSource`], or trouble with the store.
+/// [`Error::Pattern`], [`Error::Source`], [`Error::MissingSource`], or trouble with the store.
 pub(crate) async fn resolve(patterns: &[String]) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
     for pattern in patterns {
-        let names = braces::expand(pattern).map_err(|reason| Error::Source {
-            name: store::redact(pattern),
+        let names = braces::expand(pattern).map_err(|reason| Error::Pattern {
+            pattern: store::redact(pattern),
             reason,
         })?;
         for name in names {
@@ -111,6 +111,27 @@ pub(crate) struct Feed {
     index: usize,
     limits: Limits,
     current: Option<Reader>,
+    unended: Unended,
+}
+
+/// Tars that stop without the two empty blocks that end an archive, told while they are read: they
+/// may have been cut exactly between two files.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unended(Arc<Mutex<Vec<String>>>);
+
+impl Unended {
+    fn note(&self, source: &str) {
+        self.names().push(source.to_owned());
+    }
+
+    /// Their names, in the order of the sources.
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.names())
+    }
+
+    fn names(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 enum Reader {
@@ -126,7 +147,13 @@ impl Feed {
             index: 0,
             limits,
             current: None,
+            unended: Unended::default(),
         }
+    }
+
+    /// What it notes about tars without an end.
+    pub(crate) fn unended(&self) -> Unended {
+        self.unended.clone()
     }
 
     /// The next sample or what is wrong with it; `None` behind the last source.
@@ -139,7 +166,11 @@ impl Feed {
             if item.is_some() {
                 return Ok(item);
             }
+            if let Some(source) = self.current.as_ref().and_then(Reader::unended) {
+                self.unended.note(source);
+            }
             let Some(source) = self.sources.next() else {
+                self.current = None;
                 return Ok(None);
             };
             self.current = Some(Reader::open(source, self.index, self.limits).await?);
@@ -168,6 +199,14 @@ impl Reader {
                 )
             }
         })
+    }
+
+    /// The name of a tar that was read to where it stops, without finding its end mark.
+    fn unended(&self) -> Option<&str> {
+        match self {
+            Self::Tar(samples) => samples.unended(),
+            Self::Lines(..) => None,
+        }
     }
 
     async fn next(&mut self) -> Result<Option<Result<Pending, Bad>>> {

@@ -38,6 +38,8 @@ pub(crate) struct TarReader {
     source: Arc<str>,
     bytes: ByteReader,
     ended: bool,
+    /// It stops between two entries, without an empty block.
+    unended: bool,
 }
 
 /// What extension headers said about the entry that follows them.
@@ -55,7 +57,13 @@ impl TarReader {
             source,
             bytes,
             ended: false,
+            unended: false,
         }
+    }
+
+    /// The archive's name, if it stops between two entries without the empty blocks that end one.
+    pub(crate) fn unended(&self) -> Option<&str> {
+        self.unended.then_some(&*self.source)
     }
 
     /// The place of an entry.
@@ -124,7 +132,10 @@ impl TarReader {
         loop {
             let block = self.bytes.take(BLOCK as usize).await?;
             match Header::parse(&block) {
-                _ if block.is_empty() => return Ok(self.end()),
+                _ if block.is_empty() => {
+                    self.unended = empty == 0;
+                    return Ok(self.end());
+                }
                 Some(header) => return Ok(Some(Ok(header))),
                 None if block.len() < BLOCK as usize => {
                     self.ended = true;

@@ -79,6 +79,11 @@ impl TarSamples {
         }
     }
 
+    /// The archive's name, if it was read to where it stops and has no end mark there.
+    pub(crate) fn unended(&self) -> Option<&str> {
+        self.tar.unended()
+    }
+
     async fn take_in(&mut self, entry: Entry) -> Result<()> {
         let Some((key, part)) = split_name(&entry.name) else {
             self.tar.skip_content(&entry);

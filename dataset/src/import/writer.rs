@@ -313,11 +313,13 @@ fn nothing_imported(to: &Destination, manifest: &Manifest) -> Error {
         .collect();
     let reason = match quarantine.rows {
         0 => "the sources hold no samples".to_owned(),
+        1 => format!("the only sample is bad ({})", kinds.join(", ")),
         bad => format!("all {bad} samples are bad ({})", kinds.join(", ")),
     };
+    let listed = (quarantine.rows > 0).then(|| format!("{}/{QUARANTINE_FILE}", to.url));
     Error::NothingImported {
         reason,
-        quarantine: format!("{}/{QUARANTINE_FILE}", to.url),
+        quarantine: listed,
     }
 }
 

@@ -84,7 +84,11 @@ impl From<LoadError> for Failure {
         let what = "the training data cannot be read";
         match error {
             LoadError::Group { cause, .. } | LoadError::Picture { cause, .. } => {
+                let missing = cause.is_missing();
                 let below = Self::from(*cause);
+                if missing {
+                    return below;
+                }
                 Self {
                     what: what.into(),
                     why,

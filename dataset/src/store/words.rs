@@ -68,6 +68,49 @@ fn secrets() -> &'static [String] {
     })
 }
 
+/// Where clouds give credentials to their own machines. Asked last of all: trouble with them means
+/// that nothing else had any.
+const CREDENTIAL_SERVICES: [&str; 3] = [
+    "169.254.169.254",
+    "169.254.170.2",
+    "metadata.google.internal",
+];
+
+/// What stores answer when the bucket or container itself is missing.
+const NO_BUCKET: [&str; 4] = [
+    "NoSuchBucket",
+    "The specified bucket does not exist",
+    "ContainerNotFound",
+    "The specified container does not exist",
+];
+
+/// The bucket of an object's URL: `s3://bucket` of `s3://bucket/a/b`.
+pub(crate) fn bucket_of(object: &str) -> Option<&str> {
+    let start = object.find("://")? + 3;
+    let end = object[start..]
+        .find('/')
+        .map_or(object.len(), |at| start + at);
+    Some(&object[..end])
+}
+
+/// The URL scheme and bucket of a store, from its own name: `AmazonS3(bucket)`, or
+/// `MicrosoftAzure { account: a, container: c }`.
+pub(super) fn bucket_url(kind: &str) -> Option<String> {
+    let inside = |before: &str, after: char| {
+        let (_, rest) = kind.split_once(before)?;
+        Some(rest.split(after).next().unwrap_or(rest).trim().to_owned())
+    };
+    if kind.starts_with("AmazonS3") {
+        inside("(", ')').map(|bucket| format!("s3://{bucket}"))
+    } else if kind.starts_with("GoogleCloudStorage") {
+        inside("(", ')').map(|bucket| format!("gs://{bucket}"))
+    } else if kind.starts_with("MicrosoftAzure") {
+        inside("container:", '}').map(|container| format!("az://{container}"))
+    } else {
+        (kind == "InMemory").then(|| "memory:/".to_owned())
+    }
+}
+
 /// Replaces what follows `parameter`, up to the next delimiter.
 fn blank_values(text: &str, parameter: &str) -> String {
     let mut parts = text.split(parameter);
@@ -87,7 +130,11 @@ fn blank_values(text: &str, parameter: &str) -> String {
 #[must_use]
 pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
     let io = deepest_io(error);
+    let own_words = error.to_string();
+    let says = |words: &[&str]| words.iter().any(|word| own_words.contains(word));
     let trouble = match (error, io.map(std::io::Error::kind)) {
+        _ if says(&CREDENTIAL_SERVICES) => Trouble::NoCredentials,
+        _ if says(&NO_BUCKET) => Trouble::NoBucket,
         (object_store::Error::NotFound { .. }, _) => Trouble::Missing,
         (object_store::Error::AlreadyExists { .. }, _) => Trouble::Exists,
         (object_store::Error::Precondition { .. }, _) => Trouble::Changed,
@@ -99,7 +146,7 @@ pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
         (
             _,
             Some(std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem),
-        ) => Trouble::Denied,
+        ) => Trouble::NoRight,
         (_, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) => {
             Trouble::Full
         }
@@ -108,8 +155,12 @@ pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
     };
     let words = match (trouble, io) {
         (Trouble::Missing, _) => "it does not exist".to_owned(),
+        (Trouble::NoBucket, _) => "its bucket does not exist".to_owned(),
+        (Trouble::NoCredentials, _) => "no credentials were found: neither in the environment nor \
+            from a service of this machine"
+            .to_owned(),
         (_, Some(io)) => io.to_string(),
-        _ => error.to_string(),
+        _ => own_words,
     };
     let line = redact(&words)
         .split_whitespace()
@@ -132,6 +183,25 @@ fn deepest_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a st
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stores_are_named_by_their_urls() {
+        for (url, root) in [
+            ("s3://mine/a/b", "s3://mine"),
+            ("gs://mine/a", "gs://mine"),
+            ("az://box/a", "az://box"),
+        ] {
+            let kind = match root {
+                "s3://mine" => "AmazonS3(mine)",
+                "gs://mine" => "GoogleCloudStorage(mine)",
+                _ => "MicrosoftAzure { account: someone, container: box }",
+            };
+            assert_eq!(bucket_url(kind).as_deref(), Some(root));
+            assert_eq!(bucket_of(url), Some(root));
+        }
+        assert_eq!(bucket_url("AnotherStore"), None);
+        assert_eq!(bucket_of("run/journal"), None);
+    }
 
     #[test]
     fn nothing_shown_has_a_secret_in_it() {

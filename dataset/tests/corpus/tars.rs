@@ -166,11 +166,13 @@ async fn pax_paths_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tar_without_its_end_blocks_is_whole() {
+async fn a_tar_without_its_end_blocks_is_read_and_remarked_on() {
     let bench = Bench::new();
-    let source = bench.file("x.tar", sample("only", 1));
-    let summary = bench.import(&[source], "out").await.unwrap();
-    assert_eq!((summary.rows, summary.quarantined), (1, 0));
+    let cut = bench.file("x.tar", sample("only", 1));
+    let whole = bench.file("y.tar", good_tar(0, 1));
+    let summary = bench.import(&[cut.clone(), whole], "out").await.unwrap();
+    assert_eq!((summary.rows, summary.quarantined), (2, 0));
+    assert_eq!(summary.without_end, [cut], "but it may have been cut there");
 }
 
 #[tokio::test(flavor = "multi_thread")]
