@@ -94,15 +94,27 @@ impl Rules {
         if by == 0 || of == 0 {
             return;
         }
-        let lower = (of / by).max(1) * by;
         self.require(
             of.is_multiple_of(by),
             format!("{table}.{large}"),
             format!("{small} = {by} does not divide {large} = {of}"),
-            format!(
-                "set {large} to {lower} or {}, or change {small}",
-                lower + by
-            ),
+            format!("set {large} to {}, or change {small}", around(of, by)),
+        );
+    }
+
+    /// As [`divides`](Self::divides), where the divisor is what should change.
+    fn divided_by(&mut self, table: &str, value: (&str, u32), divisor: (&str, u32)) {
+        let ((small, by), (large, of)) = (divisor, value);
+        if by == 0 || of == 0 {
+            return;
+        }
+        let divisors = (1..=of.min(1024)).filter(|part| of.is_multiple_of(*part));
+        let divisors: Vec<_> = divisors.map(|part| part.to_string()).collect();
+        self.require(
+            of.is_multiple_of(by),
+            format!("{table}.{small}"),
+            format!("{small} = {by} does not divide {large} = {of}"),
+            format!("set {small} to one of {}", divisors.join(", ")),
         );
     }
 
@@ -268,13 +280,9 @@ fn decoder(decoder: &Decoder, rules: &mut Rules) {
         rules.positive(table, name, value.into());
     }
     let heads = ("num_attention_heads", decoder.num_attention_heads);
-    rules.divides(table, heads, ("hidden_size", decoder.hidden_size));
-    rules.divides(
-        table,
-        ("num_key_value_heads", decoder.num_key_value_heads),
-        heads,
-    );
-    even_heads(
+    let shared = ("num_key_value_heads", decoder.num_key_value_heads);
+    rules.divided_by(table, heads, shared);
+    rotary_heads(
         rules,
         table,
         decoder.hidden_size,
@@ -323,23 +331,40 @@ fn text_tower(tower: &TextTower, rules: &mut Rules) {
     ] {
         rules.positive(table, name, value.into());
     }
-    let heads = ("num_attention_heads", tower.num_attention_heads);
-    rules.divides(table, heads, ("hidden_size", tower.hidden_size));
-    even_heads(rules, table, tower.hidden_size, tower.num_attention_heads);
+    rotary_heads(rules, table, tower.hidden_size, tower.num_attention_heads);
 }
 
-/// Rotary positions turn pairs of a head's elements.
-fn even_heads(rules: &mut Rules, table: &str, hidden: u32, heads: u32) {
-    if heads == 0 || hidden == 0 || !hidden.is_multiple_of(heads) {
+/// Heads share the elements of a state evenly, and rotary positions turn pairs of a head's elements.
+fn rotary_heads(rules: &mut Rules, table: &str, hidden: u32, heads: u32) {
+    if heads == 0 || hidden == 0 {
         return;
     }
+    let cure = format!(
+        "set hidden_size to {}, or change num_attention_heads",
+        around(hidden, heads.saturating_mul(2))
+    );
+    rules.require(
+        hidden.is_multiple_of(heads),
+        format!("{table}.hidden_size"),
+        format!("num_attention_heads = {heads} does not divide hidden_size = {hidden}"),
+        cure.clone(),
+    );
     let size = hidden / heads;
     rules.require(
-        size.is_multiple_of(2),
+        !hidden.is_multiple_of(heads) || size.is_multiple_of(2),
         format!("{table}.num_attention_heads"),
         format!("a head of {hidden} / {heads} = {size} elements can not be turned in pairs"),
-        "choose hidden_size and num_attention_heads so that their quotient is even",
+        cure,
     );
+}
+
+/// The multiples of `unit` around a number, as words.
+fn around(number: u32, unit: u32) -> String {
+    let lower = number / unit * unit;
+    match lower {
+        0 => unit.to_string(),
+        lower => format!("{lower} or {}", lower.saturating_add(unit)),
+    }
 }
 
 #[cfg(test)]

@@ -17,8 +17,10 @@ pub(super) fn layer(
     let filter = filter(options.verbosity, &variable)?;
     let set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
     let colors = !options.no_color && !set("NO_COLOR") && std::io::stderr().is_terminal();
+    // Somebody may close standard error; telling it of that would be a panic.
     let layer = match options.log_format {
         LogFormat::Text => fmt::layer()
+            .log_internal_errors(false)
             .with_writer(writer)
             .with_ansi(colors)
             .with_target(options.verbosity > 0)
@@ -27,6 +29,7 @@ pub(super) fn layer(
         LogFormat::Json => fmt::layer()
             .json()
             .flatten_event(true)
+            .log_internal_errors(false)
             .with_writer(writer)
             .with_filter(filter)
             .boxed(),

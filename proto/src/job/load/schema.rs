@@ -168,7 +168,11 @@ impl Schema {
         let near = nearest(name, properties.keys().map(String::as_str));
         let cure = match (near, self.home_of(name)) {
             (Some(near), _) => format!("did you mean '{near}'?"),
-            (None, Some(home)) => format!("'{name}' belongs in {home}"),
+            (None, Some(home)) => {
+                let home = named_like(&home, table);
+                let place = if home.is_empty() { "the top" } else { &home };
+                format!("'{name}' belongs in {place}: write {}", join(&home, name))
+            }
             (None, None) => format!("known there: {}", listed(properties.keys())),
         };
         Complaint {
@@ -179,7 +183,7 @@ impl Schema {
         }
     }
 
-    /// Where else in the schema a key of that name lives, as words.
+    /// Where else in the schema a key of that name lives; the top is empty.
     fn home_of(&self, name: &str) -> Option<String> {
         let mut places = vec![(String::new(), &self.root)];
         let mut depth = 0;
@@ -189,11 +193,7 @@ impl Schema {
             match self.shape(schema) {
                 Shape::Table { properties, .. } => {
                     if properties.contains_key(name) {
-                        return Some(if key.is_empty() {
-                            "the top".into()
-                        } else {
-                            key
-                        });
+                        return Some(key);
                     }
                     places.extend(properties.iter().map(|(k, inner)| (join(&key, k), inner)));
                 }
@@ -204,6 +204,16 @@ impl Schema {
         }
         None
     }
+}
+
+/// `stage.NAME.evaluate` with the names that the user wrote: `stage.ask.evaluate`.
+fn named_like(home: &str, table: &str) -> String {
+    let mut written = table.split('.');
+    let parts = home.split('.').map(|part| match written.next() {
+        Some(own) if part == "NAME" => own,
+        _ => part,
+    });
+    parts.collect::<Vec<_>>().join(".")
 }
 
 fn is_null(schema: &Value) -> bool {
@@ -309,8 +319,8 @@ fn expectation(shape: &Shape<'_>, found: &str) -> (String, String) {
         }
         Shape::Whole { largest } => (
             match *largest {
-                i64::MAX => "a whole number, 0 or larger".into(),
-                largest => format!("a whole number from 0 to {largest}"),
+                i64::MAX => "a whole number and not negative".into(),
+                largest => format!("a whole number, not negative and at most {largest}"),
             },
             "write a number without quotes and without a point, for example 8".into(),
         ),

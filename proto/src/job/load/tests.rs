@@ -195,6 +195,12 @@ fn an_unknown_key_of_an_override_is_named_with_its_origin() {
     assert!(set.cure.contains("'steps'"), "{set}");
     let stage = load(&file(SAMPLE).path, &sets(&["stage.memroy.steps=5"])).expect_err("refused");
     assert!(stage.cure.contains("'memory'"), "{stage}");
+    let key = "stage.evaluate.examples=0";
+    let home = load(&file(SAMPLE).path, &sets(&[key])).expect_err("refused");
+    assert!(
+        home.cure.contains("stage.evaluate.evaluate.examples"),
+        "{home}"
+    );
     let name = "MKS2__STAGE__MEMORY__STEPZ";
     let env = load(&file(SAMPLE).path, &variables(&[(name, "5")])).expect_err("refused");
     assert!(env.why.contains(name), "{env}");
@@ -215,8 +221,16 @@ fn a_wrong_type_is_named_with_what_was_expected_and_found() {
         "{text}"
     );
     let negative = failure("lanes = 4", "lanes = -4");
-    assert!(negative.what.contains("from 0 to 4294967295"), "{negative}");
-    assert!(text.what.ends_with("a whole number, 0 or larger"), "{text}");
+    assert!(
+        negative
+            .what
+            .contains("not negative and at most 4294967295"),
+        "{negative}"
+    );
+    assert!(
+        text.what.ends_with("a whole number and not negative"),
+        "{text}"
+    );
     let word = failure("form = \"gated\"", "form = \"gatde\"");
     assert!(word.cure.contains("\"gated\""), "{word}");
     let list = failure("from = [\"bootstrap\"]", "from = \"bootstrap\"");

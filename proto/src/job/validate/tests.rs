@@ -64,7 +64,7 @@ fn shapes_must_fit_each_other() {
         job.model.decoder.hidden_size = 66;
     });
     broken(
-        "model.decoder.num_attention_heads",
+        "model.decoder.num_key_value_heads",
         "num_key_value_heads = 3",
         |job| {
             job.model.decoder.num_key_value_heads = 3;
@@ -85,6 +85,21 @@ fn shapes_must_fit_each_other() {
     broken("model.decoder.num_hidden_layers", "nothing to do", |job| {
         job.model.decoder.num_hidden_layers = 0;
     });
+}
+
+#[test]
+fn proposed_sizes_pass_the_check() {
+    let mut job = sample();
+    job.model.decoder.num_attention_heads = 3;
+    job.model.decoder.num_key_value_heads = 3;
+    let found = problems(&job);
+    assert!(found[0].cure.contains("60 or 66"), "{found:?}");
+    for size in [60, 66] {
+        job.model.decoder.hidden_size = size;
+        assert!(problems(&job).is_empty(), "{:?}", problems(&job));
+    }
+    job.model.decoder.num_key_value_heads = 2;
+    assert!(problems(&job)[0].cure.ends_with("one of 1, 3"));
 }
 
 #[test]
