@@ -1,4 +1,4 @@
-//! `coordinator.json`: how to reach the coordinator of a live local run.
+//! `coordinator.json`: how to reach the coordinator of a live run from the machine it runs on.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -9,24 +9,35 @@ use mks2_proto::failure::Failure;
 use serde::{Deserialize, Serialize};
 
 /// Name of the file in the run directory.
-pub(crate) const FILE_NAME: &str = "coordinator.json";
+pub const FILE_NAME: &str = "coordinator.json";
 
 /// Address and token of a coordinator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Contact {
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contact {
     /// `http://HOST:PORT`
-    pub(crate) endpoint: String,
+    pub endpoint: String,
     /// The run's token; the file is readable by its owner alone.
-    pub(crate) token: String,
-    pub(crate) run_id: String,
-    /// The launcher's process.
-    pub(crate) pid: u32,
+    pub token: String,
+    /// The run.
+    pub run_id: String,
+    /// The coordinator's process.
+    pub pid: u32,
 }
 
-/// The file, removed when the run ends.
+/// The published file, removed when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Published {
+pub struct Published {
     path: PathBuf,
+}
+
+impl std::fmt::Debug for Contact {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Contact")
+            .field("endpoint", &self.endpoint)
+            .field("run_id", &self.run_id)
+            .field("pid", &self.pid)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Contact {
@@ -34,13 +45,13 @@ impl Contact {
     ///
     /// # Errors
     /// The folder cannot be written (exit 5).
-    pub(crate) fn publish(&self, folder: &Path) -> Result<Published, Failure> {
+    pub fn publish(&self, folder: &Path) -> Result<Published, Failure> {
         let path = folder.join(FILE_NAME);
         let new = folder.join(".coordinator.json.new");
         let text = serde_json::to_vec_pretty(self)
             .map_err(|error| Failure::internal("the address has no text", error.to_string()))?;
         let write = || -> std::io::Result<()> {
-            // What an earlier launcher left may have other rights.
+            // What an earlier coordinator left may have other rights.
             match std::fs::remove_file(&new) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -58,8 +69,9 @@ impl Contact {
         Ok(Published { path })
     }
 
-    /// The contact in a run directory; none: no launcher has left one.
-    pub(crate) fn read(folder: &Path) -> Option<Self> {
+    /// The contact in a run directory; none: nobody has left one.
+    #[must_use]
+    pub fn read(folder: &Path) -> Option<Self> {
         let text = std::fs::read(folder.join(FILE_NAME)).ok()?;
         serde_json::from_slice(&text).ok()
     }

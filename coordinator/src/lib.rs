@@ -16,10 +16,14 @@
 //! | `scribe` | the one task that writes |
 //! | `service` | gRPC, the token, the streams of members |
 //! | [`metrics`] | `metrics.jsonl` |
+//! | [`contact`] | how to reach the coordinator of a live run |
+//! | [`lock`] | one coordinator per local run directory |
 
 pub mod assign;
+pub mod contact;
 mod driver;
 pub mod journal;
+pub mod lock;
 pub mod metrics;
 mod rundir;
 mod running;

@@ -1,4 +1,7 @@
-//! One launcher per local run directory.
+//! One coordinator per local run directory.
+//!
+//! The journal fences a second coordinator anyway, wherever it runs; the lock refuses it earlier and
+//! says which process is at work. The file stays behind when the run has ended.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -8,7 +11,7 @@ use mks2_proto::failure::Failure;
 
 /// Holds `<run>/lock`; the operating system lets it go when the process ends, however it ends.
 #[derive(Debug)]
-pub(crate) struct RunLock {
+pub struct RunLock {
     _file: File,
 }
 
@@ -16,8 +19,8 @@ impl RunLock {
     /// Takes the lock of a run directory, which exists.
     ///
     /// # Errors
-    /// Another launcher holds it (exit 7), or the folder cannot be written (5).
-    pub(crate) fn take(folder: &Path) -> Result<Self, Failure> {
+    /// Another process holds it (exit 6), or the folder cannot be written (5).
+    pub fn take(folder: &Path) -> Result<Self, Failure> {
         let path = folder.join("lock");
         let mut file = OpenOptions::new()
             .read(true)
@@ -49,7 +52,7 @@ fn taken(folder: &Path, file: &mut File) -> Failure {
         Ok(_) if !owner.trim().is_empty() => format!("process {}", owner.trim()),
         _ => "another process".into(),
     };
-    Failure::run_failed(
+    Failure::environment(
         format!("the run directory {} is in use", folder.display()),
         format!("{owner} trains in it"),
         "wait for it, stop it with Ctrl-C, or choose another --run",
@@ -67,7 +70,7 @@ fn unwritable(folder: &Path, error: std::io::Error) -> Failure {
 ///
 /// # Errors
 /// No permission, no space, a file in the way (exit 5).
-pub(crate) fn make_folder(folder: &Path) -> Result<PathBuf, Failure> {
+pub fn make_folder(folder: &Path) -> Result<PathBuf, Failure> {
     let made = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize());
     made.map_err(|error| {
         Failure::io(
@@ -82,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_launcher_is_refused_with_the_first_ones_process() {
+    fn a_second_coordinator_is_refused_with_the_first_ones_process() {
         let folder = tempfile::tempdir().expect("a folder");
         let first = RunLock::take(folder.path()).expect("free");
         let refused = RunLock::take(folder.path()).expect_err("taken");
@@ -90,9 +93,10 @@ mod tests {
             refused.why.contains(&std::process::id().to_string()),
             "{refused}"
         );
-        assert_eq!(refused.exit.code(), 7);
+        assert_eq!(refused.exit.code(), 6);
         drop(first);
         RunLock::take(folder.path()).expect("free again");
+        assert!(folder.path().join("lock").exists(), "the file stays");
     }
 
     #[test]

@@ -10,8 +10,12 @@ use std::{
 };
 
 use clap::Parser;
-use mks2_coordinator::{Coordinator, Limits, Outcome, Resume, Running, Settings};
-use mks2_dataset::reader::Corpus;
+use mks2_coordinator::{
+    Coordinator, Limits, Outcome, Resume, Running, Settings,
+    contact::{Contact, Published},
+    lock::{self, RunLock},
+};
+use mks2_dataset::{reader::Corpus, store};
 use mks2_proto::{
     env,
     failure::Failure,
@@ -103,6 +107,10 @@ async fn coordinate(arguments: &Arguments) -> Result<Outcome, Failure> {
             .collect(),
     };
     let resolved = load(&arguments.job, &overrides)?;
+    let folder = store::local_path(&arguments.run);
+    let folder = folder.as_deref().map(lock::make_folder).transpose()?;
+    let _lock = folder.as_deref().map(RunLock::take).transpose()?;
+    let token = token(arguments.token_file.as_deref())?;
     let settings = Settings {
         bind: arguments.listen,
         run_url: arguments.run.clone(),
@@ -110,13 +118,27 @@ async fn coordinate(arguments: &Arguments) -> Result<Outcome, Failure> {
         job: resolved.job,
         job_toml: resolved.toml,
         workers: arguments.workers,
-        token: token(arguments.token_file.as_deref())?,
+        token: token.clone(),
         resume: arguments.resume,
         limits: Limits::default(),
     };
     let running = Coordinator::start(settings).await?;
+    let _published = folder
+        .map(|folder| publish(&folder, &running, &token))
+        .transpose()?;
     announce(&running);
     until_over(running).await
+}
+
+/// For `mks2 status RUN` and `mks2 watch RUN` on this machine.
+fn publish(folder: &Path, running: &Running, token: &Token) -> Result<Published, Failure> {
+    let contact = Contact {
+        endpoint: running.endpoint(),
+        token: token.reveal().to_owned(),
+        run_id: running.run_id.to_string(),
+        pid: std::process::id(),
+    };
+    contact.publish(folder)
 }
 
 /// One line on standard output for whoever started us: the address and the run.

@@ -9,6 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use mks2_coordinator::contact::Contact;
 use mks2_proto::v1::{StopRequested, directive, report::Kind};
 use support::{Member, TOKEN, commit, target_at};
 
@@ -19,14 +20,7 @@ struct Process {
 
 impl Process {
     fn start(run: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_mks2-coordinator"))
-            .args([
-                "--job",
-                concat!(env!("CARGO_MANIFEST_DIR"), "/tests/job.toml"),
-            ])
-            .args(["--workers", "1", "--run"])
-            .arg(run)
-            .env("MKS2_TOKEN", TOKEN)
+        let mut child = Self::command(run)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -39,6 +33,19 @@ impl Process {
             child,
             endpoint: line["endpoint"].as_str().expect("text").to_owned(),
         }
+    }
+
+    fn command(run: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mks2-coordinator"));
+        command
+            .args([
+                "--job",
+                concat!(env!("CARGO_MANIFEST_DIR"), "/tests/job.toml"),
+            ])
+            .args(["--workers", "1", "--run"])
+            .arg(run)
+            .env("MKS2_TOKEN", TOKEN);
+        command
     }
 
     fn terminate(&self) {
@@ -99,4 +106,24 @@ async fn killed_and_started_again_it_goes_on_under_the_next_term() {
         .await;
     member.leave().await;
     assert_eq!(second.child.wait().expect("ended").code(), Some(130));
+}
+
+#[test]
+fn it_is_found_by_its_local_run_directory_and_is_alone_in_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut first = Process::start(folder.path());
+    let contact = Contact::read(folder.path()).expect("published");
+    assert_eq!(contact.endpoint, first.endpoint);
+    assert_eq!(
+        (contact.token.as_str(), contact.pid),
+        (TOKEN, first.child.id())
+    );
+    let second = Process::command(folder.path()).output().expect("runs");
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(6), "{said}");
+    let owner = format!("process {}", first.child.id());
+    assert!(said.contains(&owner), "{said}");
+    first.terminate();
+    assert_eq!(first.child.wait().expect("ended").code(), Some(130));
+    assert_eq!(Contact::read(folder.path()), None);
 }

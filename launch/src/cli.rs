@@ -50,6 +50,15 @@ pub(crate) struct Common {
 }
 
 impl Common {
+    /// What counts when the command line itself cannot be read.
+    pub(crate) fn usual(log_format: LogFormat) -> Self {
+        Self {
+            log_format,
+            quiet: false,
+            verbose: 0,
+        }
+    }
+
     pub(crate) fn is_json(&self) -> bool {
         self.log_format == LogFormat::Json
     }
@@ -160,7 +169,7 @@ pub(crate) struct TrainArgs {
         alias = "nproc-per-node",
         default_value_t = 1,
         value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..)
+        value_parser = workers
     )]
     pub(crate) workers: u32,
     /// What to do when the run directory holds a run: go on from the latest checkpoint (auto),
@@ -168,8 +177,20 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value = "auto", value_name = "auto|never|STEP")]
     pub(crate) resume: Resume,
     /// Where the coordinator listens; port 0 takes any free one
-    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS", value_parser = address)]
     pub(crate) listen: SocketAddr,
+}
+
+/// A number of workers.
+fn workers(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "it must be a whole number, 1 or larger".into())
+}
+
+/// Where to listen.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "it must be an IP address with a port, for example 127.0.0.1:7000".into())
 }
 
 /// Options of `plan`.
@@ -188,7 +209,7 @@ pub(crate) struct PlanArgs {
         alias = "nproc-per-node",
         default_value_t = 1,
         value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..)
+        value_parser = workers
     )]
     pub(crate) workers: u32,
     /// Print JSON
@@ -200,8 +221,15 @@ const STATUS_EXAMPLES: &str = "\
 Examples:
   mks2 status runs/emoji
       A run of this machine; its address and token are in runs/emoji/coordinator.json.
-  MKS2_TOKEN=... mks2 status http://10.0.0.5:7000
-      A coordinator elsewhere.";
+  MKS2_TOKEN=$(cat token) mks2 status 10.0.0.5:7000
+      A coordinator elsewhere; its --token-file holds the token.";
+
+const WATCH_EXAMPLES: &str = "\
+Examples:
+  mks2 watch runs/emoji
+      Follow a run of this machine; its address and token are in runs/emoji/coordinator.json.
+  MKS2_TOKEN=$(cat token) mks2 watch 10.0.0.5:7000
+      Follow the run of a coordinator elsewhere; its --token-file holds the token.";
 
 /// Options of `status`.
 #[derive(Clone, Debug, Args)]
@@ -216,7 +244,7 @@ pub(crate) struct StatusArgs {
 
 /// Options of `watch`.
 #[derive(Clone, Debug, Args)]
-#[command(after_long_help = STATUS_EXAMPLES)]
+#[command(after_long_help = WATCH_EXAMPLES)]
 pub(crate) struct WatchArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,

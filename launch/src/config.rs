@@ -71,7 +71,7 @@ fn check(args: &JobArgs, output: &Output) -> Result<(), Failure> {
         output.result(&format!("{} is fine", args.job.display()));
         return Ok(());
     };
-    problems.iter().for_each(|problem| output.failure(problem));
+    problems.iter().for_each(|problem| output.problem(problem));
     Err(last)
 }
 

@@ -2,11 +2,10 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`cli`] | commands, options and their help |
+//! | [`cli`], [`usage`] | commands, options and their help; what is wrong with a command line |
 //! | [`train`] | a local run: coordinator inside, workers as children |
 //! | [`plan`] | what a job would do, without doing it |
 //! | [`status`] | `status` and `watch`, of a local or a remote run |
-//! | [`contact`] | address and token of a live local run |
 //! | [`data`] | corpora: import, inspect, verify |
 //! | [`summary`], [`report`] | the closing table; `report.json` and `report.html` |
 //! | [`config`] | settings with their origins, the schema, the check |
@@ -15,7 +14,6 @@
 
 mod cli;
 mod config;
-mod contact;
 mod data;
 mod output;
 mod plan;
@@ -26,20 +24,32 @@ mod summary;
 mod table;
 mod train;
 mod units;
+mod usage;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use mks2_proto::failure::Failure;
 use mks2_proto::telemetry;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Common};
 use output::Output;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let output = Output::new(&cli.common);
-    match run(cli, &output) {
+    let (ended, output) = match usage::parse(std::env::args_os()) {
+        Ok(cli) => {
+            let output = Output::new(&cli.common);
+            (run(cli, &output), output)
+        }
+        Err(usage::Refused::Help(help)) => {
+            // Whoever closed the pipe has seen enough.
+            let _ = help.print();
+            return u8::try_from(help.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
+        Err(usage::Refused::Wrong(failure, log_format)) => {
+            (Err(*failure), Output::new(&Common::usual(log_format)))
+        }
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output.failure(&failure);

@@ -1,11 +1,12 @@
 //! The only place that writes to the terminal: results to standard output, everything about the
 //! way there to standard error.
-#![expect(clippy::print_stderr, reason = "this is the output module")]
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
-use mks2_proto::failure::Failure;
+use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::telemetry::BoxMakeWriter;
 
 use crate::cli::Common;
@@ -18,6 +19,8 @@ pub(crate) struct Output {
     bars: MultiProgress,
     is_terminal: bool,
     color: bool,
+    /// How it ended is told once.
+    told: Arc<AtomicBool>,
 }
 
 impl Output {
@@ -31,6 +34,7 @@ impl Output {
             bars: MultiProgress::new(),
             is_terminal,
             color: is_terminal && !no_color && !dumb,
+            told: Arc::default(),
         };
         if !output.shows_bars() {
             output.bars.set_draw_target(ProgressDrawTarget::hidden());
@@ -60,7 +64,7 @@ impl Output {
         if self.json {
             tracing::info!("{line}");
         } else if !self.quiet {
-            self.bars.suspend(|| eprintln!("{line}"));
+            self.say(line);
         }
     }
 
@@ -79,18 +83,39 @@ impl Output {
         });
     }
 
-    /// How it ended, when it did not end well.
+    /// How it ended, when it did not end well. Only the first one is shown: a cause may be told as
+    /// soon as it is known, long before the end.
     pub(crate) fn failure(&self, failure: &Failure) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            self.problem(failure);
+        }
+    }
+
+    /// One of several things that are wrong.
+    pub(crate) fn problem(&self, failure: &Failure) {
         if self.json {
-            eprintln!("{}", failure.to_json());
+            self.say(&failure.to_json().to_string());
+        } else if failure.exit == ExitCode::Stopped {
+            // What was asked for is no error.
+            self.say(&format!(
+                "{}: {}\n  {}",
+                failure.what, failure.why, failure.cure
+            ));
         } else if self.color {
             let text = failure.to_string();
             let rest = text.strip_prefix("error:").unwrap_or(&text);
-            self.bars
-                .suspend(|| eprintln!("\u{1b}[1;31merror:\u{1b}[0m{rest}"));
+            self.say(&format!("\u{1b}[1;31merror:\u{1b}[0m{rest}"));
         } else {
-            self.bars.suspend(|| eprintln!("{failure}"));
+            self.say(&failure.to_string());
         }
+    }
+
+    /// Whole lines on standard error. It may be closed, by `| head` for example: then nobody
+    /// listens any more, and the work goes on.
+    fn say(&self, text: &str) {
+        self.bars.suspend(|| {
+            let _ = writeln!(io::stderr().lock(), "{text}");
+        });
     }
 
     /// Where log lines go: above the bars.

@@ -36,6 +36,17 @@ struct Stage {
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
     last: Option<StepMetrics>,
+    /// Steps done of it.
+    done: u64,
+}
+
+/// How a stage was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It is done: another one follows, or the run is finished.
+    Finished,
+    /// The run was stopped, failed, or is not followed any more.
+    Left,
 }
 
 impl Progress {
@@ -53,17 +64,22 @@ impl Progress {
         match status.state() {
             RunState::WaitingForMembers => self.wait(&status.reason),
             RunState::Running | RunState::Stopping => self.advance(status),
+            RunState::Finished => self.close(End::Finished),
             _ => self.finish(),
         }
     }
 
-    /// Ends the display; the last stage keeps its line.
+    /// Ends the display; the last stage keeps its line, which says where it was left.
     pub(crate) fn finish(&mut self) {
+        self.close(End::Left);
+    }
+
+    fn close(&mut self, end: End) {
         if let Some(waiting) = self.waiting.take() {
             waiting.finish_and_clear();
         }
         if let Some(stage) = self.stage.take() {
-            stage.end(&self.output);
+            stage.end(end, &self.output);
         }
     }
 
@@ -93,7 +109,7 @@ impl Progress {
             .is_none_or(|stage| stage.name != announced.stage);
         if is_new {
             if let Some(before) = self.stage.take() {
-                before.end(&self.output);
+                before.end(End::Finished, &self.output);
             }
             self.stage = Some(Stage::begin(announced, &self.output));
         }
@@ -132,11 +148,13 @@ impl Stage {
             bar,
             last_line: None,
             last: None,
+            done: 0,
         }
     }
 
     fn show(&mut self, status: &StatusResponse, output: &Output) {
         let done = status.step.saturating_sub(self.first_step).min(self.steps);
+        self.done = done;
         if let Some(metrics) = status.metrics.as_ref().filter(|m| m.stage == self.name) {
             self.pace.note(Instant::now(), done, metrics.samples);
             self.last = Some(metrics.clone());
@@ -209,20 +227,33 @@ impl Stage {
         }
     }
 
-    fn end(self, output: &Output) {
-        let time = clock(self.since.elapsed());
+    /// `loss 1.2345  in 0:35`, or `loss 1.2345  stopped at step 9 of 60`
+    fn last_words(&self, end: End) -> String {
         let loss = self
             .last
             .as_ref()
             .map(|m| format!("loss {:.4}  ", m.loss))
             .unwrap_or_default();
-        let text = format!("{loss}in {time}");
+        match end {
+            End::Finished => format!("{loss}in {}", clock(self.since.elapsed())),
+            End::Left if self.steps == 0 => "stopped before its end".into(),
+            End::Left => format!(
+                "{loss}stopped at step {} of {}",
+                count(self.done),
+                count(self.steps)
+            ),
+        }
+    }
+
+    fn end(self, end: End, output: &Output) {
+        let text = self.last_words(end);
         match self.bar {
             Some(bar) => bar.abandon_with_message(text),
             None if output.is_json() => {
                 tracing::info!(
                     stage = self.name,
                     seconds = self.since.elapsed().as_secs_f64(),
+                    finished = end == End::Finished,
                     "stage ends"
                 );
             }
@@ -275,6 +306,7 @@ mod tests {
             bar: None,
             last_line: None,
             last: None,
+            done: 0,
         }
     }
 
@@ -288,6 +320,16 @@ mod tests {
             ..StepMetrics::default()
         });
         assert_eq!(known.describe(1), "loss 1.5000");
+    }
+
+    #[test]
+    fn a_stage_that_was_left_does_not_look_finished() {
+        let mut left = stage(60);
+        left.done = 9;
+        assert_eq!(left.last_words(End::Left), "stopped at step 9 of 60");
+        assert_eq!(left.last_words(End::Finished), "in 0:00");
+        assert_eq!(stage(0).last_words(End::Left), "stopped before its end");
+        assert_eq!(stage(0).last_words(End::Finished), "in 0:00");
     }
 
     #[test]

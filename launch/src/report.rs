@@ -14,7 +14,7 @@ mod text;
 mod tests;
 
 use mks2_proto::failure::Failure;
-use mks2_proto::job::Reduction;
+use mks2_proto::job::{Reduction, StageKind};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -37,6 +37,12 @@ pub(crate) struct Report {
     pub(crate) workers: u64,
     /// How often the run failed: records of a failure in its journal.
     pub(crate) failures: u64,
+    /// How often everything was killed at work: terms that follow one without a word on its end
+    /// which nobody had asked to stop.
+    pub(crate) interruptions: u64,
+    /// Seconds of the evaluation, where it is the last stage of a finished run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) evaluation_seconds: Option<f64>,
 }
 
 /// One finished training stage.
@@ -88,6 +94,8 @@ fn report(sources: &Sources) -> Report {
         .as_ref()
         .and_then(|found| found["weights_digest"].as_str());
     let last = stages.last().map(|stage| stage.weights_digest.clone());
+    let last_stage = sources.job.stages.last();
+    let evaluates_last = last_stage.is_some_and(|stage| stage.kind == StageKind::Evaluate);
     Report {
         weights_digest: evaluated.map(str::to_owned).or(last),
         stages,
@@ -99,6 +107,10 @@ fn report(sources: &Sources) -> Report {
             .and_then(|line| line["workers"].as_u64())
             .unwrap_or(0),
         failures: sources.past.failures,
+        interruptions: sources.past.interruptions,
+        evaluation_seconds: evaluates_last
+            .then_some(sources.past.last_seconds)
+            .flatten(),
     }
 }
 

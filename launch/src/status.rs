@@ -1,5 +1,5 @@
 //! `mks2 status` and `mks2 watch`: the state of a run, live from its coordinator, or as its
-//! directory tells when nobody trains in it.
+//! directory tells when no coordinator of this machine answers for it.
 
 mod resting;
 mod view;
@@ -7,6 +7,7 @@ mod view;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mks2_coordinator::contact::Contact;
 use mks2_dataset::store;
 use mks2_proto::dial;
 use mks2_proto::failure::Failure;
@@ -15,7 +16,6 @@ use mks2_proto::v1::{RunState, StatusRequest, StatusResponse, WatchRequest};
 use tokio_stream::StreamExt;
 
 use crate::cli::{StatusArgs, TargetArgs, WatchArgs};
-use crate::contact::Contact;
 use crate::output::Output;
 use crate::progress::Progress;
 

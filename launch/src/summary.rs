@@ -52,6 +52,16 @@ fn stages(report: &Value) -> String {
             digest.chars().take(12).collect(),
         ]);
     }
+    if let Some(seconds) = report["evaluation_seconds"].as_f64() {
+        let time = clock(std::time::Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));
+        table.row([
+            "evaluate".to_owned(),
+            String::new(),
+            time,
+            String::new(),
+            String::new(),
+        ]);
+    }
     if table.is_empty() {
         String::new()
     } else {
@@ -135,13 +145,15 @@ mod tests {
             "evaluation": {"retrieval": {"r1": 0.93, "n": 1580}, "probes": {"image": 0.76}},
             "reduction": "exact",
             "workers": 2,
+            "evaluation_seconds": 12.4,
         });
         let text = render(&report);
+        assert!(text.contains("evaluate         0:12"), "{text}");
         assert!(
-            text.contains("memory  1,200  1:01  0.5000  0123456789ab"),
+            text.contains("memory    1,200  1:01  0.5000  0123456789ab"),
             "{text}"
         );
-        assert!(text.contains("retrieval R@1  93.0 %"), "{text}");
+        assert!(text.contains("retrieval R@1         93.0 %"), "{text}");
         assert!(text.contains("probe: image feature"), "{text}");
         assert!(!text.contains("R@5") && !text.contains("caption"), "{text}");
         assert!(

@@ -8,30 +8,32 @@
 //! 1. Everything that can be refused is refused before a worker starts.
 //! 2. One launcher per local run directory, by a lock that dies with the process.
 //! 3. Workers are started on the main thread: the kernel kills them when it ends.
-//! 4. The first cause in time is shown. The coordinator knows most of them; of a worker that
-//!    died before it joined, exit code and log tell.
+//! 4. The first cause in time is shown, and as soon as it is known: before anybody is waited for.
+//!    The coordinator knows most causes; of a worker that died before it joined, exit code and log
+//!    tell.
 //! 5. No child outlives this function: terminate, grace, kill.
 
 mod cause;
 mod fleet;
-mod lock;
 mod prepare;
 mod signals;
 mod spawn;
 
-pub(crate) use prepare::used_corpora;
+pub(crate) use prepare::{located, used_corpora};
 
 use std::time::Duration;
 
+use mks2_coordinator::contact::{Contact, Published};
+use mks2_coordinator::journal::{self, Entry, Place};
 use mks2_coordinator::{Coordinator, Outcome, Resume, Running};
 use mks2_dataset::store;
-use mks2_proto::failure::Failure;
+use mks2_proto::failure::{ExitCode, Failure};
+use mks2_proto::ids::Incarnation;
 use mks2_proto::v1::{CheckpointRef, RunState, StatusResponse};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::cli::TrainArgs;
-use crate::contact::{Contact, Published};
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::summary;
@@ -50,6 +52,8 @@ const GRACE: Duration = Duration::from_secs(3);
 const JOIN_LIMIT: Duration = Duration::from_secs(300);
 /// How long the coordinator is given to tell a worker's own words before its log is read.
 const LAST_WORDS: Duration = Duration::from_millis(700);
+/// How long the process of a worker that was lost is given to end, so that its end can be told too.
+const LAST_BREATH: Duration = Duration::from_millis(300);
 /// How long the journal is given to end properly when the launcher ends the run.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -60,7 +64,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub(crate) async fn run(args: &TrainArgs, output: &Output) -> Result<(), Failure> {
     let prepared = prepare::prepare(args).await?;
     let mut signals = Signals::listen()?;
-    let running = Coordinator::start(prepared.settings(args)).await?;
+    let running = Coordinator::start(prepared.settings(args)).await;
+    let running = running.map_err(|failure| located(failure, &prepared.run_url))?;
     if running.was_finished && args.resume == Resume::Auto {
         output.note("the job is done already: nothing is left to train");
         drop(running);
@@ -77,10 +82,19 @@ pub(crate) async fn run(args: &TrainArgs, output: &Output) -> Result<(), Failure
         running: &running,
     };
     let verdict = follow.until_over(&mut fleet, &mut signals).await;
-    let patient = verdict.is_ok() && may_take_leave(&status.borrow());
-    let patience = if patient { PATIENCE } else { SHORT_PATIENCE };
-    end_workers(&mut fleet, &mut signals, patience).await;
-    let outcome = conclude(verdict, running, &fleet).await;
+    let outcome = match verdict {
+        Err(failure) if failure.exit == ExitCode::Stopped => {
+            abandon(running, &prepared, &mut fleet).await;
+            Err(failure)
+        }
+        verdict => {
+            follow.tell_cause(&verdict, &mut fleet).await;
+            let patient = verdict.is_ok() && may_take_leave(&status.borrow());
+            let patience = if patient { PATIENCE } else { SHORT_PATIENCE };
+            end_workers(&mut fleet, &mut signals, patience).await;
+            conclude(verdict, running, &fleet).await
+        }
+    };
     fleet.join().await;
     match outcome? {
         Outcome::Finished => summary::print(&prepared.run_url, output.is_json(), output).await,
@@ -97,19 +111,16 @@ fn may_take_leave(status: &StatusResponse) -> bool {
     status.state() != RunState::Failed && !status.members.is_empty()
 }
 
-/// Local runs can be asked for their status.
-fn publish(prepared: &Prepared, running: &Running) -> Result<Option<Published>, Failure> {
+/// A live run can be asked for its status from this machine: by its directory, or by the folder of
+/// its logs when the directory is elsewhere.
+fn publish(prepared: &Prepared, running: &Running) -> Result<Published, Failure> {
     let contact = Contact {
         endpoint: running.endpoint(),
         token: prepared.token.reveal().to_owned(),
         run_id: running.run_id.to_string(),
         pid: std::process::id(),
     };
-    prepared
-        .folder
-        .as_deref()
-        .map(|folder| contact.publish(folder))
-        .transpose()
+    contact.publish(prepared.folder.as_deref().unwrap_or(&prepared.logs))
 }
 
 fn greet(args: &TrainArgs, prepared: &Prepared, running: &Running, output: &Output) {
@@ -130,7 +141,12 @@ fn greet(args: &TrainArgs, prepared: &Prepared, running: &Running, output: &Outp
         output.note(&format!("goes on from the checkpoint of {place}"));
     }
     if prepared.folder.is_none() {
-        output.note(&format!("logs of the workers: {}", prepared.logs.display()));
+        let logs = prepared.logs.display();
+        output.note(&format!("logs of the workers: {logs}"));
+        output.note(&format!(
+            "coordinator: {}; follow it from this machine with: mks2 watch {logs}",
+            running.endpoint()
+        ));
     }
 }
 
@@ -174,7 +190,6 @@ impl Follow<'_> {
                 biased;
                 by = signals.next() => {
                     if asked_to_stop {
-                        fleet.kill().await;
                         return Err(self.stopped_at_once());
                     }
                     asked_to_stop = true;
@@ -189,6 +204,31 @@ impl Follow<'_> {
                 }
             }
         }
+    }
+
+    /// Shows why the run failed before anybody is waited for. A worker that was lost and is still
+    /// there does not answer: it is killed at once.
+    async fn tell_cause(&self, verdict: &Result<(), Failure>, fleet: &mut Fleet) {
+        let told = self.running.watch.borrow().failure.clone();
+        match (verdict, told) {
+            (Err(failure), _) => self.output.failure(failure),
+            (Ok(()), Some(told)) => {
+                let failure = Failure::from(told);
+                let lost = cause::lost(&failure, fleet.workers());
+                if let Some(rank) = lost {
+                    fleet.ends_within(rank, LAST_BREATH).await;
+                    fleet.kill_one(rank);
+                }
+                self.output.failure(&self.explained(failure, fleet));
+            }
+            (Ok(()), None) => {}
+        }
+    }
+
+    /// With the corpus and the worker that it is about.
+    fn explained(&self, failure: Failure, fleet: &Fleet) -> Failure {
+        let failure = cause::with_corpus(failure, &self.prepared.resolved.job.data);
+        cause::with_log(failure, fleet.workers())
     }
 
     async fn ask_to_stop(&self, by: &str) {
@@ -257,6 +297,26 @@ async fn end_workers(fleet: &mut Fleet, signals: &mut Signals, patience: Duratio
     };
     if in_a_hurry {
         fleet.kill().await;
+    }
+}
+
+/// Ends a run at once: coordinator and workers as by a loss of power, and then one record in the
+/// journal which says that it was wanted. Without the record the run counts as interrupted.
+async fn abandon(running: Running, prepared: &Prepared, fleet: &mut Fleet) {
+    let step = running.watch.borrow().step;
+    drop(running);
+    fleet.kill().await;
+    let record = async {
+        let (store, root) = store::open(&prepared.run_url)?;
+        let replayed = journal::replay(Place { store, root }).await?;
+        let writer = Incarnation::random()
+            .map_err(|error| Failure::internal("there is no randomness", error.to_string()))?;
+        let mut journal = replayed.take_term(writer).await?;
+        journal.append(Entry::RunStopped { step }).await?;
+        Ok::<(), Failure>(())
+    };
+    if let Ok(Err(failure)) = tokio::time::timeout(FAREWELL, record).await {
+        tracing::debug!(%failure, "the stop is not in the journal");
     }
 }
 

@@ -206,7 +206,10 @@ fn failures_have_three_lines_and_their_exit_code() {
             .success()
     );
     let below_a_file = at("plain/corpus");
-    let cases: [(&[&str], i32, &str); 8] = [
+    let broken = folder.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    std::fs::write(broken.join("manifest.json"), "rubbish").unwrap();
+    let cases: [(&[&str], i32, &str); 10] = [
         (
             &["import", &at("none.tar"), "--out", &at("o")],
             4,
@@ -227,16 +230,41 @@ fn failures_have_three_lines_and_their_exit_code() {
         (&["import", &good], 2, "--out"),
         (&["inspect", &at("none")], 4, "mks2 data import"),
         (&["verify", &at("none")], 4, "mks2 data import"),
+        (&["verify", &at("broken")], 4, "bring manifest.json back"),
+        (
+            &["import", "part-{0..3.tar", "--out", &at("o")],
+            4,
+            "close each brace",
+        ),
     ];
     for (arguments, code, word) in cases {
         let output = run(arguments);
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         assert!(said.contains(word), "{arguments:?}: {said}");
-        if code != 2 {
-            assert_eq!(said.lines().count(), 3, "{said}");
-        }
+        assert_eq!(said.lines().count(), 3, "{said}");
+        assert!(
+            !said.contains("quarantine.jsonl"),
+            "nothing bad was found: {said}"
+        );
     }
+}
+
+#[test]
+fn a_tar_without_its_end_mark_is_remarked_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let whole = std::fs::read(example("emoji-00003.tar")).unwrap();
+    let data = whole.iter().rposition(|&byte| byte != 0).unwrap() + 1;
+    std::fs::write(at("cut.tar"), &whole[..data.next_multiple_of(512)]).unwrap();
+    let output = run(&["import", &at("cut.tar"), "--out", &at("out")]);
+    let said = text(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("cut.tar has no end mark"),
+        "{said}"
+    );
+    let summary = json(&["import", &at("cut.tar"), "--out", &at("out"), "--json"]);
+    assert_eq!(summary["without_end"], serde_json::json!([at("cut.tar")]));
 }
 
 #[test]

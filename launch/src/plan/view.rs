@@ -4,6 +4,9 @@ use super::{Plan, StagePlan};
 use crate::table::Table;
 use crate::units::{bytes, count, plural, short};
 
+/// What a worker on a CPU takes before it has a tensor: libtorch, its threads, the program. Measured.
+const PROCESS_BYTES: u64 = 200 << 20;
+
 pub(super) fn render(plan: &Plan) -> String {
     let parts = [
         heading(plan),
@@ -122,7 +125,12 @@ fn memory(plan: &Plan) -> String {
         let name = std::iter::once(stage.name.clone());
         table.row(name.chain(sizes.into_iter().map(bytes)));
     }
-    format!("{}activations are an estimate\n", table.render())
+    format!(
+        "{}activations are an estimate; libtorch and the process itself are not counted: about {} \
+         more on a CPU\n",
+        table.render(),
+        bytes(PROCESS_BYTES)
+    )
 }
 
 fn costs(plan: &Plan) -> String {

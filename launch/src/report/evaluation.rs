@@ -118,8 +118,8 @@ pub(super) fn claim(sources: &Sources) -> String {
     if !probed.is_empty() {
         let _ = write!(
             content,
-            "<h3>Linear probes</h3><p class=soft>How often a linear classifier reads the same answers from a \
-             state: what could be answered at best.</p>{probed}"
+            "<h3>Linear probes</h3><p class=soft>How well a linear classifier reads the same answers from a \
+             state. It shows what is there, and is no limit of what a model can answer.</p>{probed}"
         );
     }
     content.push_str(&answers(list(&questions["details"])));
@@ -170,7 +170,7 @@ fn answers(details: &[Value]) -> String {
         }
     }
     format!(
-        "<details><summary>All {} questions with their answers</summary><div class=wide><table>\
+        "<details class=answers><summary>All {} questions with their answers</summary><div class=wide><table>\
          <thead><tr><th>question<th>right{heads}</thead><tbody>{rows}</tbody></table></div></details>",
         details.len()
     )

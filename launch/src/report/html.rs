@@ -78,6 +78,8 @@ fn head(sources: &Sources, report: &Report) -> String {
     ));
     facts.push(format!("seed {}", sources.job.seed));
     facts.extend((report.failures > 0).then(|| plural(report.failures, "failure")));
+    let interruptions = report.interruptions;
+    facts.extend((interruptions > 0).then(|| plural(interruptions, "interruption")));
     format!(
         "<h1>{} <span class=\"state {class}\">{state}</span></h1><p class=soft>{}</p>",
         escape(&sources.job.name),
@@ -179,7 +181,7 @@ fn stages(sources: &Sources, report: &Report) -> String {
     }
     let table = format!(
         "<div class=wide><table class=stages><thead><tr><th>stage<th class=k>kind<th class=n>steps<th class=n>time<th class=n>last loss\
-         <th>weights</thead><tbody>{rows}</tbody></table></div>"
+         <th class=w>weights</thead><tbody>{rows}</tbody></table></div>"
     );
     section(
         "Stages",
@@ -199,7 +201,7 @@ fn stage_row(stage: &Stage, sources: &Sources, report: &Report) -> String {
     let written = match report.stages.iter().find(|done| done.name == stage.name) {
         Some(done) => write!(
             row,
-            "<td class=n>{}<td class=n>{}<td class=n>{}<td><code>{}</code>",
+            "<td class=n>{}<td class=n>{}<td class=n>{}<td class=w><code>{}</code>",
             count(done.steps),
             clock(duration(done.seconds)),
             done.loss.map_or_else(|| "–".into(), short),
@@ -211,9 +213,12 @@ fn stage_row(stage: &Stage, sources: &Sources, report: &Report) -> String {
             } else {
                 "not yet"
             };
+            let time = report
+                .evaluation_seconds
+                .map_or_else(|| "–".into(), |seconds| clock(duration(seconds)));
             write!(
                 row,
-                "<td class=n>–<td class=n>–<td class=n>–<td class=soft>{state}"
+                "<td class=n>–<td class=n>{time}<td class=n>–<td class=soft>{state}"
             )
         }
         None => write!(
@@ -244,6 +249,11 @@ fn job(sources: &Sources, report: &Report) -> String {
         "reported by",
         &format!("mks2 {}", env!("CARGO_PKG_VERSION")),
     );
+    // Older runs do not say it.
+    if sources.run_json["libtorch_version"].is_string() {
+        let version = run_text(sources, "libtorch_version");
+        fact("libtorch", &version);
+    }
     fact("device", &escape(&sources.job.device));
     fact("job digest", &run_text(sources, "job_digest"));
     fact(

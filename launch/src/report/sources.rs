@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 use mks2_coordinator::journal::{Ending, Entry, History, Record};
+use mks2_dataset::error::Error;
 use mks2_dataset::store;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, load};
@@ -38,6 +39,12 @@ pub(crate) struct Sources {
 pub(super) struct Past {
     /// How many records tell of a failure.
     pub(super) failures: u64,
+    /// How often a term began after one that had worked, was not asked to stop, and left no word on
+    /// its end: everything was killed, or the machine went down.
+    pub(super) interruptions: u64,
+    /// Seconds from the last checkpoint, or the start behind it, to the end of a finished run: what a
+    /// last stage without steps took.
+    pub(super) last_seconds: Option<f64>,
     /// How the last term that worked in the run ended; none while one works, or was killed.
     pub(super) ending: Option<Ending>,
     /// What the last failure was, and why.
@@ -48,11 +55,26 @@ impl Past {
     /// The sum of the records, in their order.
     fn of(records: &[Record]) -> Self {
         let (mut past, mut history) = (Self::default(), History::default());
+        let (mut at_work, mut since_ms) = (false, 0);
         for record in records {
             history.fold(record);
-            if let Entry::RunFailed { what, why, .. } = &record.entry {
-                past.failures += 1;
-                past.failure = Some((what.clone(), why.clone()));
+            match &record.entry {
+                Entry::TermTaken => past.interruptions += u64::from(std::mem::take(&mut at_work)),
+                Entry::GenerationFormed { .. } => (at_work, since_ms) = (true, record.at_ms),
+                Entry::CheckpointCommitted { .. } => since_ms = record.at_ms,
+                Entry::RunFailed { what, why, .. } => {
+                    at_work = false;
+                    past.failures += 1;
+                    past.failure = Some((what.clone(), why.clone()));
+                }
+                // Who asked for the end need not be told of it.
+                Entry::StopRequested { .. } | Entry::RunStopped { .. } => at_work = false,
+                Entry::RunFinished { .. } => {
+                    at_work = false;
+                    let took_ms = record.at_ms.saturating_sub(since_ms);
+                    past.last_seconds = Some(took_ms as f64 / 1000.0);
+                }
+                _ => {}
             }
         }
         past.ending = history.ending;
@@ -147,8 +169,8 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn no_run(&self) -> Failure {
-        Failure::data(
-            format!("'{}' holds no run", self.run),
+        Failure::usage(
+            format!("there is no run at {}", store::shown(self.run)),
             "there is no config.resolved.toml in it",
             "give the directory that was given to `mks2 train --run`",
         )
@@ -159,19 +181,8 @@ impl Place<'_> {
     }
 
     async fn read(&self, path: &Path) -> Result<Option<String>, Failure> {
-        let unreadable = |why: String| {
-            Failure::storage(
-                format!("{path} cannot be read"),
-                why,
-                "see that the run directory can be read, then run `mks2 report` again",
-            )
-        };
-        let bytes = match self.store.get(path).await {
-            Ok(found) => found.bytes().await.map_err(|e| unreadable(e.to_string()))?,
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
-            Err(e) => return Err(unreadable(e.to_string())),
-        };
-        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+        let bytes = store::get_if_there(self.store, path).await?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
     async fn json(&self, name: &str) -> Result<Option<Value>, Failure> {
@@ -190,7 +201,7 @@ impl Place<'_> {
             .try_filter(|path| std::future::ready(path.as_ref().ends_with(ends)))
             .try_collect()
             .await
-            .map_err(|e| unwritable(folder, &e))?;
+            .map_err(|e| Error::store("listed", &store::name(self.store, &under), &e))?;
         paths.sort();
         let mut texts = Vec::new();
         for path in paths {

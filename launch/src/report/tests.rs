@@ -190,6 +190,7 @@ async fn report_json_has_exactly_the_documented_fields() {
     let all = [
         "evaluation",
         "failures",
+        "interruptions",
         "reduction",
         "stages",
         "weights_digest",
@@ -251,8 +252,52 @@ async fn failures_are_the_records_of_a_failure_and_no_others() {
 }
 
 #[tokio::test]
+async fn terms_that_left_no_word_on_their_end_are_interruptions() {
+    let run = run_under_way();
+    let formed = json!({"kind": "generation-formed", "generation": 1, "members": []});
+    let taken = json!({"kind": "term-taken"});
+    // Killed at work; then before any work; then stopped on request.
+    let asked = json!({"kind": "stop-requested", "reason": "Ctrl-C"});
+    let entries = [&formed, &taken, &taken, &formed, &asked, &taken];
+    for (number, entry) in (2..).zip(entries) {
+        record(run.path(), number, entry);
+    }
+    let (json, html) = composed(run.path()).await;
+    assert_eq!(
+        (&json["interruptions"], &json["failures"]),
+        (&json!(1), &json!(0))
+    );
+    assert!(html.contains("1 interruption"));
+}
+
+#[tokio::test]
+async fn the_evaluation_has_a_time_and_libtorch_a_version_where_they_are_known() {
+    let run = run_under_way();
+    evaluate(run.path());
+    let (json, html) = composed(run.path()).await;
+    assert!(json.get("evaluation_seconds").is_none() && !html.contains("<th>libtorch"));
+    let about = json!({"run_id": "r", "libtorch_version": "2.11.0+cpu"});
+    put(run.path(), "run.json", &about.to_string());
+    let formed = json!({"kind": "generation-formed", "generation": 1, "members": []});
+    for (number, at_ms, entry) in [
+        (2, 1_000, formed),
+        (3, 8_500, json!({"kind": "run-finished", "step": 2})),
+    ] {
+        let record = json!({"number": number, "term": 1, "writer": 1, "at_ms": at_ms,
+                            "previous": "", "entry": entry, "digest": ""});
+        let name = format!("journal/{number:020}.json");
+        put(run.path(), &name, &record.to_string());
+    }
+    let (json, html) = composed(run.path()).await;
+    assert_eq!(json["evaluation_seconds"], 7.5);
+    assert!(html.contains("<th>libtorch<td><code>2.11.0+cpu</code>") && html.contains("0:07"));
+}
+
+#[tokio::test]
 async fn a_directory_without_a_run_is_refused_with_a_cure() {
     let empty = tempfile::tempdir().unwrap();
     let failure = compose(empty.path().to_str().unwrap()).await.unwrap_err();
-    assert!(failure.what.contains("holds no run") && !failure.cure.is_empty());
+    assert!(
+        failure.exit.code() == 2 && failure.what.contains("no run at") && !failure.cure.is_empty()
+    );
 }

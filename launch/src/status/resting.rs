@@ -1,9 +1,12 @@
-//! A run in which nobody trains: what its journal says.
+//! A run whose coordinator is not known here: what its journal says. That an unfinished run is at
+//! rest can not be known from here: a coordinator elsewhere may be at work in the same directory.
 
 use mks2_coordinator::journal::{self, Ending, History, Place};
 use mks2_dataset::store;
 use mks2_proto::failure::Failure;
 use serde_json::{Value, json};
+
+use crate::train::located;
 
 /// The end of a run's journal.
 #[derive(Clone, Debug)]
@@ -33,7 +36,9 @@ impl Resting {
         let (place, root) = store::open(location)?;
         let report = root.clone().join("report.json");
         let has_report = store::size(&*place, &report).await?.is_some();
-        let history = journal::replay(Place { store: place, root }).await?.history;
+        let replayed = journal::replay(Place { store: place, root }).await;
+        let replayed = replayed.map_err(|error| located(error.into(), location))?;
+        let history = replayed.history;
         if history.origin.is_none() {
             return Err(nothing());
         }
@@ -50,7 +55,14 @@ impl Resting {
             Some(Ending::Stopped) => "stopped",
             Some(Ending::Failed) => "failed",
             None if self.has_report => "finished",
-            None => "interrupted",
+            None => "unfinished",
+        }
+    }
+
+    fn state_words(&self) -> String {
+        match self.state() {
+            "unfinished" => "not finished; no coordinator of this machine trains in it".to_owned(),
+            state => format!("{state}, nobody trains in it"),
         }
     }
 
@@ -63,7 +75,7 @@ impl Resting {
             ));
         }
         lines.push(format!("directory   {}", self.location));
-        lines.push(format!("state       {}, nobody trains in it", self.state()));
+        lines.push(format!("state       {}", self.state_words()));
         lines.push(match self.history.checkpoints.latest() {
             Some(latest) => format!("checkpoint  step {} (stage {})", latest.step, latest.stage),
             None => "checkpoint  none".into(),
@@ -73,6 +85,12 @@ impl Resting {
                 "report      {}/report.html",
                 self.location.trim_end_matches('/')
             ));
+        }
+        if self.state() == "unfinished" {
+            lines.push(
+                "ask first   mks2 status HOST:PORT, if a coordinator elsewhere may train in it"
+                    .into(),
+            );
         }
         if self.state() != "finished" {
             lines.push(format!(

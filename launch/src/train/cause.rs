@@ -3,11 +3,13 @@
 //! A worker that reached the coordinator tells it its failure. One that did not (libtorch is
 //! missing, it was killed while starting) leaves an exit code and the end of its log.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::process::ExitStatus;
 
 use mks2_proto::failure::{ExitCode, Failure};
+use mks2_proto::job::Corpus;
 
 use super::fleet::Worker;
 
@@ -97,6 +99,30 @@ pub(crate) fn with_log(mut failure: Failure, workers: &[Worker]) -> Failure {
         failure.why = format!("{}{death} (log {})", failure.why, worker.log.display());
     } else if let Some(folder) = workers.first().and_then(|worker| worker.log.parent()) {
         failure.why = format!("{} (logs {})", failure.why, folder.display());
+    }
+    failure
+}
+
+/// The rank of the worker whose loss ended the run, if that is what happened.
+pub(crate) fn lost(failure: &Failure, workers: &[Worker]) -> Option<u32> {
+    let is_lost = |worker: &Worker| {
+        let rest = failure.what.strip_prefix(worker.member.as_str());
+        rest.is_some_and(|rest| rest.starts_with(" was lost"))
+    };
+    let rank = workers.iter().position(is_lost)?;
+    u32::try_from(rank).ok()
+}
+
+/// Names the corpus of the job whose URL stands in the failure.
+pub(crate) fn with_corpus(mut failure: Failure, data: &BTreeMap<String, Corpus>) -> Failure {
+    let about = data.iter().filter(|(_, corpus)| {
+        let url = mks2_dataset::store::shown(&corpus.url);
+        failure.what.contains(&url) || failure.why.contains(&url)
+    });
+    // One URL may begin like another one.
+    let about = about.max_by_key(|(_, corpus)| corpus.url.len());
+    if let Some((name, _)) = about {
+        failure.what = format!("corpus '{name}': {}", failure.what);
     }
     failure
 }
@@ -259,6 +285,22 @@ mod tests {
         assert!(failure.why.contains("signal 11 (SIGSEGV)"), "{failure}");
         assert!(failure.why.contains("its log is empty"), "{failure}");
         assert_eq!(failure.exit.code(), 7);
+    }
+
+    #[test]
+    fn a_corpus_is_called_by_its_name() {
+        let corpus = Corpus {
+            url: "/data/emoji".into(),
+        };
+        let data = BTreeMap::from([("pictures".to_owned(), corpus)]);
+        let failure = Failure::data("the corpus at /data/emoji is not whole", "why", "cure");
+        let named = with_corpus(failure, &data);
+        assert_eq!(
+            named.what,
+            "corpus 'pictures': the corpus at /data/emoji is not whole"
+        );
+        let other = with_corpus(Failure::data("another thing", "why", "cure"), &data);
+        assert_eq!(other.what, "another thing");
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(crate) struct Orders {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     Run,
+    /// One worker, by its rank, is killed; the others go on.
+    KillOne(u32),
     Terminate,
     Kill,
 }
@@ -115,6 +117,26 @@ impl Fleet {
             }
             None => std::future::pending().await,
         }
+    }
+
+    /// Kills one worker, which does not answer.
+    pub(crate) fn kill_one(&self, rank: u32) {
+        self.orders.send_replace(Order::KillOne(rank));
+    }
+
+    /// Waits until a worker has ended, for so long at most.
+    pub(crate) async fn ends_within(&mut self, rank: u32, limit: Duration) {
+        let ended = async {
+            while self
+                .workers
+                .get(rank as usize)
+                .is_some_and(|worker| worker.exit.is_none())
+            {
+                self.next_exit().await;
+            }
+        };
+        // Either way the worker's own state tells.
+        let _ = tokio::time::timeout(limit, ended).await;
     }
 
     pub(crate) fn all_ended(&self) -> bool {
@@ -226,7 +248,7 @@ async fn mind(
             changed = orders.changed() => {
                 // The fleet is gone: so is the reason to live.
                 let order = if changed.is_ok() { *orders.borrow_and_update() } else { Order::Kill };
-                obey(&child, order);
+                obey(rank, &child, order);
                 if changed.is_err() {
                     break child.wait().await;
                 }
@@ -239,11 +261,12 @@ async fn mind(
     }
 }
 
-fn obey(child: &Child, order: Order) {
+fn obey(rank: u32, child: &Child, order: Order) {
     let Some(pid) = child.id() else { return };
     match order {
+        Order::KillOne(other) if other != rank => {}
         Order::Run => {}
         Order::Terminate => spawn::signal(pid, libc::SIGTERM),
-        Order::Kill => spawn::signal(pid, libc::SIGKILL),
+        Order::Kill | Order::KillOne(_) => spawn::signal(pid, libc::SIGKILL),
     }
 }

@@ -4,18 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use mks2_coordinator::lock::{self, RunLock};
 use mks2_coordinator::{Limits, Running, Settings};
 use mks2_dataset::reader::Corpus;
 use mks2_dataset::store;
 use mks2_proto::env;
-use mks2_proto::failure::Failure;
+use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::ids::Token;
 use mks2_proto::job::load::{self, Resolved};
 use mks2_proto::job::{Job, StageKind};
 use tempfile::TempDir;
 
 use super::fleet::Orders;
-use super::lock::{self, RunLock};
 use crate::cli::TrainArgs;
 use crate::output::Output;
 
@@ -38,7 +38,7 @@ pub(crate) struct Prepared {
 /// Checks and takes everything that a run needs.
 ///
 /// # Errors
-/// Job (exit 3), corpora (4), run directory (5, or 7 when it is in use), the worker's program (6).
+/// Job (exit 3), corpora (4), run directory (5, or 6 when it is in use), the worker's program (6).
 pub(crate) async fn prepare(args: &TrainArgs) -> Result<Prepared, Failure> {
     let resolved = load::load(&args.job.job, &args.job.overrides())?;
     check_workers(args.workers, resolved.job.lanes)?;
@@ -97,6 +97,15 @@ impl Prepared {
             log_format: if output.is_json() { "json" } else { "text" },
         }
     }
+}
+
+/// Trouble with storage names the run directory whose trouble it is.
+pub(crate) fn located(mut failure: Failure, run_url: &str) -> Failure {
+    let run = store::shown(run_url);
+    if failure.exit == ExitCode::Storage && !failure.what.contains(&run) {
+        failure.what = format!("run directory {run}: {}", failure.what);
+    }
+    failure
 }
 
 fn check_workers(workers: u32, lanes: u32) -> Result<(), Failure> {

@@ -97,12 +97,17 @@ fn a_missing_job_file_is_named() {
 #[test]
 fn usage_errors_end_with_2() {
     let place = Place::new();
-    assert_eq!(place.run(&["train"]).code, Some(2));
-    assert_eq!(place.run(&["fly"]).code, Some(2));
-    assert_eq!(
-        place.run(&["train", "job.toml", "--workers", "0"]).code,
-        Some(2)
-    );
+    let cases: [(&[&str], &str); 6] = [
+        (&["train"], "<JOB>"),
+        (&["fly"], "'fly'"),
+        (&["train", "job.toml", "--workers", "0"], "1 or larger"),
+        (&["train", "job.toml", "--resume", "fuzz"], "neither auto"),
+        (&["train", "job.toml", "--listen", "999"], "127.0.0.1:7000"),
+        (&["data", "import", "x.tar", "--otu", "y"], "'--out'"),
+    ];
+    for (words, word) in cases {
+        place.run(words).refused(2, &[word, "--help"]);
+    }
     place
         .run(&["config", "show", "job.toml", "--set", "seed"])
         .refused(2, &["key=value"]);
@@ -139,6 +144,19 @@ fn errors_are_json_when_logs_are() {
         (Some(3), &serde_json::json!(3))
     );
     assert!(error["fix"].is_string());
+    let ended = Place::new().run(&["fly", "--log-format", "json"]);
+    let error: serde_json::Value = serde_json::from_str(&ended.err).expect("JSON");
+    assert_eq!(
+        (ended.code, &error["exit_code"]),
+        (Some(2), &serde_json::json!(2))
+    );
+}
+
+#[test]
+fn watch_has_examples_of_its_own() {
+    let help = Place::new().run(&["watch", "--help"]);
+    assert!(help.done().out.contains("mks2 watch runs/emoji"));
+    assert!(!help.out.contains("mks2 status"), "{}", help.out);
 }
 
 #[test]

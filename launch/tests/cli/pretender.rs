@@ -3,7 +3,7 @@
 //! test below as its only test.
 //!
 //! `PRETEND` says how it behaves: `finish`; `fail` at the third step (rank 1 alone); `linger`, one
-//! step each 20 ms for ever.
+//! step each 20 ms for ever; `deaf`, the same, and it does not stop when it is asked to.
 
 use std::time::Duration;
 
@@ -124,10 +124,9 @@ impl Pretender {
                 _ => return 7,
             }
         }
-        let steps = if self.behaviour == "linger" {
-            u64::MAX
-        } else {
-            20
+        let steps = match self.behaviour.as_str() {
+            "linger" | "deaf" => u64::MAX,
+            _ => 20,
         };
         for step in 1..=steps {
             if step % 20 == 1 {
@@ -169,6 +168,7 @@ impl Pretender {
         let waiting = tokio::time::timeout(Duration::from_millis(1), self.next_directive()).await;
         match waiting {
             Err(_) => None,
+            Ok(Some(directive::Kind::Stop(_))) if self.behaviour == "deaf" => None,
             Ok(Some(directive::Kind::Stop(_))) => Some(self.finish(false).await),
             Ok(Some(directive::Kind::Generation(_))) => None,
             Ok(_) => Some(7),

@@ -1,5 +1,8 @@
 //! Whole runs, with workers that join and report but train nothing.
 
+use std::io::{BufRead, BufReader};
+use std::time::{Duration, Instant};
+
 use crate::pretender::script;
 use crate::support::{Ended, Place, ended, eventually, is_alive, signal, start};
 
@@ -101,10 +104,8 @@ fn ctrl_c_in_a_run_stops_at_a_step_border() {
     wait_for_steps(&place, 3);
     signal(launcher.id(), "INT");
     let run = ended(launcher);
-    run.refused(
-        130,
-        &["stopped", "mks2 train job.toml --run run --workers 2"],
-    );
+    run.stopped(&["mks2 train job.toml --run run --workers 2"]);
+    assert!(run.err.contains("stopped at step "), "{}", run.err);
     assert!(
         place.run(&["status", "run"]).done().out.contains("stopped"),
         "the journal knows"
@@ -119,10 +120,75 @@ fn a_second_ctrl_c_stops_at_once() {
     let launcher = start(place.train(deaf, &[]));
     let workers = place.sleepers(1);
     signal(launcher.id(), "INT");
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(50));
     signal(launcher.id(), "INT");
-    ended(launcher).refused(130, &["stopped"]);
+    ended(launcher).stopped(&[]);
     assert!(!is_alive(workers[0]));
+}
+
+#[test]
+fn a_run_that_was_stopped_twice_counts_as_stopped() {
+    let place = Place::new();
+    let launcher = start(place.train(&script("deaf"), &["--workers", "2"]));
+    wait_for_steps(&place, 3);
+    signal(launcher.id(), "INT");
+    eventually("the first request is heard", || {
+        let status = place.run(&["status", "run"]);
+        status.out.contains("stopping").then_some(())
+    });
+    signal(launcher.id(), "INT");
+    ended(launcher).stopped(&["at once"]);
+    let status = place.run(&["status", "run"]);
+    assert!(
+        status.done().out.contains("stopped, nobody trains in it"),
+        "{}",
+        status.out
+    );
+}
+
+#[test]
+fn a_silent_worker_is_named_at_once_and_killed() {
+    let place = Place::new();
+    let mut launcher = start(place.train(&script("linger"), &["--workers", "2"]));
+    let workers = place.sleepers(2);
+    wait_for_steps(&place, 3);
+    let pid = std::fs::read_to_string(place.path("worker.sh.pids/worker-1")).expect("its process");
+    signal(pid.trim().parse().expect("a number"), "STOP");
+    let stopped = Instant::now();
+    let mut err = BufReader::new(launcher.stderr.take().expect("piped")).lines();
+    let named = err.any(|line| line.is_ok_and(|line| line.contains("worker-1 was lost")));
+    let told = stopped.elapsed();
+    assert!(named);
+    assert_eq!(ended(launcher).code, Some(7));
+    let over = stopped.elapsed() - told;
+    assert!(told < Duration::from_secs(5), "told after {told:?}");
+    assert!(over < Duration::from_secs(3), "{over:?} after it was told");
+    assert!(workers.iter().all(|pid| !is_alive(*pid)));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_does_not_end_the_run() {
+    let place = Place::new();
+    let mut launcher = start(place.train(&script("finish"), &["--workers", "2"]));
+    drop(launcher.stderr.take());
+    drop(launcher.stdout.take());
+    assert_eq!(ended(launcher).code, Some(0));
+    let status = place.run(&["status", "run"]);
+    assert!(status.done().out.contains("finished"), "{}", status.out);
+    let mut refused = start(place.mks2(&["plan", "nothing.toml"]));
+    drop(refused.stderr.take());
+    assert_eq!(ended(refused).code, Some(3));
+}
+
+#[test]
+fn a_stage_that_fails_does_not_look_finished() {
+    let place = Place::new();
+    let run = ended(start(place.train(&script("fail"), &["--workers", "2"])));
+    assert!(
+        run.err.contains("stopped at step ") && !run.err.contains("  in 0:"),
+        "{}",
+        run.err
+    );
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! The launcher and its children: locks, signals, deaths. The workers are scripts that sleep.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
+use crate::pretender::script;
 use crate::support::{Place, SLEEPER, ended, eventually, is_alive, signal, start};
 
 #[test]
@@ -10,7 +13,7 @@ fn a_run_directory_has_one_launcher() {
     let first = start(place.train(SLEEPER, &[]));
     place.sleepers(1);
     let second = ended(start(place.train(SLEEPER, &[])));
-    second.refused(7, &["in use", &format!("process {}", first.id())]);
+    second.refused(6, &["in use", &format!("process {}", first.id())]);
     signal(first.id(), "KILL");
     ended(first);
 }
@@ -36,7 +39,7 @@ fn ctrl_c_stops_the_run_and_tells_how_to_go_on() {
     signal(launcher.id(), "INT");
     let ended = ended(launcher);
     let command = "mks2 train job.toml --run run --workers 2 --set seed=5";
-    ended.refused(130, &["stopped", command]);
+    ended.stopped(&[command]);
     assert!(
         ended.err.contains("once more stops at once"),
         "{}",
@@ -57,7 +60,7 @@ fn a_stubborn_worker_is_killed_after_its_grace() {
     let launcher = start(place.train(stubborn, &[]));
     let workers = place.sleepers(1);
     signal(launcher.id(), "TERM");
-    ended(launcher).refused(130, &["stopped"]);
+    ended(launcher).stopped(&[]);
     assert!(!is_alive(workers[0]));
 }
 
@@ -105,6 +108,57 @@ fn a_live_run_can_be_asked_for_its_status() {
 }
 
 #[test]
+fn a_run_in_an_object_store_says_how_to_follow_it() {
+    let place = Place::new();
+    let worker = place.worker(SLEEPER);
+    let mut command = place.mks2(&["train", "job.toml", "--run", "memory://far/run"]);
+    command.env("MKS2_WORKER", worker);
+    let mut launcher = start(command);
+    place.sleepers(1);
+    let mut lines = BufReader::new(launcher.stderr.take().expect("piped")).lines();
+    let line = lines
+        .find(|line| {
+            line.as_ref()
+                .is_ok_and(|line| line.contains("coordinator:"))
+        })
+        .expect("a line")
+        .expect("read");
+    let (_, folder) = line.split_once("mks2 watch ").expect("a command");
+    let status = place.run(&["status", folder]);
+    assert!(
+        status.done().out.contains("memory://far/run"),
+        "{}",
+        status.out
+    );
+    signal(launcher.id(), "INT");
+    assert_eq!(ended(launcher).code, Some(130));
+    assert!(!PathBuf::from(folder).join("coordinator.json").exists());
+    std::fs::remove_dir_all(folder).expect("removed");
+}
+
+#[test]
+fn an_unfinished_run_may_be_in_the_hands_of_another_machine() {
+    let place = Place::new();
+    let launcher = start(place.train(&script("linger"), &["--workers", "2"]));
+    place.sleepers(2);
+    eventually("steps are done", || {
+        place.path("run/metrics.jsonl").exists().then_some(())
+    });
+    signal(launcher.id(), "KILL");
+    ended(launcher);
+    let resting = place.run(&["status", "run"]);
+    let words = [
+        "not finished; no coordinator of this machine",
+        "mks2 status HOST:PORT",
+        "mks2 train JOB --run",
+    ];
+    for word in words {
+        assert!(resting.done().out.contains(word), "{word}: {}", resting.out);
+    }
+    assert!(!resting.out.contains("nobody trains"), "{}", resting.out);
+}
+
+#[test]
 fn a_watched_run_is_followed_to_its_end() {
     let place = Place::new();
     let launcher = start(place.train(SLEEPER, &[]));
@@ -126,6 +180,9 @@ fn there_is_no_status_where_there_is_no_run() {
     let place = Place::new();
     place
         .run(&["status", "nowhere"])
+        .refused(2, &["no run at", "nowhere"]);
+    place
+        .run(&["report", "nowhere"])
         .refused(2, &["no run at", "nowhere"]);
     let mut command = place.mks2(&["status", "127.0.0.1:1"]);
     let output = command

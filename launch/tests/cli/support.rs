@@ -169,6 +169,18 @@ impl Ended {
         }
     }
 
+    /// Stopped on request, which is no error: what and why, and then how to go on.
+    #[track_caller]
+    pub(crate) fn stopped(&self, words: &[&str]) {
+        assert_eq!(self.code, Some(130), "stderr:\n{}", self.err);
+        assert!(!self.err.contains("error:"), "{}", self.err);
+        let lines: Vec<&str> = self.err.trim_end().lines().collect();
+        let text = lines[lines.len().saturating_sub(2)..].join("\n");
+        for word in words.iter().chain(&["stopped", "go on with: mks2 train"]) {
+            assert!(text.contains(word), "'{word}' is not in:\n{text}");
+        }
+    }
+
     #[track_caller]
     pub(crate) fn done(&self) -> &Self {
         assert_eq!(

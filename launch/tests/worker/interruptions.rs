@@ -103,7 +103,7 @@ fn ctrl_c_checkpoints_and_a_damaged_checkpoint_is_refused() {
     let step = lab.steps("asked").len();
     let safe = format!("checkpoint of step {step}");
     let words = ["the run was stopped", &safe, "go on with: mks2 train"];
-    stopped.refused(130, &words);
+    stopped.stopped(&words);
 
     let manifests = lab.manifests("asked");
     let latest = manifests.last().expect("a checkpoint");

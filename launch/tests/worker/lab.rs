@@ -272,6 +272,16 @@ impl Ended {
         self
     }
 
+    /// Stopped on request, which is no error.
+    #[track_caller]
+    pub(crate) fn stopped(&self, words: &[&str]) {
+        self.with_code(130);
+        assert!(!self.err.contains("error:"), "{}", self.err);
+        for word in words {
+            assert!(self.err.contains(word), "'{word}' is not in:\n{}", self.err);
+        }
+    }
+
     /// Three lines (what, why, what to do) at the end of standard error, holding the words.
     #[track_caller]
     pub(crate) fn refused(&self, code: i32, words: &[&str]) {

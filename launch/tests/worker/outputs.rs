@@ -63,7 +63,9 @@ fn check_report(report: &Value) {
         "evaluation",
         "reduction",
         "workers",
+        "evaluation_seconds",
         "failures",
+        "interruptions",
     ];
     assert_eq!(keys(report), names.into_iter().collect());
     assert_eq!(report["weights_digest"].as_str().expect("text").len(), 64);
