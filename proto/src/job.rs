@@ -163,13 +163,16 @@ pub struct TextTower {
 }
 
 /// The modular visual memory (MVM) of every block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Memory {
     /// Hidden width of the two-layer network.
     pub width: u32,
     /// Two matrices with GELU, or three with SwiGLU.
     #[serde(default)]
     pub form: MemoryForm,
+    /// Factor on the first layer's initial weights; above 1 single objects are stored sooner.
+    #[serde(default = "default_gain")]
+    pub gain: f64,
 }
 
 /// Forms of the modular visual memory.
@@ -193,9 +196,9 @@ pub struct Retrieval {
     pub temperature: f64,
     /// Whether `tau` is trained (bounded below by 0.01) or stays fixed.
     pub learn_temperature: bool,
-    /// How far the image projection starts by evening out the strength of the features'
-    /// directions, measured on the stage's first pictures: 0 not at all (random start), 1 wholly.
-    pub whiten: f64,
+    /// Whether image features have a trained projection too. If not, texts are projected into the
+    /// encoder's own space (`dim` is `projection_dim`), and nothing it sees is trained away.
+    pub project_images: bool,
     /// Blocks (counted from 1) after which the text state is read as well, each with a head
     /// of its own; the losses are averaged. The last block is always read.
     pub extra_blocks: Vec<u32>,
@@ -207,7 +210,7 @@ impl Default for Retrieval {
             dim: 128,
             temperature: 0.07,
             learn_temperature: true,
-            whiten: 0.0,
+            project_images: true,
             extra_blocks: Vec::new(),
         }
     }
@@ -340,6 +343,14 @@ pub struct Bootstrap {
     pub clip_texts: Vec<String>,
     /// Largest share of a picture's side by which it is shifted at random (augmentation).
     pub shift: f64,
+    /// Weight of a second contrastive loss, between two shifted views of each picture, which
+    /// makes the image feature tell pictures with similar texts apart; 0: one view, no such loss.
+    pub view_weight: f64,
+    /// Temperature of that loss, fixed.
+    pub view_temperature: f64,
+    /// How far the strengths of the image feature's directions are evened out at the stage's end,
+    /// folded into the visual projection: 0 not at all, 1 until all are alike.
+    pub whiten: f64,
 }
 
 impl Default for Bootstrap {
@@ -348,6 +359,9 @@ impl Default for Bootstrap {
             texts: vec!["{caption}".into()],
             clip_texts: vec!["{caption}".into()],
             shift: 0.0,
+            view_weight: 0.0,
+            view_temperature: 0.1,
+            whiten: 0.0,
         }
     }
 }
@@ -366,6 +380,9 @@ pub struct MemoryStage {
     pub caption_weight: f64,
     /// Weight of the retrieval loss.
     pub retrieval_weight: f64,
+    /// Every worker keeps in memory what the frozen encoder makes of a picture, which is
+    /// `4 * ((image_size / patch_size)^2 * hidden_size + projection_dim)` bytes, for later epochs.
+    pub keep_features: bool,
 }
 
 impl Default for MemoryStage {
@@ -376,6 +393,7 @@ impl Default for MemoryStage {
             caption_share: 1.0,
             caption_weight: 1.0,
             retrieval_weight: 1.0,
+            keep_features: false,
         }
     }
 }
@@ -473,6 +491,9 @@ fn default_norm_eps() -> f64 {
 }
 fn default_batch_size() -> u32 {
     64
+}
+fn default_gain() -> f64 {
+    1.0
 }
 fn default_weight() -> f64 {
     1.0

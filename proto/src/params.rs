@@ -124,4 +124,20 @@ mod tests {
         assert_eq!((scalar.numel(), scalar.is_decayed()), (1, false));
         assert_eq!(scalar.initial_values(0), [3.0]);
     }
+
+    #[test]
+    fn gain_scales_the_first_layer_of_a_memory_alone() {
+        let job: crate::job::Job = toml::from_str(include_str!("job/sample.toml")).unwrap();
+        let mut louder = job.model.clone();
+        louder.memory.gain = 3.0;
+        for (plain, scaled) in memory(&job.model, "m").iter().zip(memory(&louder, "m")) {
+            let factor = if plain.name.contains("down_proj") {
+                1.0
+            } else {
+                3.0
+            };
+            let (a, b) = (plain.initial_values(1)[0], scaled.initial_values(1)[0]);
+            assert!((b / a - factor).abs() < 1e-4, "{}: {a} {b}", plain.name);
+        }
+    }
 }

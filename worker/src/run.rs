@@ -259,6 +259,9 @@ impl Run {
             let stop = trainer.step(&*self.session, &mut *self.collective)?;
             let step = trainer.progress().step;
             let is_final = trainer.is_done();
+            if is_final {
+                self.even_out(stage, trainer.state())?;
+            }
             if is_final || stop || step.is_multiple_of(job.checkpoint.every_steps.max(1)) {
                 self.save(stage, first_step, &trainer, &table, &encoder)?;
             }

@@ -237,6 +237,7 @@ fn model(model: &Model, rules: &mut Rules) {
     vision(&model.vision, rules);
     text_tower(&model.text_tower, rules);
     rules.positive("model.memory", "width", model.memory.width.into());
+    rules.above_zero("model.memory", "gain", model.memory.gain);
     let table = "model.retrieval";
     rules.positive(table, "dim", model.retrieval.dim.into());
     rules.within(
@@ -245,13 +246,14 @@ fn model(model: &Model, rules: &mut Rules) {
         model.retrieval.temperature,
         (0.01, 100.0),
     );
-    rules.within(table, "whiten", model.retrieval.whiten, (0.0, 1.0));
     let (dim, features) = (model.retrieval.dim, model.vision.projection_dim);
     rules.require(
-        model.retrieval.whiten == 0.0 || dim <= features,
+        model.retrieval.project_images || dim == features,
         format!("{table}.dim"),
-        format!("{dim} directions cannot start from features of {features} (projection_dim)"),
-        format!("set dim to {features} or less, or whiten to 0"),
+        format!(
+            "texts of {dim} cannot be compared with image features of {features} (projection_dim)"
+        ),
+        format!("set dim to {features}, or project_images to true"),
     );
     let blocks = model.decoder.num_hidden_layers;
     stages::blocks(

@@ -41,6 +41,13 @@ fn residual(inputs: usize, layers: usize) -> Init {
     }
 }
 
+fn scaled(init: Init, gain: f64) -> Init {
+    match init {
+        Init::Normal { std } => normal((f64::from(std) * gain) as f32),
+        other => other,
+    }
+}
+
 fn normal(std: f32) -> Init {
     Init::Normal { std }
 }
@@ -267,7 +274,7 @@ pub fn memory(model: &Model, stage: &str) -> Vec<ParamSpec> {
             let init = if name == "down_proj" {
                 residual(inputs, layers)
             } else {
-                fan_in(inputs)
+                scaled(fan_in(inputs), model.memory.gain)
             };
             let name_of = format!("memory.{stage}.layers.{layer}.{name}.weight");
             specs.push(ParamSpec::new(name_of, &[out, inputs], init));
@@ -305,6 +312,7 @@ pub fn retrieval(model: &Model) -> Vec<ParamSpec> {
         dim,
         temperature,
         learn_temperature,
+        project_images,
         ..
     } = model.retrieval;
     let dim = dim as usize;
@@ -315,11 +323,13 @@ pub fn retrieval(model: &Model) -> Vec<ParamSpec> {
             &[dim, d],
             fan_in(d),
         ));
-        specs.push(ParamSpec::new(
-            format!("{at}.image_projection.weight"),
-            &[dim, e],
-            fan_in(e),
-        ));
+        if project_images {
+            specs.push(ParamSpec::new(
+                format!("{at}.image_projection.weight"),
+                &[dim, e],
+                fan_in(e),
+            ));
+        }
         if learn_temperature {
             let start = Init::Constant(-(temperature.ln()) as f32);
             specs.push(ParamSpec::new(

@@ -47,7 +47,11 @@ pub(super) fn measure(path: &Path, kind: StageKind, measured: Measured) -> Resul
     let job = rehearsal.job();
     let device = device::choose(&job.device, 0)?;
     device::prepare(job.threads);
-    let scene = rehearsal.scene(kind, WARM_UP + STEPS, device)?;
+    let mut scene = rehearsal.scene(kind, WARM_UP + STEPS, device)?;
+    if let Some(memory) = &mut scene.stage.memory {
+        // The peers look at every picture in every step.
+        memory.keep_features = false;
+    }
     let load_seconds = match measured {
         Measured::Overhead => Some(loading(&scene)?),
         _ => None,

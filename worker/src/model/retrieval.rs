@@ -5,7 +5,8 @@
 //! L    = -(1/N) sum_i log( exp(sim(D_i, I_i)/tau) / sum_j exp(sim(D_i, I_j)/tau) )
 //! ```
 //!
-//! `tau` is fixed, or learned through the logarithm of its inverse and never below 0.01.
+//! `W_i` may be left out: the text is then projected into the encoder's own space. `tau` is fixed,
+//! or learned through the logarithm of its inverse and never below 0.01.
 
 use mks2_proto::job;
 use mks2_proto::params;
@@ -21,7 +22,7 @@ pub struct RetrievalHead {
     /// The block (from 1) after which it reads the text; the last one's states are normed.
     pub block: u32,
     text_sd: Tensor,
-    image_se: Tensor,
+    image_se: Option<Tensor>,
     log_inverse_temperature: Tensor,
 }
 
@@ -38,7 +39,10 @@ impl RetrievalHead {
                 Tensor::full([0_i64; 0], fixed, (Kind::Float, text_sd.device()))
             }
         };
-        let image_se = weights.shaped(&format!("{at}.image_projection.weight"), &[s, e])?;
+        let image_se = match model.retrieval.project_images {
+            true => Some(weights.shaped(&format!("{at}.image_projection.weight"), &[s, e])?),
+            false => None,
+        };
         Ok(Self {
             block,
             text_sd,
@@ -54,7 +58,10 @@ impl RetrievalHead {
 
     /// Global image features `[m, e]` in the shared space, unit rows `[m, s]`.
     pub fn images(&self, global_me: &Tensor) -> Tensor {
-        unit_rows(&linear(global_me, &self.image_se))
+        match &self.image_se {
+            Some(image_se) => unit_rows(&linear(global_me, image_se)),
+            None => unit_rows(global_me),
+        }
     }
 }
 
@@ -129,5 +136,28 @@ impl RetrievalHeads {
             });
         }
         Ok(total.unwrap_or_default() / self.heads.len() as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_projection_pictures_stay_in_the_encoders_space() {
+        let global_me = Tensor::randn([5, 8], (Kind::Float, tch::Device::Cpu));
+        let mut head = RetrievalHead {
+            block: 1,
+            text_sd: Tensor::zeros([8, 4], (Kind::Float, tch::Device::Cpu)),
+            image_se: None,
+            log_inverse_temperature: Tensor::from(0.0),
+        };
+        let (own, projected) = (
+            head.images(&global_me),
+            Tensor::eye(8, (Kind::Float, tch::Device::Cpu)),
+        );
+        head.image_se = Some(projected);
+        let difference = (own - head.images(&global_me)).abs().max();
+        assert!(difference.double_value(&[]) < 1e-6);
     }
 }

@@ -1,6 +1,11 @@
 //! A start without pretrained weights: a small language model on the corpus' texts and a small
 //! CLIP on its pairs, both from scratch, in one stage.
 //!
+//! A CLIP of few pairs learns what their texts have in common and little else: its image feature
+//! differs in few directions. A second contrastive loss between two shifted views of each picture
+//! (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations")
+//! makes it tell single pictures apart.
+//!
 //! CLIP's loss compares every text with every picture of the global batch, and both sides are
 //! trained. Each lane's features are therefore computed twice (Gao et al. 2021, "Scaling Deep
 //! Contrastive Learning Batch Size under Memory Limited Setup"): once without a graph, to be
@@ -21,6 +26,8 @@ use crate::text::TextEncoder;
 const LANGUAGE: u64 = 1;
 const CLIP: u64 = 2;
 const SHIFT: u64 = 3;
+/// Shifts draw twice each, so the second view's purpose leaves one number free.
+const SECOND_SHIFT: u64 = 5;
 
 /// The losses of a `bootstrap` stage.
 pub struct BootstrapObjective<'a> {
@@ -39,14 +46,18 @@ pub struct Lane {
     texts: TokenBatch,
     names: TokenBatch,
     pixels_bcyx: Tensor,
+    second_bcyx: Option<Tensor>,
 }
 
-/// What all lanes share: the global contrastive loss and its gradients.
+/// Features of a lane: texts, pictures, and the pictures' second views where there are any.
+type Features = Vec<Tensor>;
+
+/// What all lanes share: the global contrastive losses and their gradients at the features.
 pub struct Global {
     tokens: f64,
     contrastive: f64,
-    grad_images_me: Tensor,
-    grad_texts_me: Tensor,
+    views: f64,
+    grads_me: Features,
     grad_logit_scale: Tensor,
 }
 
@@ -71,16 +82,22 @@ impl<'a> BootstrapObjective<'a> {
         })
     }
 
-    /// Image and text features of a lane, both `[b, e]`.
-    fn features(&self, lane: &Lane) -> Result<(Tensor, Tensor), Failure> {
-        let images_be = self.vision.forward(&lane.pixels_bcyx)?.global_be;
-        let texts_be = self
-            .tower
-            .forward(&lane.names.ids_bt, &lane.names.end_b1.squeeze_dim(1))?;
-        Ok((images_be, texts_be))
+    /// Features of a lane, `[b, e]` each.
+    fn features(&self, lane: &Lane) -> Result<Features, Failure> {
+        let ends_b = lane.names.end_b1.squeeze_dim(1);
+        let mut features = vec![self.tower.forward(&lane.names.ids_bt, &ends_b)?];
+        let views = std::iter::once(&lane.pixels_bcyx).chain(&lane.second_bcyx);
+        for pixels_bcyx in views {
+            features.push(self.vision.forward(pixels_bcyx)?.global_be);
+        }
+        Ok(features)
     }
 
-    fn pixels(&self, place: Place, samples: &[Sample]) -> Result<Tensor, Failure> {
+    fn has_views(&self) -> bool {
+        self.settings.view_weight > 0.0
+    }
+
+    fn pixels(&self, place: Place, samples: &[Sample], purpose: u64) -> Result<Tensor, Failure> {
         let pictures = pictures(samples)?;
         let moved: Vec<Vec<u8>> = pictures
             .iter()
@@ -90,7 +107,7 @@ impl<'a> BootstrapObjective<'a> {
                     picture,
                     self.side,
                     self.settings.shift,
-                    place.draw(sample.row.index, SHIFT),
+                    place.draw(sample.row.index, purpose),
                 )
             })
             .collect();
@@ -117,10 +134,13 @@ impl Objective for BootstrapObjective<'_> {
         let lane = Lane {
             texts: texts(&self.settings.texts, LANGUAGE)?,
             names: texts(&self.settings.clip_texts, CLIP)?,
-            pixels_bcyx: self.pixels(place, samples)?,
+            pixels_bcyx: self.pixels(place, samples, SHIFT)?,
+            second_bcyx: match self.has_views() {
+                true => Some(self.pixels(place, samples, SECOND_SHIFT)?),
+                false => None,
+            },
         };
-        let (images_be, texts_be) = no_grad(|| self.features(&lane))?;
-        let features = to_floats(&Tensor::cat(&[images_be, texts_be], 1))?;
+        let features = to_floats(&Tensor::cat(&no_grad(|| self.features(&lane))?, 1))?;
         let share = Share {
             counts: vec![lane.texts.targets as f64],
             features,
@@ -129,17 +149,27 @@ impl Objective for BootstrapObjective<'_> {
     }
 
     fn global(&self, shares: &[Share]) -> Result<Global, Failure> {
-        let both_mf = gathered(shares, 2 * self.feature_width, self.device);
-        let (images_me, texts_me) = (
-            both_mf.narrow(1, 0, self.feature_width),
-            both_mf.narrow(1, self.feature_width, self.feature_width),
-        );
-        let clip = losses::clip(&texts_me, &images_me, self.tower.logit_scale());
+        let width = self.feature_width;
+        let parts = 2 + i64::from(self.has_views());
+        let all_mf = gathered(shares, parts * width, self.device);
+        let part = |number: i64| all_mf.narrow(1, number * width, width);
+        let clip = losses::clip(&part(0), &part(1), self.tower.logit_scale());
+        let mut grads_me = vec![clip.grad_text_me, clip.grad_images_me];
+        let mut views = 0.0;
+        if self.has_views() {
+            let weight = self.settings.view_weight;
+            let scale = -self.settings.view_temperature.ln();
+            let scale = Tensor::full([0_i64; 0], scale, (Kind::Float, self.device));
+            let pairs = losses::clip(&part(1), &part(2), &scale);
+            views = weight * pairs.loss.double_value(&[]);
+            grads_me[1] += pairs.grad_text_me * weight;
+            grads_me.push(pairs.grad_images_me * weight);
+        }
         Ok(Global {
             tokens: total(shares, 0),
             contrastive: clip.loss.double_value(&[]),
-            grad_images_me: clip.grad_images_me,
-            grad_texts_me: clip.grad_text_me,
+            views,
+            grads_me,
             grad_logit_scale: clip.grad_logit_scale,
         })
     }
@@ -151,11 +181,12 @@ impl Objective for BootstrapObjective<'_> {
             .forward(&self.decoder.embed(&lane.texts.ids_bt)?, &pass)?;
         let (language, _) =
             losses::next_token(&self.decoder, &states.last_bnd, &lane.texts.labels_bn)?;
-        let (images_be, texts_be) = self.features(lane)?;
-        let rows = images_be.size()[0];
-        let own = |grad: &Tensor| grad.narrow(0, i64::from(number) * rows, rows);
-        let mut carried = (images_be * own(&global.grad_images_me)).sum(Kind::Float)
-            + (texts_be * own(&global.grad_texts_me)).sum(Kind::Float);
+        let rows = lane.names.ids_bt.size()[0];
+        let first_row = i64::from(number) * rows;
+        let mut carried = Tensor::zeros([0_i64; 0], (Kind::Float, self.device));
+        for (features_be, grad_me) in self.features(lane)?.iter().zip(&global.grads_me) {
+            carried += (features_be * grad_me.narrow(0, first_row, rows)).sum(Kind::Float);
+        }
         if number == 0 {
             // One lane alone carries the gradient of what all lanes share.
             carried += self.tower.logit_scale() * &global.grad_logit_scale;
@@ -170,7 +201,7 @@ impl Objective for BootstrapObjective<'_> {
     fn losses(&self, sums: &[f64], global: &Global) -> Losses {
         let language = sums[0] / global.tokens;
         Losses {
-            total: language + global.contrastive,
+            total: language + global.contrastive + global.views,
             language: Some(language),
             contrastive: Some(global.contrastive),
             tokens: global.tokens as u64,

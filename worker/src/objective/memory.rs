@@ -1,6 +1,9 @@
 //! Stage 1, visual information storage: `L = L_c + L_t2i` (paper, section "Visual Information
 //! Storage"), trained into the modular visual memory of every block.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use mks2_dataset::loader::Sample;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, MemoryStage, Stage};
@@ -10,7 +13,8 @@ use super::{
     LaneLoss, Losses, Objective, Place, Share, TokenBatch, gathered, pictures, to_floats, total,
 };
 use crate::model::{
-    Bridge, Decoder, Memory, Pass, Read, RetrievalHeads, SecondHalves, Vision, Weights, losses,
+    Bridge, Decoder, Memory, Pass, Read, RetrievalHeads, SecondHalves, Vision, VisionFeatures,
+    Weights, losses,
 };
 use crate::pixels::to_pixels;
 use crate::text::TextEncoder;
@@ -31,6 +35,8 @@ pub struct MemoryObjective<'a> {
     feature_width: i64,
     batch: f64,
     device: Device,
+    /// What the encoder has made of pictures, by source and row, if the stage keeps it.
+    seen: RefCell<HashMap<(u16, u64), (Tensor, Tensor)>>,
 }
 
 /// Inputs of one lane.
@@ -69,6 +75,37 @@ impl<'a> MemoryObjective<'a> {
             feature_width: i64::from(job.model.vision.projection_dim),
             batch: f64::from(stage.batch_size),
             device,
+            seen: RefCell::default(),
+        })
+    }
+
+    /// Features of the frozen encoder.
+    fn look(&self, samples: &[Sample]) -> Result<VisionFeatures, Failure> {
+        let forward = |pictures: &[&[u8]]| {
+            let pixels_bcyx = to_pixels(pictures, self.side, self.device);
+            no_grad(|| self.vision.forward(&pixels_bcyx))
+        };
+        let pictures = pictures(samples)?;
+        if !self.settings.keep_features {
+            return Ok(forward(&pictures)?);
+        }
+        // One picture at a time: its bits must not depend on which others were new with it.
+        let mut kept = self.seen.borrow_mut();
+        let (mut patches, mut globals) = (Vec::new(), Vec::new());
+        for (picture, sample) in pictures.iter().zip(samples) {
+            let key = (sample.at.source, sample.at.row);
+            if !kept.contains_key(&key) {
+                let new = forward(std::slice::from_ref(picture))?;
+                kept.insert(key, (new.patches_bpv, new.global_be));
+            }
+            if let Some((patches_1pv, global_1e)) = kept.get(&key) {
+                patches.push(patches_1pv.shallow_clone());
+                globals.push(global_1e.shallow_clone());
+            }
+        }
+        Ok(VisionFeatures {
+            patches_bpv: Tensor::cat(&patches, 0),
+            global_be: Tensor::cat(&globals, 0),
         })
     }
 
@@ -120,8 +157,7 @@ impl Objective for MemoryObjective<'_> {
         let captioned = self.captioned(samples.len());
         let captions = texts(&samples[..captioned], &self.settings.captions, CAPTION)?;
         let queries = texts(samples, &self.settings.retrieval_texts, RETRIEVAL)?;
-        let pixels_bcyx = to_pixels(&pictures(samples)?, self.side, self.device);
-        let seen = no_grad(|| self.vision.forward(&pixels_bcyx))?;
+        let seen = self.look(samples)?;
         let share = Share {
             counts: vec![captions.targets as f64],
             features: to_floats(&seen.global_be)?,

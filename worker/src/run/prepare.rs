@@ -1,10 +1,11 @@
-//! A stage before its first step: what it trains and reads, from initial values or a checkpoint.
+//! A stage before its first step: what it trains and reads, from initial values or a checkpoint;
+//! and what is done to its weights after the last one.
 
 use std::sync::Arc;
 
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Stage, StageKind};
-use mks2_proto::params::{ParamSpec, retrieval_heads, trained_by};
+use mks2_proto::params::{ParamSpec, trained_by};
 use mks2_proto::v1::CheckpointRef;
 use tch::{Device, Tensor};
 use tracing::info;
@@ -21,8 +22,10 @@ use crate::text::TextEncoder;
 use crate::train::Progress;
 use crate::whiten;
 
-/// Pictures that the retrieval head's start is measured on.
-const WHITEN_ROWS: u64 = 1024;
+/// Pictures of each corpus that the strength of the features' directions is measured on.
+const WHITEN_ROWS: u64 = 2048;
+/// The weight that makes the global image feature.
+const PROJECTION: &str = "visual_projection.weight";
 
 /// What a training stage needs beside its objective.
 pub(super) struct Prepared {
@@ -88,7 +91,7 @@ impl Run {
         )?;
         let mut progress = Progress::default();
         match from {
-            None => self.begin(stage, &specs, &mut state)?,
+            None => self.begin(&specs, &mut state)?,
             Some(checkpoint) => {
                 fill(&mut state, checkpoint, &table)?;
                 if let Some(exponents) = checkpoint.tensor(Kind::State, REDUCER) {
@@ -116,26 +119,25 @@ impl Run {
     }
 
     /// Initial values of what a stage trains.
-    fn begin(
-        &self,
-        stage: &Stage,
-        specs: &[ParamSpec],
-        state: &mut FlatState,
-    ) -> Result<(), Failure> {
+    fn begin(&self, specs: &[ParamSpec], state: &mut FlatState) -> Result<(), Failure> {
         for spec in specs {
             let values = spec.initial_values(self.job.seed);
             state.load(Buffer::Weights, &spec.name, &values)?;
         }
-        if stage.kind == StageKind::Memory && self.job.model.retrieval.whiten > 0.0 {
-            self.whiten(stage, state)?;
-        }
         Ok(())
     }
 
-    /// Starts the retrieval heads' image projections from the stage's first pictures. Every worker
-    /// computes the same by itself.
-    fn whiten(&self, stage: &Stage, state: &mut FlatState) -> Result<(), Failure> {
-        let weights = self.lineage.weights(&self.base(stage)?)?;
+    /// Evens out the directions of the image features that a bootstrap stage has trained, if the
+    /// stage asks for it. Every worker computes the same by itself, after the stage's last step.
+    pub(super) fn even_out(&self, stage: &Stage, state: &FlatState) -> Result<(), Failure> {
+        let power = stage.bootstrap.as_ref().map_or(0.0, |b| b.whiten);
+        if stage.kind != StageKind::Bootstrap || power <= 0.0 {
+            return Ok(());
+        }
+        let mut weights = Weights::new();
+        for span in state.layout().spans() {
+            weights.insert_frozen(&span.name, &state.view(&span.name)?);
+        }
         let vision = Vision::new(&self.job.model.vision, &weights)?;
         let side = self.job.model.vision.image_size;
         let mut features = Vec::new();
@@ -147,16 +149,15 @@ impl Run {
             features.push(tch::no_grad(|| vision.forward(&pixels))?.global_be);
             Ok(())
         })?;
-        let retrieval = &self.job.model.retrieval;
         let features_ne = Tensor::cat(&features, 0).to_device(Device::Cpu);
-        let start = whiten::projection(&features_ne, i64::from(retrieval.dim), retrieval.whiten)?;
-        for (_, head) in retrieval_heads(&self.job.model) {
-            state.load(
-                Buffer::Weights,
-                &format!("{head}.image_projection.weight"),
-                &start,
-            )?;
-        }
+        let projection_ev = weights.get(PROJECTION)?.to_device(Device::Cpu);
+        let evened = whiten::evened(&projection_ev, &features_ne, power)?;
+        let evened_ev = Tensor::from_slice(&evened).view_as(&projection_ev);
+        tch::no_grad(|| {
+            state
+                .view(PROJECTION)
+                .map(|mut view| view.copy_(&evened_ev))
+        })?;
         Ok(())
     }
 

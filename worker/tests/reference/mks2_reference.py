@@ -56,6 +56,7 @@ class Config:
                 "dim": 128,
                 "temperature": 0.07,
                 "learn_temperature": True,
+                "project_images": True,
                 "extra_blocks": [],
             },
         }
@@ -281,7 +282,8 @@ class RetrievalHead(nn.Module):
         super().__init__()
         r = c.retrieval
         self.text_projection = nn.Linear(c.decoder.hidden_size, r.dim, bias=False)
-        self.image_projection = nn.Linear(c.vision.projection_dim, r.dim, bias=False)
+        projection = nn.Linear(c.vision.projection_dim, r.dim, bias=False)
+        self.image_projection = projection if r.project_images else nn.Identity()
         start = torch.tensor(1.0 / r.temperature).log()
         if r.learn_temperature:
             self.log_inverse_temperature = nn.Parameter(start)

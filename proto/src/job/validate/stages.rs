@@ -190,7 +190,12 @@ impl Check<'_> {
     fn bootstrap(&self, rules: &mut Rules, settings: &Bootstrap) {
         self.templates(rules, "bootstrap.texts", &settings.texts);
         self.templates(rules, "bootstrap.clip_texts", &settings.clip_texts);
-        rules.within(&self.at("bootstrap"), "shift", settings.shift, (0.0, 0.5));
+        let table = self.at("bootstrap");
+        rules.within(&table, "shift", settings.shift, (0.0, 0.5));
+        rules.within(&table, "view_weight", settings.view_weight, (0.0, 100.0));
+        let temperature = settings.view_temperature;
+        rules.within(&table, "view_temperature", temperature, (0.01, 100.0));
+        rules.within(&table, "whiten", settings.whiten, (0.0, 1.0));
         self.negatives(rules);
     }
 

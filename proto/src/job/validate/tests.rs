@@ -242,3 +242,14 @@ fn evaluation_compares_experts_stages_on_known_corpora() {
         evaluate(job, |settings| settings.memory = Some("bootstrap".into()));
     });
 }
+
+#[test]
+fn image_features_can_be_compared_and_evened_out() {
+    broken("model.memory.gain", "not", |job| {
+        job.model.memory.gain = 0.0
+    });
+    broken("model.retrieval.dim", "cannot be compared", |job| {
+        job.model.retrieval.project_images = false;
+        job.model.retrieval.dim = job.model.vision.projection_dim + 1;
+    });
+}
