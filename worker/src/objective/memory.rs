@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use mks2_dataset::loader::Sample;
 use mks2_proto::failure::Failure;
@@ -94,14 +95,15 @@ impl<'a> MemoryObjective<'a> {
         let (mut patches, mut globals) = (Vec::new(), Vec::new());
         for (picture, sample) in pictures.iter().zip(samples) {
             let key = (sample.at.source, sample.at.row);
-            if !kept.contains_key(&key) {
-                let new = forward(std::slice::from_ref(picture))?;
-                kept.insert(key, (new.patches_bpv, new.global_be));
-            }
-            if let Some((patches_1pv, global_1e)) = kept.get(&key) {
-                patches.push(patches_1pv.shallow_clone());
-                globals.push(global_1e.shallow_clone());
-            }
+            let (patches_1pv, global_1e) = match kept.entry(key) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    let new = forward(std::slice::from_ref(picture))?;
+                    place.insert((new.patches_bpv, new.global_be))
+                }
+            };
+            patches.push(patches_1pv.shallow_clone());
+            globals.push(global_1e.shallow_clone());
         }
         Ok(VisionFeatures {
             patches_bpv: Tensor::cat(&patches, 0),
