@@ -21,6 +21,8 @@ use mks2_proto::{
 use object_store::path::Path;
 use serde::Serialize;
 
+mod difference;
+
 use crate::{
     journal::{Ending, Entry, History, Journal, Origin, Place, Replayed, replay},
     metrics::Sink,
@@ -100,7 +102,7 @@ impl RunDir {
         let place = Place { store, root };
         let digest = load::digest(claim.job)?;
         let replayed = replay(place.clone()).await?;
-        check(claim, &digest, &replayed.history)?;
+        check(claim, &digest, &replayed.history, &place).await?;
         let was_finished = replayed.history.ending == Some(Ending::Finished);
         let mut journal = take_term(replayed, claim.writer).await?;
         for folder in ["journal", "checkpoints", "objects"] {
@@ -158,14 +160,21 @@ fn delete_staged(folder: &std::path::Path) {
 }
 
 /// Refuses what must not be mixed. Nothing is written yet.
-fn check(claim: &Claim<'_>, digest: &str, history: &History) -> Result<(), Failure> {
+async fn check(
+    claim: &Claim<'_>,
+    digest: &str,
+    history: &History,
+    place: &Place,
+) -> Result<(), Failure> {
     let Some(origin) = &history.origin else {
         return check_step(claim, history);
     };
-    let url = store::shown(claim.run_url);
     if claim.resume == Resume::Never {
         return Err(Failure::usage(
-            format!("the run directory {url} is in use"),
+            format!(
+                "the run directory {} is in use",
+                store::shown(claim.run_url)
+            ),
             format!(
                 "it holds the run {} of the job '{}'",
                 origin.run_id, origin.job_name
@@ -173,18 +182,36 @@ fn check(claim: &Claim<'_>, digest: &str, history: &History) -> Result<(), Failu
             "choose another one with --run, remove it, or go on with --resume auto",
         ));
     }
-    if origin.job_digest != digest {
-        return Err(Failure::checkpoint(
-            format!("the run directory {url} belongs to another job"),
-            format!(
-                "its run {} of the job '{}' has other settings",
-                origin.run_id, origin.job_name
-            ),
-            "compare with config.resolved.toml there: take the settings back, or choose another --run",
-        ));
+    if !gives_way(claim, digest, history) {
+        if origin.job_digest != digest {
+            return Err(other_job(claim, origin, place).await);
+        }
+        check_corpora(claim, origin)?;
     }
-    check_corpora(claim, origin)?;
     check_step(claim, history)
+}
+
+async fn other_job(claim: &Claim<'_>, origin: &Origin, place: &Place) -> Failure {
+    let differing = difference::between(place, claim.job).await;
+    Failure::checkpoint(
+        format!(
+            "the run directory {} belongs to another job",
+            store::shown(claim.run_url)
+        ),
+        format!(
+            "its run {} of the job '{}' has checkpoints made with other settings{differing}",
+            origin.run_id, origin.job_name
+        ),
+        "take the settings back (config.resolved.toml there holds them), or choose another --run",
+    )
+}
+
+/// Whether the run that is there is another one, and nothing of it would be lost: it has no
+/// checkpoint. So a job that was refused or failed at once can be mended and started again.
+fn gives_way(claim: &Claim<'_>, digest: &str, history: &History) -> bool {
+    let is_other =
+        |origin: &Origin| origin.job_digest != digest || check_corpora(claim, origin).is_err();
+    history.checkpoints.latest().is_none() && history.origin.as_ref().is_some_and(is_other)
 }
 
 fn check_corpora(claim: &Claim<'_>, origin: &Origin) -> Result<(), Failure> {
@@ -248,8 +275,11 @@ async fn describe(
         config,
     )
     .await?;
-    if let Some(origin) = &journal.history().origin {
-        return Ok(origin.run_id.clone());
+    match &journal.history().origin {
+        Some(origin) if !gives_way(claim, digest, journal.history()) => {
+            return Ok(origin.run_id.clone());
+        }
+        _ => {}
     }
     let run_id = new_run_id(&claim.job.name, claim.writer)?;
     let program_version = env!("CARGO_PKG_VERSION");

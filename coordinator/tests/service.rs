@@ -341,3 +341,28 @@ async fn a_run_directory_is_not_mixed_up() {
             .exists()
     );
 }
+
+#[tokio::test]
+async fn a_directory_without_a_checkpoint_gives_way_to_another_job() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = start(settings(folder.path(), 1)).await;
+    let run_id = first.run_id.clone();
+    drop(first);
+
+    let mut other = settings(folder.path(), 1);
+    other.job.seed += 1;
+    let second = start(other).await;
+    assert_ne!(second.run_id, run_id);
+    let mut members = Member::join_all(&second, 1).await;
+    members[0].generation().await;
+    commit(&mut members[0], 3, "memory", true)
+        .await
+        .expect("committed");
+    drop(members);
+    drop(second);
+
+    let failure = Coordinator::start(settings(folder.path(), 1))
+        .await
+        .expect_err("the first job has lost its place");
+    assert_eq!(failure.exit, ExitCode::Checkpoint);
+}

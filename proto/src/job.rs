@@ -285,6 +285,19 @@ pub enum StageKind {
     Evaluate,
 }
 
+impl StageKind {
+    /// Its word in a job file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Memory => "memory",
+            Self::Experts => "experts",
+            Self::Evaluate => "evaluate",
+        }
+    }
+}
+
 /// A share of a stage's samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Source {

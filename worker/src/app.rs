@@ -16,6 +16,7 @@ use crate::collectives::nccl::NcclMesh;
 use crate::collectives::tcp::{DataListener, Mesh, Roster};
 use crate::collectives::{AbortFlag, Collective, Limits};
 use crate::device;
+use crate::dispatch::check_libtorch;
 use crate::lineage::Lineage;
 use crate::run::{End, Run, Start};
 use crate::saver::Saver;
@@ -33,6 +34,7 @@ pub fn work(env: &WorkerEnv) -> Result<End, Failure> {
     let span = info_span!("run", run_id = env.run_id, member = env.member_id);
     telemetry::continue_from_environment(&span);
     let _entered = span.entered();
+    check_libtorch()?;
     let runtime = io_runtime()?;
     let listener = DataListener::bind(address_of(env)?)?;
     let abort = AbortFlag::new();

@@ -35,6 +35,21 @@ pub fn choose(device: &str, local_rank: u32) -> Result<Device, Failure> {
     Ok(Device::Cuda(number))
 }
 
+/// What a result was computed with, for its record: `mks2 0.1.0, libtorch 2.11.0, cpu, x86_64`.
+#[must_use]
+pub fn made_with(device: Device) -> String {
+    let kind = match device {
+        Device::Cuda(_) => "cuda",
+        _ => "cpu",
+    };
+    format!(
+        "mks2 {}, libtorch {}, {kind}, {}",
+        env!("CARGO_PKG_VERSION"),
+        crate::dispatch::libtorch_version(),
+        std::env::consts::ARCH,
+    )
+}
+
 /// Sets libtorch's threads for this process: they are part of what fixes the bits on a CPU.
 pub fn prepare(threads: u32) {
     tch::set_num_threads(threads.max(1) as i32);

@@ -9,6 +9,7 @@
 
 use std::ffi::{CString, c_char, c_void};
 
+use mks2_proto::failure::Failure;
 use tch::Tensor;
 use thiserror::Error;
 
@@ -51,11 +52,13 @@ pub enum Argument<'a> {
 
 type List = *mut c_void;
 
-/// The version of the ABI that the argument encoding follows: 2.11.0.
+/// The version of the ABI that the argument encoding follows, 2.11.0, as libtorch writes its own:
+/// major, minor and patch in one byte each, from the top.
 const ABI_VERSION: u64 = (2 << 56) | (11 << 48);
 const SUCCESS: i32 = 0;
 
 unsafe extern "C" {
+    fn aoti_torch_abi_version() -> u64;
     fn torch_call_dispatcher(
         name: *const c_char,
         overload: *const c_char,
@@ -65,6 +68,41 @@ unsafe extern "C" {
     fn torch_new_list_reserve_size(size: usize, list: *mut List) -> i32;
     fn torch_list_push_back(list: List, element: u64) -> i32;
     fn torch_delete_list(list: List) -> i32;
+}
+
+/// Version of the libtorch in this process: `2.11.0`.
+#[must_use]
+pub fn libtorch_version() -> String {
+    // SAFETY: no arguments, no state.
+    shown(unsafe { aoti_torch_abi_version() })
+}
+
+/// Refuses to work with another libtorch than the one that these calls are written for: a folder
+/// that comes first in `LD_LIBRARY_PATH` may hold any.
+///
+/// # Errors
+/// Exit 6, naming both versions.
+pub fn check_libtorch() -> Result<(), Failure> {
+    // SAFETY: no arguments, no state.
+    check_abi(unsafe { aoti_torch_abi_version() })
+}
+
+fn check_abi(found: u64) -> Result<(), Failure> {
+    // A patch release keeps the signatures.
+    let without_patch = |version: u64| version >> 48;
+    if without_patch(found) == without_patch(ABI_VERSION) {
+        return Ok(());
+    }
+    Err(Failure::environment(
+        format!("libtorch {} can not be used", shown(found)),
+        format!("this program is built for libtorch {}", shown(ABI_VERSION)),
+        "take other versions out of LD_LIBRARY_PATH, or run `cargo xtask setup` and build again",
+    ))
+}
+
+fn shown(version: u64) -> String {
+    let byte = |shift: u32| (version >> shift) & 0xff;
+    format!("{}.{}.{}", byte(56), byte(48), byte(40))
 }
 
 /// Calls an operator that returns nothing, or changes its first arguments in place and returns
@@ -173,6 +211,16 @@ fn encode_list(tensors: &[&Tensor]) -> Result<u64, i32> {
 mod tests {
     use super::*;
     use tch::{Device, Kind};
+
+    #[test]
+    fn another_libtorch_is_refused_with_both_versions() {
+        assert_eq!(libtorch_version(), "2.11.0");
+        assert!(check_libtorch().is_ok());
+        assert!(check_abi(ABI_VERSION | (1 << 40)).is_ok());
+        let failure = check_abi((2 << 56) | (13 << 48)).unwrap_err();
+        assert_eq!(failure.exit.code(), 6);
+        assert!(failure.what.contains("2.13.0") && failure.why.contains("2.11.0"));
+    }
 
     #[test]
     fn results_and_arguments_keep_their_references() {

@@ -76,13 +76,16 @@ pub struct Evaluator<'a> {
     pub device: Device,
     /// For reading corpora.
     pub runtime: Handle,
+    /// Whether this worker was asked to stop.
+    pub stop_requested: &'a dyn Fn() -> bool,
 }
 
 impl Evaluator<'_> {
     /// Measures everything that the stage's settings name.
     ///
     /// # Errors
-    /// When a corpus can not be read, a stage has not run, or a peer is lost.
+    /// When a corpus can not be read, a stage has not run, or a peer is lost; exit 130 when some
+    /// worker was asked to stop: an evaluation leaves nothing half-done and begins again.
     pub fn run(&self, collective: &mut dyn Collective) -> Result<Evaluation, Failure> {
         tch::no_grad(|| {
             let mut found = Evaluation {
@@ -209,19 +212,38 @@ pub fn ancestry(job: &Job, name: &str) -> Result<Vec<String>, Failure> {
     Ok(all)
 }
 
-/// Computes blocks of rows, shared among the workers; all get all shares, in the order of blocks.
-fn in_blocks<T>(
-    rows: &[T],
-    collective: &mut dyn Collective,
-    mut compute: impl FnMut(&[T]) -> Result<Share, Failure>,
-) -> Result<Vec<Share>, Failure> {
-    let blocks: Vec<&[T]> = rows.chunks(BLOCK).collect();
-    let mut mine = Vec::new();
-    for (number, block) in blocks.iter().enumerate() {
-        if number % collective.world() == collective.rank() {
-            mine.push((number as u32, compute(block)?));
+impl Evaluator<'_> {
+    /// Computes blocks of rows, one per worker at a time; all get all shares, in the order of
+    /// blocks. Between blocks all learn whether some worker was asked to stop.
+    fn in_blocks<T>(
+        &self,
+        rows: &[T],
+        collective: &mut dyn Collective,
+        mut compute: impl FnMut(&[T]) -> Result<Share, Failure>,
+    ) -> Result<Vec<Share>, Failure> {
+        let (rank, world) = (collective.rank(), collective.world());
+        let blocks: Vec<&[T]> = rows.chunks(BLOCK).collect();
+        let mut shares = Vec::with_capacity(blocks.len());
+        for round in blocks.chunks(world) {
+            let mine = match round.get(rank) {
+                Some(block) => vec![(rank as u32, compute(block)?)],
+                None => Vec::new(),
+            };
+            let stop = (self.stop_requested)();
+            let (stop, all) = all_lanes(collective, stop, &mine, round.len() as u32)?;
+            if stop {
+                return Err(stopped());
+            }
+            shares.extend(all);
         }
+        Ok(shares)
     }
-    let (_, shares) = all_lanes(collective, false, &mine, blocks.len() as u32)?;
-    Ok(shares)
+}
+
+fn stopped() -> Failure {
+    Failure::stopped(
+        "the evaluation was stopped",
+        "on request",
+        "the same command evaluates again from the beginning of the stage",
+    )
 }

@@ -23,15 +23,12 @@ use mks2_proto::job::StageKind;
 use tch::Device;
 
 use crate::device;
+use crate::dispatch::check_libtorch;
 use crate::rehearsal::Rehearsal;
 use table::{Check, Limit};
 
-/// Stages that are checked, with the names that the table gives them.
-const STAGES: [(StageKind, &str); 3] = [
-    (StageKind::Bootstrap, "bootstrap"),
-    (StageKind::Memory, "memory"),
-    (StageKind::Experts, "experts"),
-];
+/// Stages that are checked.
+const STAGES: [StageKind; 3] = [StageKind::Bootstrap, StageKind::Memory, StageKind::Experts];
 
 /// What to check, and with what.
 #[derive(Debug, Args)]
@@ -72,23 +69,18 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
             "give one with --job",
         ));
     };
+    check_libtorch()?;
     let device = device::choose(&arguments.device, 0)?;
     let rehearsal = Rehearsal::open(path)?;
     device::prepare(rehearsal.job().threads);
     device::repeat_bits(device)?;
     let mut checks = Vec::new();
-    for (kind, name) in STAGES {
-        checks.extend(agreement::stage(&rehearsal, kind, name, device));
+    for kind in STAGES {
+        checks.extend(agreement::stage(&rehearsal, kind, device));
     }
     checks.push(agreement::exact_sum(device));
-    for (kind, name) in STAGES {
-        checks.extend(training::stage(
-            &rehearsal,
-            kind,
-            name,
-            device,
-            arguments.steps,
-        ));
+    for kind in STAGES {
+        checks.extend(training::stage(&rehearsal, kind, device, arguments.steps));
     }
     for world in [1, 2] {
         checks.extend(nccl(device, world));

@@ -10,6 +10,8 @@
 //!        ├─ saver      checkpoints behind the trainer's back ─► checkpoint
 //!        ├─ lineage    what finished stages have left
 //!        └─ evaluate   retrieval, captions, questions, probes
+//!
+//! bench, gpu_check ─► rehearsal   one stage alone in this process ─► train
 //! ```
 
 pub mod app;

@@ -117,7 +117,10 @@ impl Rehearsal {
 fn missing(job: &Job, kind: StageKind) -> Failure {
     Failure::settings(
         format!("job '{}' has no stage to rehearse", job.name),
-        format!("none is of kind {kind:?}, over a memory where it is a mixture"),
+        format!(
+            "none is of kind {}, over a memory where it is a mixture",
+            kind.name()
+        ),
         "name a job file with such a stage",
     )
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use mks2_dataset::plan::Plan;
 use mks2_dataset::reader::Corpus;
-use mks2_proto::failure::Failure;
+use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::job::{Job, Stage, StageKind};
 use mks2_proto::v1::{CheckpointRef, Phase};
 use object_store::ObjectStoreExt;
@@ -21,6 +21,7 @@ use tracing::{info, info_span};
 use crate::checkpoint::{Facts, Kind, Table};
 use crate::collectives::Collective;
 use crate::collectives::schedule::agree;
+use crate::device;
 use crate::evaluate::{Evaluator, ancestry};
 use crate::flat::{FlatLayout, FlatState};
 use crate::lineage::{Lineage, StageResult};
@@ -92,13 +93,15 @@ impl Run {
         let stages = self.job.stages.clone();
         let mut first_step = 0;
         for stage in &stages {
-            let span = info_span!("stage", name = stage.name, kind = ?stage.kind);
+            let span = info_span!("stage", stage = stage.name, kind = stage.kind.name());
             let _entered = span.enter();
             let last_step = first_step + stage.steps;
             if stage.kind == StageKind::Evaluate {
                 self.session
                     .stage_changed(&stage.name, first_step, last_step)?;
-                self.evaluate(stage)?;
+                if self.evaluate(stage)? == End::Stopped {
+                    return Ok(End::Stopped);
+                }
             } else if let Some(finished) =
                 start.finished.iter().find(|done| done.stage == stage.name)
             {
@@ -303,6 +306,7 @@ impl Run {
             seconds: progress.seconds,
             samples: progress.samples,
             tokens: progress.tokens,
+            made_with: device::made_with(self.device),
         };
         let tokenizer = match stage.kind {
             StageKind::Bootstrap => Some(encoder.to_json()?),
@@ -343,7 +347,7 @@ impl Run {
         Ok(())
     }
 
-    fn evaluate(&mut self, stage: &Stage) -> Result<(), Failure> {
+    fn evaluate(&mut self, stage: &Stage) -> Result<End, Failure> {
         self.session.set_phase(Phase::Evaluating, 0);
         let settings = stage.evaluate.clone().unwrap_or_default();
         let evaluator = Evaluator {
@@ -353,10 +357,14 @@ impl Run {
             corpora: &self.corpora,
             device: self.device,
             runtime: self.runtime.clone(),
+            stop_requested: &|| self.session.stop_requested(),
         };
-        let found = evaluator.run(&mut *self.collective)?;
+        let found = match evaluator.run(&mut *self.collective) {
+            Err(failure) if failure.exit == ExitCode::Stopped => return Ok(End::Stopped),
+            found => found?,
+        };
         if self.collective.rank() != 0 {
-            return Ok(());
+            return Ok(End::Complete);
         }
         let json = serde_json::to_vec_pretty(&found)
             .map_err(|e| Failure::internal("the evaluation could not be written", e.to_string()))?;
@@ -371,6 +379,6 @@ impl Run {
                     "see that the run directory can be written, then run the same command again",
                 )
             })?;
-        Ok(())
+        Ok(End::Complete)
     }
 }

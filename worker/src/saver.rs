@@ -86,7 +86,10 @@ impl Saver {
             Arc::clone(&self.session),
             self.runtime.clone(),
         );
-        let upload = move || runtime.block_on(save(&store, &session, snapshot, facts));
+        // Its requests belong to the trace of the run.
+        let span = tracing::Span::current();
+        let upload =
+            move || span.in_scope(|| runtime.block_on(save(&store, &session, snapshot, facts)));
         let thread = std::thread::Builder::new()
             .name("checkpoint".into())
             .spawn(upload);

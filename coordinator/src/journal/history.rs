@@ -69,6 +69,7 @@ impl History {
                     job_digest: job_digest.clone(),
                     corpora: corpora.clone(),
                 });
+                self.ending = None;
             }
             Entry::GenerationFormed { generation, .. } => {
                 self.generation = *generation;
@@ -93,7 +94,7 @@ impl History {
     }
 
     /// Why a record cannot follow: terms and generations only grow, a term begins with its
-    /// record, and a run is created once.
+    /// record, and a run gives way to another only while it has no checkpoint.
     #[must_use]
     pub fn objection(&self, record: &Record) -> Option<String> {
         let takes_term = matches!(record.entry, Entry::TermTaken);
@@ -109,8 +110,8 @@ impl History {
             ));
         }
         match &record.entry {
-            Entry::RunCreated { .. } if self.origin.is_some() => {
-                Some("it creates the run a second time".to_owned())
+            Entry::RunCreated { .. } if self.checkpoints.latest().is_some() => {
+                Some("it creates another run over checkpoints".to_owned())
             }
             Entry::GenerationFormed { generation, .. } if *generation <= self.generation => {
                 Some(format!(

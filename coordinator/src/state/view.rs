@@ -116,7 +116,7 @@ impl Machine {
             words.push_str(&format!(" ({})", names(true)));
         }
         if !coming.is_empty() {
-            words.push_str(&format!("; registered, but without a stream yet: {coming}"));
+            words.push_str(&format!("; joining: {coming}"));
         }
         words
     }

@@ -107,10 +107,10 @@ impl CheckpointError {
     fn cure(&self) -> &'static str {
         match self {
             Self::NoManifest { .. } | Self::Manifest { .. } => {
-                "resume from another checkpoint: `--resume STEP`, or `--resume never` to start again"
+                "resume from another checkpoint with `--resume STEP`, or begin anew in another run directory"
             }
             Self::Version { .. } => {
-                "use the version of mks2 that wrote it, or `--resume never` to start again"
+                "use the version of mks2 that wrote it, or begin anew in another run directory"
             }
             Self::MissingPart { .. } | Self::DamagedPart { .. } => {
                 "restore the object from a copy, or resume from an older checkpoint: `--resume STEP`"

@@ -78,6 +78,9 @@ pub struct Facts {
     pub samples: u64,
     /// Tokens since the beginning of the stage.
     pub tokens: u64,
+    /// The programs that computed it: `mks2 0.1.0, libtorch 2.11.0, cpu`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub made_with: String,
 }
 
 /// A checkpoint's manifest.

@@ -78,6 +78,7 @@ fn facts(step: u64, is_final: bool) -> Facts {
         seconds: 2.5,
         samples: step * 64,
         tokens: step * 1000,
+        made_with: "mks2 0.0.0".into(),
     }
 }
 

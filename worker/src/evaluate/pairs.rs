@@ -6,8 +6,8 @@ use mks2_proto::job::MemoryStage;
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
+use super::Evaluator;
 use super::recall::{Recall, recall};
-use super::{Evaluator, in_blocks};
 use crate::collectives::Collective;
 use crate::model::{
     Bridge, Decoder, Memory, Pass, Read, RetrievalHeads, SecondHalves, Vision, losses,
@@ -92,7 +92,7 @@ impl Pairs {
     ) -> Result<Self, Failure> {
         let reader = Reader::new(evaluator, stage)?;
         let rows = evaluator.rows(corpus)?;
-        let shares = in_blocks(&rows, collective, |block| {
+        let shares = evaluator.in_blocks(&rows, collective, |block| {
             measure_block(evaluator, &reader, block)
         })?;
         let width = i64::from(evaluator.job.model.retrieval.dim);

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use super::{Evaluator, in_blocks};
+use super::Evaluator;
 use crate::collectives::Collective;
 use crate::model::{Decoder, Experts, Pass, Read, SecondHalves};
 use crate::objective::experts::experts;
@@ -127,7 +127,7 @@ pub(super) fn measure(
     let mut router = Vec::new();
     for (name, stage) in &evaluator.settings.compare {
         let model = Model::new(evaluator, stage)?;
-        let shares = in_blocks(&questions, collective, |block| model.guesses(block))?;
+        let shares = evaluator.in_blocks(&questions, collective, |block| model.guesses(block))?;
         let guesses: Vec<usize> = shares
             .iter()
             .flat_map(|share| share.counts.iter().map(|&guess| guess as usize))

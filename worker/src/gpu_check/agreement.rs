@@ -35,12 +35,8 @@ pub(super) struct Outcome {
 }
 
 /// Rows that compare a stage's first step on `device` with the CPU's.
-pub(super) fn stage(
-    rehearsal: &Rehearsal,
-    kind: StageKind,
-    name: &str,
-    device: Device,
-) -> Vec<Check> {
+pub(super) fn stage(rehearsal: &Rehearsal, kind: StageKind, device: Device) -> Vec<Check> {
+    let name = kind.name();
     let outcomes = first_step(rehearsal, kind, Device::Cpu)
         .and_then(|cpu| Ok((cpu, first_step(rehearsal, kind, device)?)));
     let (cpu, gpu) = match outcomes {

@@ -22,10 +22,10 @@ const LOSS_LIMIT: f64 = 1e-2;
 pub(super) fn stage(
     rehearsal: &Rehearsal,
     kind: StageKind,
-    name: &str,
     device: Device,
     steps: u64,
 ) -> Vec<Check> {
+    let name = kind.name();
     let train = |device| rehearsal.scene(kind, steps, device)?.play(Course);
     let runs = train(device).and_then(|first| Ok((first, train(device)?, train(Device::Cpu)?)));
     let (first, second, cpu) = match runs {

@@ -126,7 +126,7 @@ impl Check<'_> {
             .map(|stage| stage.name.as_str())
             .collect();
         let words = kind
-            .map(|kind| format!(" {}", word(kind)))
+            .map(|kind| format!(" {}", kind.name()))
             .unwrap_or_default();
         let cure = if names.is_empty() {
             format!("put a{words} stage before this one")
@@ -412,13 +412,4 @@ fn has_twice<T: PartialEq>(items: &[T]) -> bool {
         .iter()
         .enumerate()
         .any(|(index, item)| items[..index].contains(item))
-}
-
-fn word(kind: StageKind) -> &'static str {
-    match kind {
-        StageKind::Bootstrap => "bootstrap",
-        StageKind::Memory => "memory",
-        StageKind::Experts => "experts",
-        StageKind::Evaluate => "evaluate",
-    }
 }
