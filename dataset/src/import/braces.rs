@@ -171,7 +171,14 @@ mod tests {
         #[test]
         fn ranges_count_every_number_once(from in 0u64..2000, len in 0u64..300, width in 0usize..7) {
             let to = from + len;
-            let pattern = format!("s3://b/x-{{{from:0width$}..{to:0width$}}}.tar");
+            let (first, last) = (format!("{from:0width$}"), format!("{to:0width$}"));
+            let pattern = format!("s3://b/x-{{{first}..{last}}}.tar");
+            // As in bash: one number with leading zeros makes all as wide as the widest.
+            let is_padded = |number: &str| number.len() > 1 && number.starts_with('0');
+            let width = match is_padded(&first) || is_padded(&last) {
+                true => first.len().max(last.len()),
+                false => 0,
+            };
             let expected: Vec<_> =
                 (from..=to).map(|n| format!("s3://b/x-{n:0width$}.tar")).collect();
             prop_assert_eq!(names(&pattern), expected);

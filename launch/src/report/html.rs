@@ -241,19 +241,13 @@ fn job(sources: &Sources, report: &Report) -> String {
     let mut fact = |name: &str, value: &str| {
         let _ = write!(rows, "<tr><th>{name}<td><code>{value}</code>");
     };
-    fact(
-        "trained by",
-        &format!("mks2 {}", run_text(sources, "program_version")),
-    );
+    for program in programs(sources) {
+        fact("trained by", &escape(&program));
+    }
     fact(
         "reported by",
         &format!("mks2 {}", env!("CARGO_PKG_VERSION")),
     );
-    // Older runs do not say it.
-    if sources.run_json["libtorch_version"].is_string() {
-        let version = run_text(sources, "libtorch_version");
-        fact("libtorch", &version);
-    }
     fact("device", &escape(&sources.job.device));
     fact("job digest", &run_text(sources, "job_digest"));
     fact(
@@ -280,4 +274,18 @@ fn job(sources: &Sources, report: &Report) -> String {
         "What it takes to make this run again.",
         &content,
     )
+}
+
+/// What the stages were computed with, each once; before the first is finished, the version that
+/// created the run.
+fn programs(sources: &Sources) -> Vec<String> {
+    let stages = sources.finished.iter();
+    let mut programs: Vec<String> = stages.map(|stage| stage.made_with.clone()).collect();
+    programs.dedup();
+    programs.retain(|program| !program.is_empty());
+    if programs.is_empty() {
+        let version = sources.run_json["program_version"].as_str();
+        programs.push(format!("mks2 {}", version.unwrap_or("unknown")));
+    }
+    programs
 }

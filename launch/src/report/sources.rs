@@ -94,6 +94,9 @@ pub(super) struct FinishedStage {
     pub(super) loss: Option<f64>,
     pub(super) seconds: f64,
     pub(super) weights_digest: String,
+    /// `mks2 0.1.0, libtorch 2.11.0, cpu, x86_64`
+    #[serde(default)]
+    pub(super) made_with: String,
 }
 
 impl Sources {

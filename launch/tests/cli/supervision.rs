@@ -193,14 +193,12 @@ fn there_is_no_status_where_there_is_no_run() {
 }
 
 #[test]
-fn a_run_of_another_job_is_not_overwritten() {
+fn a_run_without_a_checkpoint_gives_way_to_another_job() {
     let place = Place::new();
-    for (seed, code) in [("seed=1", 130), ("seed=2", 8)] {
+    for (started, seed) in [(1, "seed=1"), (2, "seed=2")] {
         let launcher = start(place.train(SLEEPER, &["--set", seed]));
-        if code == 130 {
-            place.sleepers(1);
-            signal(launcher.id(), "INT");
-        }
-        assert_eq!(ended(launcher).code, Some(code), "{seed}");
+        place.sleepers(started);
+        signal(launcher.id(), "INT");
+        assert_eq!(ended(launcher).code, Some(130), "{seed}");
     }
 }
