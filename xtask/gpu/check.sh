@@ -50,14 +50,19 @@ command -v nvidia-smi >/dev/null &&
 work=${WORK:-$(mktemp -d)}
 echo "working folder: $work"
 cd "$work"
-"$here/bin/mks2" data import "$here"/corpus/emoji-*.tar --out data/emoji
+mkdir -p bin
+for name in mks2 mks2-worker; do
+    gzip --decompress --stdout "$here/bin/$name.gz" >"bin/$name"
+    chmod +x "bin/$name"
+done
+bin/mks2 data import "$here"/corpus/emoji-*.tar --out data/emoji
 for part in train test; do
-    "$here/bin/mks2" data import "$here/corpus/color-questions-$part.jsonl" --out "data/colors-$part"
+    bin/mks2 data import "$here/corpus/color-questions-$part.jsonl" --out "data/colors-$part"
 done
 
 # The job's corpora are relative to its own folder.
 mkdir -p examples/emoji
 cp "$here/job.toml" examples/emoji/job.toml
-"$here/bin/mks2" train examples/emoji/job.toml --run runs/gpu --workers 1 --set device=cuda ||
+bin/mks2 train examples/emoji/job.toml --run runs/gpu --workers 1 --set device=cuda ||
     echo "the run failed with exit code $?; the checks go on" >&2
-exec "$here/bin/mks2-worker" gpu-check --job examples/emoji/job.toml "$@"
+exec bin/mks2-worker gpu-check --job examples/emoji/job.toml "$@"

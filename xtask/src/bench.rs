@@ -66,17 +66,16 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     {
         stages.run("import", demo::import)?;
     }
-    let mut tables = Vec::new();
     for subject in subjects {
         for plan in plans::of(*subject, &arguments.job)? {
             let lines = stages.run(plan.title, || measure(&plan, arguments.rounds))?;
             let table = page::table(&lines);
             ui::say(format_args!("\n{table}"));
-            tables.push((plan.title, table));
+            // At once: what was measured stays when a later subject fails.
+            if !arguments.no_write {
+                page::write(plan.title, &table, arguments.rounds)?;
+            }
         }
-    }
-    if !arguments.no_write {
-        page::write(&tables, arguments.rounds)?;
     }
     stages.table();
     Ok(())

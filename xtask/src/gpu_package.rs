@@ -59,11 +59,14 @@ fn fill() -> Outcome {
         copy(&from, &folder.join(to))?;
     }
     for binary in ["bin/mks2", "bin/mks2-worker"] {
+        let binary = folder.join(binary);
         // The release profile strips already; what a user's profile left is taken off here.
+        shell::run(shell::program("strip").arg("--strip-all").arg(&binary))?;
+        // A third of the size: the folder has to go through narrow doors.
         shell::run(
-            shell::program("strip")
-                .arg("--strip-all")
-                .arg(folder.join(binary)),
+            shell::program("gzip")
+                .args(["--best", "--force"])
+                .arg(&binary),
         )?;
     }
     Ok(())

@@ -41,7 +41,7 @@ pub(crate) fn compare() -> Outcome {
     }
     // Another CPU rounds differently in the last bits, so the fresh fixtures are not compared byte
     // by byte: our model is tested against them as it is against the committed ones.
-    let mut tests = shell::cargo(&["test", "--package", "mks2-worker", "--test", "parity"]);
+    let mut tests = shell::cargo(&["test", "--workspace", "--test", "parity"]);
     shell::run(tests.env("MKS2_PARITY_FIXTURES", &fresh))?;
     ui::say(format_args!(
         "{} fixtures made afresh agree",

@@ -2,7 +2,7 @@
 //! to compare with a peer's.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::stage::{self, Measured};
 use super::{CollectiveBench, adamw, adamw_bits, collectives};
+use crate::collectives::tcp::free_address;
 use crate::device;
 
 /// Sums from this size on take long enough for a few of them to be a measurement.
@@ -178,14 +179,6 @@ fn start_peer(bench: &CollectiveBench) -> Result<Child, Failure> {
     }
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command.spawn().map_err(fault)
-}
-
-/// An address of the loopback that was free a moment ago.
-fn free_address() -> Result<SocketAddr, Failure> {
-    let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-    TcpListener::bind(any)
-        .and_then(|listener| listener.local_addr())
-        .map_err(|e| Failure::io("no port of the loopback is free", e))
 }
 
 #[cfg(test)]

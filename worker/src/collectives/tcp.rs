@@ -55,6 +55,15 @@ impl DataListener {
     }
 }
 
+/// An address of the loopback that was free a moment ago, for processes on this machine that must
+/// know each other's before they start.
+///
+/// # Errors
+/// [`CollectiveError::Bind`] when no port is free.
+pub(crate) fn free_address() -> Result<SocketAddr> {
+    DataListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).map(|listener| listener.address())
+}
+
 /// Who takes part in a generation.
 #[derive(Clone)]
 pub struct Roster {

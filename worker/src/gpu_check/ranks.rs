@@ -5,7 +5,7 @@
 //! right; it says nothing about bandwidth.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use tch::{Device, Tensor};
 
 use super::table::Check;
 use crate::collectives::nccl::NcclMesh;
-use crate::collectives::tcp::{DataListener, Mesh, Roster};
+use crate::collectives::tcp::{DataListener, Mesh, Roster, free_address};
 use crate::collectives::{AbortFlag, Collective, CollectiveError, Limits, schedule};
 use crate::device;
 
@@ -128,14 +128,6 @@ fn report_of((rank, output): (usize, std::io::Result<Output>)) -> Result<Report,
                 format!("it ended with {}; its words are above", output.status),
             )
         })
-}
-
-/// An address of the loopback that was free a moment ago.
-fn free_address() -> Result<SocketAddr, Failure> {
-    let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-    TcpListener::bind(any)
-        .and_then(|listener| listener.local_addr())
-        .map_err(|e| Failure::io("no port of the loopback is free", e))
 }
 
 /// One rank: forms the mesh, joins NCCL, and compares what comes out with what must.

@@ -43,17 +43,15 @@ fn seconds(value: f64) -> String {
     }
 }
 
-/// Puts the tables into the page, each in its own section.
-pub(super) fn write(tables: &[(&str, String)], rounds: u32) -> Outcome {
+/// Puts a table into the page, in its own section.
+pub(super) fn write(title: &str, table: &str, rounds: u32) -> Outcome {
     let path = places::root().join(PAGE);
-    let mut page = fs::read_to_string(&path).map_err(|e| Fault::file("read", &path, &e))?;
+    let page = fs::read_to_string(&path).map_err(|e| Fault::file("read", &path, &e))?;
     let machine = machine();
-    for (title, table) in tables {
-        let body =
-            format!("## {title}\n\nMedian of {rounds} interleaved rounds on {machine}.\n\n{table}");
-        page = with_section(&page, title, &body);
-    }
-    fs::write(&path, page).map_err(|error| Fault::file("write", &path, &error))
+    let body =
+        format!("## {title}\n\nMedian of {rounds} interleaved rounds on {machine}.\n\n{table}");
+    fs::write(&path, with_section(&page, title, &body))
+        .map_err(|error| Fault::file("write", &path, &error))
 }
 
 /// The page with a section replaced, or added at the end.
