@@ -49,8 +49,8 @@ command -v nvidia-smi >/dev/null &&
 
 work=${WORK:-$(mktemp -d)}
 echo "working folder: $work"
+mkdir -p "$work/bin"
 cd "$work"
-mkdir -p bin
 for name in mks2 mks2-worker; do
     gzip --decompress --stdout "$here/bin/$name.gz" >"bin/$name"
     chmod +x "bin/$name"
