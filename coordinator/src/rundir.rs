@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
     str::FromStr,
 };
 
@@ -25,6 +24,7 @@ mod difference;
 
 use crate::{
     journal::{Ending, Entry, History, Journal, Origin, Place, Replayed, replay},
+    lock::make_folder,
     metrics::Sink,
 };
 
@@ -98,7 +98,8 @@ impl RunDir {
     pub(crate) async fn open(claim: &Claim<'_>) -> Result<Self, Failure> {
         let (store, root) = store::open(claim.run_url)?;
         let local = store::local_path(claim.run_url);
-        create_folder(local.as_ref())?;
+        // At once, so that a missing permission shows before the workers start.
+        local.as_deref().map(make_folder).transpose()?;
         let place = Place { store, root };
         let digest = load::digest(claim.job)?;
         let replayed = replay(place.clone()).await?;
@@ -127,17 +128,6 @@ impl RunDir {
             was_finished,
         })
     }
-}
-
-/// A local folder is made at once, so that a missing permission shows before the workers start.
-fn create_folder(local: Option<&PathBuf>) -> Result<(), Failure> {
-    let Some(folder) = local else { return Ok(()) };
-    std::fs::create_dir_all(folder).map_err(|error| {
-        Failure::io(
-            format!("the run directory {} cannot be made", folder.display()),
-            error,
-        )
-    })
 }
 
 /// Deletes what a process that was killed while it wrote has left in a local folder: the local

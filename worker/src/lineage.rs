@@ -4,10 +4,32 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mks2_proto::failure::Failure;
-use tch::Device;
+use tch::{Device, Tensor};
 
+use crate::flat::FlatState;
 use crate::model::Weights;
 use crate::text::TextEncoder;
+
+/// The weights of `state`, frozen; they share its memory.
+pub(crate) fn frozen(state: &FlatState) -> Result<Weights, Failure> {
+    let mut weights = Weights::new();
+    for span in state.layout().spans() {
+        weights.insert_frozen(&span.name, &state.view(&span.name)?);
+    }
+    Ok(weights)
+}
+
+/// Adds the weights of `state` to be trained, sharing its memory; gives them as leaves, in the order
+/// of the layout.
+pub(crate) fn leaves(weights: &mut Weights, state: &FlatState) -> Result<Vec<Tensor>, Failure> {
+    let spans = state.layout().spans();
+    let mut leaves = Vec::with_capacity(spans.len());
+    for span in spans {
+        weights.insert_trained(&span.name, &state.view(&span.name)?);
+        leaves.push(weights.get(&span.name)?);
+    }
+    Ok(leaves)
+}
 
 /// The result of one training stage.
 #[derive(Clone)]

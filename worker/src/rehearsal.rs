@@ -20,6 +20,7 @@ use crate::app;
 use crate::evaluate::ancestry;
 use crate::exact::Reducer;
 use crate::flat::{Buffer, FlatLayout, FlatState};
+use crate::lineage;
 use crate::model::Weights;
 use crate::objective::Objective;
 use crate::objective::bootstrap::BootstrapObjective;
@@ -222,11 +223,7 @@ impl Scene<'_> {
         for spec in &specs {
             state.load(Buffer::Weights, &spec.name, &spec.initial_values(job.seed))?;
         }
-        let mut leaves = Vec::with_capacity(layout.spans().len());
-        for span in layout.spans() {
-            weights.insert_trained(&span.name, &state.view(&span.name)?);
-            leaves.push(weights.get(&span.name)?);
-        }
+        let leaves = lineage::leaves(&mut weights, &state)?;
         Ok((weights, (state, leaves)))
     }
 

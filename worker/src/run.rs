@@ -23,9 +23,8 @@ use crate::collectives::Collective;
 use crate::collectives::schedule::agree;
 use crate::device;
 use crate::evaluate::{Evaluator, ancestry};
-use crate::flat::{FlatLayout, FlatState};
-use crate::lineage::{Lineage, StageResult};
-use crate::model::Weights;
+use crate::flat::FlatState;
+use crate::lineage::{self, Lineage, StageResult};
 use crate::objective::Objective;
 use crate::objective::bootstrap::BootstrapObjective;
 use crate::objective::experts::ExpertsObjective;
@@ -171,7 +170,7 @@ impl Run {
         drop(checkpoint);
         info!(
             stage = stage.name,
-            parameters = prepared.layout.parameters() as i64,
+            parameters = prepared.state.layout().parameters() as i64,
             from_step = prepared.progress.step as i64,
             steps = stage.steps as i64,
             "stage begins"
@@ -227,7 +226,6 @@ impl Run {
     ) -> Result<End, Failure> {
         let Prepared {
             encoder,
-            layout,
             table,
             state,
             reducer,
@@ -274,7 +272,7 @@ impl Run {
             }
         }
         self.saver.settle()?;
-        self.keep(stage, &layout, trainer.state(), encoder)?;
+        self.keep(stage, trainer.state(), encoder)?;
         Ok(End::Complete)
     }
 
@@ -326,14 +324,10 @@ impl Run {
     fn keep(
         &mut self,
         stage: &Stage,
-        layout: &FlatLayout,
         state: &FlatState,
         encoder: Arc<TextEncoder>,
     ) -> Result<(), Failure> {
-        let mut weights = Weights::new();
-        for span in layout.spans() {
-            weights.insert_frozen(&span.name, &state.view(&span.name)?);
-        }
+        let weights = lineage::frozen(state)?;
         let weights_digest = state.weights_digest()?.to_hex().to_string();
         let encoder = (stage.kind == StageKind::Bootstrap).then_some(encoder);
         self.lineage.insert(

@@ -15,6 +15,7 @@ use crate::checkpoint::{Checkpoint, Expected, Facts, Kind, Table};
 use crate::evaluate::picture_of;
 use crate::exact::Reducer;
 use crate::flat::{Buffer, FlatLayout, FlatState};
+use crate::lineage;
 use crate::model::{Vision, Weights};
 use crate::pixels::to_pixels;
 use crate::saver::{BUFFERS, REDUCER, TOKENIZER, table_of};
@@ -30,7 +31,6 @@ const PROJECTION: &str = "visual_projection.weight";
 /// What a training stage needs beside its objective.
 pub(super) struct Prepared {
     pub(super) encoder: Arc<TextEncoder>,
-    pub(super) layout: Arc<FlatLayout>,
     pub(super) table: Arc<Table>,
     pub(super) state: FlatState,
     pub(super) reducer: Reducer,
@@ -50,7 +50,7 @@ impl Run {
             step = from.step as i64,
             "stage was finished before"
         );
-        self.keep(stage, &prepared.layout, &prepared.state, prepared.encoder)
+        self.keep(stage, &prepared.state, prepared.encoder)
     }
 
     pub(super) fn read(
@@ -101,14 +101,9 @@ impl Run {
             }
         }
         let mut weights = self.lineage.weights(&self.base(stage)?)?;
-        let mut leaves = Vec::with_capacity(layout.spans().len());
-        for span in layout.spans() {
-            weights.insert_trained(&span.name, &state.view(&span.name)?);
-            leaves.push(weights.get(&span.name)?);
-        }
+        let leaves = lineage::leaves(&mut weights, &state)?;
         Ok(Prepared {
             encoder,
-            layout,
             table,
             state,
             reducer,
@@ -134,10 +129,7 @@ impl Run {
         if stage.kind != StageKind::Bootstrap || power <= 0.0 {
             return Ok(());
         }
-        let mut weights = Weights::new();
-        for span in state.layout().spans() {
-            weights.insert_frozen(&span.name, &state.view(&span.name)?);
-        }
+        let weights = lineage::frozen(state)?;
         let vision = Vision::new(&self.job.model.vision, &weights)?;
         let side = self.job.model.vision.image_size;
         let mut features = Vec::new();
