@@ -1,15 +1,15 @@
-//! Who holds which lanes: a pure function of the members.
+//! Who holds which lanes: a pure function of the members and of what they held before.
 //!
 //! Desired properties, each a property test below:
 //! 1. every lane belongs to exactly one member;
-//! 2. a member's lanes are one contiguous stretch, and stretches follow the ranks;
-//! 3. the shares differ by at most one lane, the larger ones first;
+//! 2. the shares differ by at most one lane;
+//! 3. a member gives a lane up only where balance asks for it: when others are lost, survivors
+//!    keep every lane, with what they have computed of it;
 //! 4. ranks are 0, 1, 2, ... without a gap;
 //! 5. members of the previous assignment keep their order, newcomers come after them, so that
 //!    the same members get the same lanes again;
-//! 6. the order in which members came does not matter.
-
-use std::ops::Range;
+//! 6. the order in which members came does not matter;
+//! 7. a first deal gives each member one contiguous stretch, in the order of ranks.
 
 use mks2_proto::ids::{MemberId, Rank};
 
@@ -20,8 +20,8 @@ pub struct Share {
     pub member: MemberId,
     /// Its place.
     pub rank: Rank,
-    /// Its lanes.
-    pub lanes: Range<u32>,
+    /// Its lanes, ascending.
+    pub lanes: Vec<u32>,
 }
 
 /// Shares in the order of ranks.
@@ -46,7 +46,8 @@ pub enum DealError {
     },
 }
 
-/// Deals `lanes` to `members`, as close to `previous` as a balanced contiguous deal allows.
+/// Deals `lanes` to `members`: each keeps what it held in `previous` up to its fair share, and
+/// the rest goes to those who hold less.
 ///
 /// # Errors
 /// When there are no members, or more of them than lanes.
@@ -61,21 +62,51 @@ pub fn deal(lanes: u32, members: &[MemberId], previous: &[Share]) -> Result<Assi
             lanes,
         });
     }
-    let (share, larger) = (lanes / world, lanes % world);
-    let mut first = 0;
-    Ok((0..world)
+    let mut shares: Assignment = (0..world)
         .zip(in_order(members, previous))
-        .map(|(rank, member)| {
-            let end = first + share + u32::from(rank < larger);
-            let dealt = Share {
-                member,
-                rank: Rank(rank),
-                lanes: first..end,
-            };
-            first = end;
-            dealt
+        .map(|(rank, member)| Share {
+            lanes: held_before(&member, lanes, previous),
+            member,
+            rank: Rank(rank),
         })
-        .collect())
+        .collect();
+    let fair = fair_shares(lanes, &shares);
+    for (share, fair) in shares.iter_mut().zip(&fair) {
+        share.lanes.truncate(*fair);
+    }
+    let mut is_held = vec![false; lanes as usize];
+    for lane in shares.iter().flat_map(|share| &share.lanes) {
+        is_held[*lane as usize] = true;
+    }
+    let mut free = (0..lanes).filter(|lane| !is_held[*lane as usize]);
+    for (share, fair) in shares.iter_mut().zip(fair) {
+        let missing = fair - share.lanes.len();
+        share.lanes.extend(free.by_ref().take(missing));
+        share.lanes.sort_unstable();
+    }
+    Ok(shares)
+}
+
+/// How many lanes each member should hold: those who hold the most now get what is left over.
+fn fair_shares(lanes: u32, shares: &[Share]) -> Vec<usize> {
+    let world = shares.len();
+    let (fair, left_over) = (lanes as usize / world, lanes as usize % world);
+    let mut by_holding: Vec<usize> = (0..world).collect();
+    by_holding.sort_by_key(|at| std::cmp::Reverse(shares[*at].lanes.len()));
+    let mut targets = vec![fair; world];
+    for at in by_holding.into_iter().take(left_over) {
+        targets[at] += 1;
+    }
+    targets
+}
+
+fn held_before(member: &MemberId, lanes: u32, previous: &[Share]) -> Vec<u32> {
+    let share = previous.iter().find(|share| &share.member == member);
+    share.map_or_else(Vec::new, |share| {
+        let mut held = share.lanes.clone();
+        held.retain(|lane| *lane < lanes);
+        held
+    })
 }
 
 /// Veterans by their old rank, then newcomers in the order in which people count.
@@ -120,22 +151,53 @@ mod tests {
             .prop_map(|(lanes, before, now)| (lanes, ids(&before), ids(&now)))
     }
 
+    /// What an assignment of others has left to `before`: nothing, or stretches out of order.
+    fn now_of(before: &[MemberId], now: &[MemberId], lanes: u32) -> Assignment {
+        let mut mixed = now.to_vec();
+        mixed.extend(before.iter().rev().filter(|id| !now.contains(id)).cloned());
+        deal(lanes, &mixed, &[]).unwrap_or_default()
+    }
+
     proptest! {
         #[test]
-        fn shares_are_complete_contiguous_and_balanced((lanes, before, now) in problem()) {
+        fn shares_are_complete_and_balanced((lanes, before, now) in problem()) {
             let previous = deal(lanes, &before, &[]).expect("enough lanes");
             let dealt = deal(lanes, &now, &previous).expect("enough lanes");
             prop_assert_eq!(dealt.len(), now.len());
-            let mut next = 0;
-            for (rank, share) in (0..).zip(&dealt) {
-                prop_assert_eq!(share.rank, Rank(rank));
-                prop_assert_eq!(share.lanes.start, next);
-                next = share.lanes.end;
+            let ranks: Vec<_> = dealt.iter().map(|share| share.rank.0).collect();
+            prop_assert_eq!(ranks, (0..u32::try_from(now.len()).unwrap()).collect::<Vec<_>>());
+            let mut held: Vec<_> = dealt.iter().flat_map(|share| share.lanes.clone()).collect();
+            prop_assert!(dealt.iter().all(|share| share.lanes.is_sorted()));
+            held.sort_unstable();
+            prop_assert_eq!(held, (0..lanes).collect::<Vec<_>>());
+            let sizes = || dealt.iter().map(|share| share.lanes.len());
+            prop_assert!(sizes().max().unwrap() - sizes().min().unwrap() <= 1);
+        }
+
+        #[test]
+        fn survivors_keep_what_they_hold((lanes, before, now) in problem(), again in any::<u64>()) {
+            // One loss after the other, so that what was held is not contiguous any more.
+            let mut assignment = deal(lanes, &before, &now_of(&before, &now, lanes)).unwrap();
+            for round in 0..4 {
+                let left: Vec<_> = assignment.iter().map(|share| share.member.clone())
+                    .enumerate()
+                    .filter(|(at, _)| *at == 0 || (again >> (8 * round + at % 8)) & 1 == 1)
+                    .map(|(_, member)| member)
+                    .collect();
+                let next = deal(lanes, &left, &assignment).unwrap();
+                for share in &next {
+                    let before = assignment.iter().find(|b| b.member == share.member).unwrap();
+                    prop_assert!(before.lanes.iter().all(|lane| share.lanes.contains(lane)));
+                }
+                assignment = next;
             }
-            prop_assert_eq!(next, lanes);
-            let sizes: Vec<_> = dealt.iter().map(|s| s.lanes.len()).collect();
-            prop_assert!(sizes.is_sorted_by(|a, b| a >= b));
-            prop_assert!(sizes[0] - sizes[sizes.len() - 1] <= 1);
+        }
+
+        #[test]
+        fn a_first_deal_is_contiguous((lanes, before, _) in problem()) {
+            let dealt = deal(lanes, &before, &[]).unwrap();
+            let lanes_of_ranks: Vec<_> = dealt.into_iter().flat_map(|share| share.lanes).collect();
+            prop_assert_eq!(lanes_of_ranks, (0..lanes).collect::<Vec<_>>());
         }
 
         #[test]
@@ -166,8 +228,20 @@ mod tests {
             .collect();
         assert_eq!(
             shown,
-            [("worker-0", 0..3), ("worker-2", 3..6), ("worker-10", 6..8)]
+            [
+                ("worker-0", vec![0, 1, 2]),
+                ("worker-2", vec![3, 4, 5]),
+                ("worker-10", vec![6, 7])
+            ]
         );
+    }
+
+    #[test]
+    fn the_lanes_of_a_lost_worker_are_dealt_out() {
+        let before = deal(8, &ids(&[0, 1, 2]), &[]).expect("enough lanes");
+        let dealt = deal(8, &ids(&[1, 2]), &before).expect("enough lanes");
+        let lanes: Vec<_> = dealt.into_iter().map(|share| share.lanes).collect();
+        assert_eq!(lanes, [vec![0, 3, 4, 5], vec![1, 2, 6, 7]]);
     }
 
     #[test]

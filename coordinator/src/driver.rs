@@ -222,7 +222,7 @@ impl Driver {
             }
             Done::Manifest(ticket, checkpoint, Err(failure)) => {
                 tracing::error!(step = checkpoint.step, why = %failure.why, "checkpoint skipped");
-                self.apply(Event::ManifestFailed(ticket, failure));
+                self.apply(Event::ManifestFailed(ticket, checkpoint.step, failure));
             }
             Done::Broken(failure) => self.lose_journal(failure),
         }
@@ -269,11 +269,10 @@ impl Driver {
             }
             Action::Measure {
                 generation,
-                workers,
                 step,
                 metrics,
             } => {
-                return metrics::line(step, generation, workers, &metrics)
+                return metrics::line(step, generation, &metrics)
                     .ok()
                     .map(Task::Line);
             }
@@ -294,6 +293,7 @@ impl Driver {
             Action::Close(stream) => {
                 self.streams.remove(&stream);
             }
+            Action::Tell(what, why) => tracing::info!(run = %self.shown.run_id, why, "{what}"),
             Action::Explain(reason) => tracing::info!(run = %self.shown.run_id, "{reason}"),
         }
         None

@@ -53,7 +53,6 @@ struct Line<'a> {
 pub fn line(
     step: u64,
     generation: Generation,
-    workers: u32,
     metrics: &StepMetrics,
 ) -> serde_json::Result<Vec<u8>> {
     let mut text = serde_json::to_vec(&Line {
@@ -72,7 +71,7 @@ pub fn line(
         step_seconds: metrics.step_seconds,
         data_wait_seconds: metrics.data_wait_seconds,
         comm_wait_seconds: metrics.comm_wait_seconds,
-        workers,
+        workers: metrics.workers,
         generation: generation.0,
     })?;
     text.push(b'\n');
@@ -230,13 +229,14 @@ mod tests {
             samples: 64,
             tokens: 640,
             step_seconds: 0.25,
+            workers: 4,
             ..StepMetrics::default()
         }
     }
 
     #[test]
     fn a_line_has_the_names_of_the_interface_and_leaves_absent_ones_out() {
-        let line = line(3, Generation(2), 4, &metrics()).expect("a line");
+        let line = line(3, Generation(2), &metrics()).expect("a line");
         let text = String::from_utf8(line).expect("text");
         assert_eq!(
             text,
@@ -255,7 +255,7 @@ mod tests {
     async fn write_three(folder: Option<&FilePath>, store: &Arc<dyn ObjectStore>) {
         let mut sink = sink(folder, store, 0).await;
         for step in 1..=3 {
-            sink.push(&line(step, Generation(1), 1, &metrics()).expect("a line"))
+            sink.push(&line(step, Generation(1), &metrics()).expect("a line"))
                 .expect("space");
         }
         sink.flush().await.expect("space");

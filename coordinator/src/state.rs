@@ -6,10 +6,14 @@ mod event;
 mod member;
 mod membership;
 mod progress;
+mod recovery;
 mod run;
 mod view;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use mks2_proto::{
     failure::Failure,
@@ -59,25 +63,26 @@ pub struct Config {
 ///
 /// | from | what happens | to |
 /// |---|---|---|
-/// | waiting | the last expected member opens its stream | running |
+/// | waiting | the last expected member opens its stream | active, in the first generation |
 /// | waiting | somebody asks to stop | stopped |
-/// | running | somebody asks to stop | stopping |
-/// | running, stopping | a member's stream breaks, or it is silent too long | failed, naming it |
-/// | waiting, running, stopping | a member fails by itself | failed, with its words |
-/// | running, stopping | a member complains that another one failed | ailing |
-/// | ailing | another member is lost or fails by itself | failed, naming that one |
-/// | ailing | the grace is over | failed, with the complaint |
-/// | running, stopping, ailing | all members have finished, the job done | finished |
-/// | running, stopping, ailing | all members have finished, some before the end | stopped |
+/// | waiting | a member fails by itself | failed, with its words |
+/// | active | somebody asks to stop | active, stopping at the next step border |
+/// | active | a member is lost: its stream breaks, it is silent too long, its process ends | active, in the next generation, of the others |
+/// | active | the only member is lost | failed, naming it |
+/// | active | a member fails by its own trouble | as if it were lost |
+/// | active | a member fails by what would hit all | failed, with its words |
+/// | active | members complain of each other, and nothing happens to any | active, in the next generation, of the same |
+/// | active | they complain again before a step was committed | as if the most blamed were lost |
+/// | active | all members have finished, the job done | finished |
+/// | active | all members have finished, some before the end | stopped |
 /// | any but the last three | the run directory cannot be written | failed |
 ///
-/// Stopped, finished and failed are the ends. Surviving a lost member will be one more row:
-/// from running, with the next generation, to running.
+/// Stopped, finished and failed are the ends.
 ///
 /// Invariants, checked after each event in debug builds:
 /// 1. a generation has its members' lanes dealt completely, and its number only grows;
-/// 2. a member's committed step only grows, by one each time;
-/// 3. an active run has no member outside its generation.
+/// 2. a member's committed step only grows, and none is ahead of the run;
+/// 3. the members of an active run that have not finished are those of its generation.
 #[derive(Debug)]
 pub struct Machine {
     config: Config,
@@ -91,6 +96,17 @@ pub struct Machine {
     metrics: Option<v1::StepMetrics>,
     explained: String,
     last_tick: Duration,
+    /// The last step of which metrics were taken.
+    measured: u64,
+    /// The step at which members last connected anew for their complaints.
+    quarrelled_at: Option<u64>,
+    /// What people should hear of, the latest few, and how many there were.
+    notices: VecDeque<v1::Notice>,
+    noticed: u64,
+    members_lost: u64,
+    checkpoints_skipped: u64,
+    /// Steps whose manifests are being written, and who else waits for them.
+    writing: BTreeMap<u64, Vec<Ticket>>,
 }
 
 impl Machine {
@@ -112,12 +128,20 @@ impl Machine {
             metrics: None,
             explained: String::new(),
             last_tick: Duration::ZERO,
+            measured: step,
+            quarrelled_at: None,
+            notices: VecDeque::new(),
+            noticed: 0,
+            members_lost: 0,
+            checkpoints_skipped: 0,
+            writing: BTreeMap::new(),
             config,
         }
     }
 
     /// Takes an event at a time (since the coordinator's start) and says what to do, in order.
     pub fn apply(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        let noticed = self.noticed;
         let mut actions = match event {
             Event::Register(ticket, registration) => self.register(now, ticket, registration),
             Event::Attach(ticket, stream, who) => self.attach(now, ticket, stream, &who),
@@ -128,16 +152,15 @@ impl Machine {
                 self.commit(ticket, &who, generation, checkpoint)
             }
             Event::ManifestWritten(ticket, checkpoint) => self.committed(ticket, checkpoint),
-            Event::ManifestFailed(ticket, failure) => {
-                vec![Action::Refuse(
-                    ticket,
-                    refused(v1::RefusalReason::Storage, failure),
-                )]
+            Event::ManifestFailed(ticket, step, failure) => {
+                self.manifest_failed(ticket, step, failure)
             }
             Event::Stop(ticket, reason) => self.stop(ticket, reason),
             Event::Broken(failure) => self.broken(failure),
             Event::Tick => self.tick(now),
         };
+        let news = self.notices.iter().filter(|notice| notice.number > noticed);
+        actions.extend(news.map(|notice| Action::Tell(notice.what.clone(), notice.why.clone())));
         let reason = self.reason();
         if reason != self.explained {
             self.explained.clone_from(&reason);
@@ -225,12 +248,8 @@ impl Machine {
 
     fn broken_invariant(&self) -> Option<&'static str> {
         let active = self.run.active()?;
-        let covered: u32 = active
-            .assignment
-            .iter()
-            .map(|s| s.lanes.end - s.lanes.start)
-            .sum();
-        if covered != self.config.lanes || active.generation != self.generation {
+        let covered: usize = active.assignment.iter().map(|s| s.lanes.len()).sum();
+        if covered != self.config.lanes as usize || active.generation != self.generation {
             return Some("1: the generation does not cover the lanes");
         }
         if self
@@ -242,9 +261,13 @@ impl Machine {
         }
         let stranger = self
             .members
-            .keys()
-            .any(|member| active.rank_of(member).is_none());
-        stranger.then_some("3: a member is outside the generation")
+            .iter()
+            .any(|(id, member)| member.finished.is_none() && active.rank_of(id).is_none());
+        let ghost = active
+            .assignment
+            .iter()
+            .any(|share| !self.members.contains_key(&share.member));
+        (stranger || ghost).then_some("3: members and generation differ")
     }
 }
 

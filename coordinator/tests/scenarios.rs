@@ -144,6 +144,14 @@ impl Clerk {
                 complete: words[5] == "complete",
             })),
             "failed" => report(Kind::Failed(failed(number(5), rest(6)))),
+            "blames" => report(Kind::PeerLost(v1::PeerLost {
+                member_id: words[5].replace("nobody", ""),
+                why: rest(6),
+            })),
+            "skipped" => report(Kind::CheckpointSkipped(v1::CheckpointSkipped {
+                step: number(5),
+                failure: Some(failed(5, rest(6))),
+            })),
             "commit" => {
                 let checkpoint = checkpoint(number(5), words[6], words.get(7) == Some(&"final"));
                 Event::Commit(ticket, who(), Generation(number(4)), checkpoint)
@@ -153,8 +161,12 @@ impl Clerk {
                 Event::ManifestWritten(ticket, checkpoint)
             }
             "write-failed" => {
-                let (ticket, _) = self.commits.remove(0);
-                Event::ManifestFailed(ticket, Failure::storage("not written", rest(2), "look"))
+                let (ticket, checkpoint) = self.commits.remove(0);
+                Event::ManifestFailed(
+                    ticket,
+                    checkpoint.step,
+                    Failure::storage("not written", rest(2), "look"),
+                )
             }
             "stop" => Event::Stop(ticket, rest(2)),
             "broken" => Event::Broken(Failure::storage("the journal is lost", rest(2), "look")),
@@ -178,7 +190,9 @@ fn registration(who: Identity, line: &str) -> Registration {
         run_id: options.get("run").map(|id| RunId::new(id).expect("good")),
         protocol: options
             .get("protocol")
-            .map_or(1, |text| text.parse().expect("a number")),
+            .map_or(mks2_proto::dial::PROTOCOL, |text| {
+                text.parse().expect("a number")
+            }),
         host: "host-a".into(),
         pid: u32::try_from(who.incarnation.0).expect("small"),
         data_address: format!("127.0.0.1:{}", 9000 + who.incarnation.0),
@@ -242,13 +256,8 @@ fn note(action: &Action) -> String {
         Action::Persist(entry) => format!("  persist {}", record(entry)),
         Action::WriteManifest(_, checkpoint) => format!("  write {}", checkpoint.manifest_path),
         Action::Measure {
-            generation,
-            workers,
-            step,
-            ..
-        } => {
-            format!("  measure step {step}, generation {generation}, {workers} workers")
-        }
+            generation, step, ..
+        } => format!("  measure step {step}, generation {generation}"),
         Action::Accept(_) => "  accept".to_owned(),
         Action::Committed(_, released) => {
             let steps: Vec<_> = released.iter().map(|checkpoint| checkpoint.step).collect();
@@ -268,20 +277,16 @@ fn note(action: &Action) -> String {
             )
         }
         Action::Close(stream) => format!("  close stream {}", stream.0),
+        Action::Tell(what, why) => format!("  tell {what}\n    why: {why}"),
         Action::Explain(reason) => format!("  because {reason}"),
     }
 }
 
 fn members(generation: &v1::Generation) -> String {
-    let member = |m: &v1::Member| {
-        let (first, last) = (
-            m.lanes.first().expect("a lane"),
-            m.lanes.last().expect("a lane"),
-        );
-        format!("{}={}:{first}..={last}", m.rank, m.member_id)
-    };
+    let member = |m: &v1::Member| format!("{}={}:{:?}", m.rank, m.member_id, m.lanes);
     let members: Vec<_> = generation.members.iter().map(member).collect();
-    format!("{} {}", generation.number, members.join(" "))
+    let (number, step) = (generation.number, generation.after_step);
+    format!("{number} after step {step}: {}", members.join(" "))
 }
 
 fn record(entry: &Entry) -> String {
@@ -289,8 +294,13 @@ fn record(entry: &Entry) -> String {
         Entry::GenerationFormed {
             generation,
             members,
+            after_step,
+            lost,
         } => {
-            format!("generation {generation} of {} members", members.len())
+            let (size, lost) = (members.len(), lost.len());
+            format!(
+                "generation {generation} of {size} members, {lost} lost, after step {after_step}"
+            )
         }
         Entry::CheckpointCommitted {
             checkpoint,

@@ -138,7 +138,6 @@ impl Loader {
         runtime: Handle,
     ) -> Result<Self, LoadError> {
         check(&corpora, &plan, lanes)?;
-        let ahead = settings.ahead_steps.max(1) * lanes.len();
         let rows = plan
             .shapes()
             .map(|shape| shape.rows)
@@ -148,7 +147,12 @@ impl Loader {
             side,
             groups: Groups::new(corpora, settings.group_bytes),
             pictures: Pictures::new(rows, side, settings.picture_bytes, settings.limits),
-            queue: Queue::new(lanes, steps, ahead, settings.ahead_bytes),
+            queue: Queue::new(
+                lanes,
+                steps,
+                settings.ahead_steps.max(1),
+                settings.ahead_bytes,
+            ),
             plan,
             runtime,
             cancelled: CancellationToken::new(),
@@ -167,6 +171,17 @@ impl Loader {
             loader.threads.push(thread);
         }
         Ok(loader)
+    }
+
+    /// Holds other lanes from now on, from the step on that was asked for last. What is ready of
+    /// lanes that stay is kept.
+    ///
+    /// # Errors
+    /// [`LoadError::Mismatch`] if a lane is not the plan's, or none is held.
+    pub fn hold(&self, lanes: &[u32]) -> Result<(), LoadError> {
+        check_lanes(&self.shared.plan, lanes)?;
+        self.shared.queue.hold(lanes);
+        Ok(())
     }
 
     /// The microbatch of a lane in a step; waits until it is ready. Lanes of a step may be asked
@@ -291,12 +306,14 @@ fn check(corpora: &[Corpus], plan: &Plan, lanes: &[u32]) -> Result<(), LoadError
             ));
         }
     }
-    match lanes.iter().find(|lane| **lane >= plan.lanes()) {
-        Some(lane) => mismatch(format!(
-            "there is no lane {lane}, the plan has {}",
-            plan.lanes()
-        )),
-        None if lanes.is_empty() => mismatch("no lane is held".into()),
-        None => Ok(()),
-    }
+    check_lanes(plan, lanes)
+}
+
+fn check_lanes(plan: &Plan, lanes: &[u32]) -> Result<(), LoadError> {
+    let reason = match lanes.iter().find(|lane| **lane >= plan.lanes()) {
+        Some(lane) => format!("there is no lane {lane}, the plan has {}", plan.lanes()),
+        None if lanes.is_empty() => "no lane is held".to_owned(),
+        None => return Ok(()),
+    };
+    Err(LoadError::Mismatch { reason })
 }

@@ -68,6 +68,19 @@ impl Output {
         }
     }
 
+    /// Something went wrong and the work goes on. Shown even when quiet.
+    pub(crate) fn warning(&self, what: &str, why: &str) {
+        if self.json {
+            tracing::warn!(why, "{what}");
+        } else if self.color {
+            self.say(&format!(
+                "\u{1b}[1;33mwarning:\u{1b}[0m {what}\n  why: {why}"
+            ));
+        } else {
+            self.say(&format!("warning: {what}\n  why: {why}"));
+        }
+    }
+
     /// A result, whole lines.
     pub(crate) fn result(&self, text: &str) {
         self.raw(&format!("{}\n", text.trim_end_matches('\n')));

@@ -136,7 +136,7 @@ fn deal(lanes: u32, workers: u32) -> Result<Vec<u32>, Failure> {
     })?;
     Ok(shares
         .into_iter()
-        .map(|share| share.lanes.end - share.lanes.start)
+        .map(|share| u32::try_from(share.lanes.len()).unwrap_or(u32::MAX))
         .collect())
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Progress {
     /// What is shown while no stage runs.
     waiting: Option<ProgressBar>,
     last_reason: String,
+    /// Number of the last notice that was shown.
+    noticed: u64,
 }
 
 /// A stage at work.
@@ -56,11 +58,18 @@ impl Progress {
             stage: None,
             waiting: None,
             last_reason: String::new(),
+            noticed: 0,
         }
     }
 
     /// Shows a status.
     pub(crate) fn update(&mut self, status: &StatusResponse) {
+        for notice in &status.notices {
+            if notice.number > self.noticed {
+                self.noticed = notice.number;
+                self.output.warning(&notice.what, &notice.why);
+            }
+        }
         match status.state() {
             RunState::WaitingForMembers => self.wait(&status.reason),
             RunState::Running | RunState::Stopping => self.advance(status),

@@ -182,6 +182,7 @@ impl Follow<'_> {
         loop {
             let status = watch.borrow_and_update().clone();
             progress.update(&status);
+            end_the_lost(&status, fleet);
             if is_over(&status) {
                 return Ok(());
             }
@@ -209,13 +210,12 @@ impl Follow<'_> {
     /// Shows why the run failed before anybody is waited for. A worker that was lost and is still
     /// there does not answer: it is killed at once.
     async fn tell_cause(&self, verdict: &Result<(), Failure>, fleet: &mut Fleet) {
-        let told = self.running.watch.borrow().failure.clone();
-        match (verdict, told) {
+        let status = self.running.watch.borrow().clone();
+        match (verdict, status.failure) {
             (Err(failure), _) => self.output.failure(failure),
             (Ok(()), Some(told)) => {
                 let failure = Failure::from(told);
-                let lost = cause::lost(&failure, fleet.workers());
-                if let Some(rank) = lost {
+                if let Some(rank) = cause::rank_of(&status.lost_member, fleet.workers()) {
                     fleet.ends_within(rank, LAST_BREATH).await;
                     fleet.kill_one(rank);
                 }
@@ -252,10 +252,13 @@ impl Follow<'_> {
         let Some(worker) = fleet.workers().get(exit.rank as usize) else {
             return Ok(());
         };
-        self.running
-            .member_exited(&worker.member, &cause::ending(exit.status))
-            .await;
+        let ending = cause::ending(exit.status);
+        self.running.member_exited(&worker.member, &ending).await;
         if watch.borrow().state() != RunState::WaitingForMembers {
+            if !exit.status.success() && worker.unprompted {
+                let (member, log) = (&worker.member, worker.log.display());
+                self.output.note(&format!("{member}: {ending} (log {log})"));
+            }
             return Ok(());
         }
         let told = watch.wait_for(|status| status.state() != RunState::WaitingForMembers);
@@ -279,6 +282,16 @@ impl Follow<'_> {
             "it was asked a second time; steps since the last checkpoint are computed again",
             resume_words(self.args, self.prepared),
         )
+    }
+}
+
+/// A worker that the run goes on without may still be there: stopped, or cut off. What it does is
+/// thrown away, so it need not do it.
+fn end_the_lost(status: &StatusResponse, fleet: &mut Fleet) {
+    for notice in &status.notices {
+        if let Some(rank) = cause::rank_of(&notice.lost_member, fleet.workers()) {
+            fleet.kill_one(rank);
+        }
     }
 }
 

@@ -12,5 +12,7 @@ mod interruptions;
 mod lab;
 #[path = "worker/outputs.rs"]
 mod outputs;
+#[path = "worker/recovery.rs"]
+mod recovery;
 #[path = "worker/refusals.rs"]
 mod refusals;

@@ -7,21 +7,19 @@ use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::job::{Reduction, load};
 use mks2_proto::telemetry;
-use tch::Device;
 use tokio::runtime::Runtime;
-use tracing::{info, info_span};
+use tracing::info_span;
 
 use crate::checkpoint::CheckpointStore;
-use crate::collectives::nccl::NcclMesh;
-use crate::collectives::tcp::{DataListener, Mesh, Roster};
-use crate::collectives::{AbortFlag, Collective, Limits};
+use crate::collectives::tcp::DataListener;
 use crate::device;
 use crate::dispatch::check_libtorch;
 use crate::lineage::Lineage;
 use crate::run::{End, Run, Start};
 use crate::saver::Saver;
-use crate::session::{Assignment, Session};
+use crate::session::Session;
 use crate::sources::open_corpora;
+use crate::team::{Standing, Team};
 
 /// Threads for the network and storage; computing has its own thread.
 const IO_THREADS: usize = 2;
@@ -37,10 +35,9 @@ pub fn work(env: &WorkerEnv) -> Result<End, Failure> {
     check_libtorch()?;
     let runtime = io_runtime()?;
     let listener = DataListener::bind(address_of(env)?)?;
-    let abort = AbortFlag::new();
-    let session = runtime.block_on(Session::connect(env, listener.address(), abort.clone()))?;
+    let session = runtime.block_on(Session::connect(env, listener.address()))?;
     let session = Arc::new(session);
-    let outcome = joined(env, &runtime, &session, &listener, &abort);
+    let outcome = joined(env, &runtime, &session, listener);
     let outcome = match outcome {
         Ok(end) => session.finished(end == End::Complete).map(|()| end),
         Err(failure) => Err(session.failed(failure)),
@@ -77,8 +74,7 @@ fn joined(
     env: &WorkerEnv,
     runtime: &Runtime,
     session: &Arc<Session>,
-    listener: &DataListener,
-    abort: &AbortFlag,
+    listener: DataListener,
 ) -> Result<End, Failure> {
     let welcome = session.welcome();
     let job = load::parse(&welcome.job_toml)?;
@@ -88,23 +84,18 @@ fn joined(
         device::repeat_bits(device)?;
     }
     let corpora = runtime.block_on(open_corpora(&job))?;
-    let assignment = session.wait_generation()?;
-    info!(
-        generation = assignment.generation as i64,
-        rank = i64::from(assignment.rank),
-        world = i64::from(assignment.world),
-        lanes = ?assignment.lanes,
-        "generation joined"
-    );
-    let collective = connect(env, listener, &assignment, abort, device)?;
+    let standing = Standing {
+        committed: welcome.resume_from.as_ref().map_or(0, |from| from.step),
+        ..Standing::default()
+    };
+    let team = Team::join(env, session, listener, device, &standing)?;
     let store = CheckpointStore::open(&welcome.run_url)?;
     let saver = Saver::new(store, Arc::clone(session), runtime.handle().clone());
     let mut run = Run {
         config_digest: load::digest(&job)?,
         job,
         session: Arc::clone(session),
-        collective,
-        held: assignment.lanes,
+        team,
         corpora,
         saver,
         run_url: welcome.run_url.clone(),
@@ -116,27 +107,5 @@ fn joined(
     run.run(&Start {
         resume_from: welcome.resume_from.clone(),
         finished,
-    })
-}
-
-fn connect(
-    env: &WorkerEnv,
-    listener: &DataListener,
-    assignment: &Assignment,
-    abort: &AbortFlag,
-    device: Device,
-) -> Result<Box<dyn Collective>, Failure> {
-    let roster = Roster {
-        run_id: env.run_id.clone(),
-        token: env.token.clone(),
-        generation: assignment.generation,
-        rank: assignment.rank as usize,
-        addresses: assignment.addresses.clone(),
-    };
-    let limits = Limits::default();
-    let mesh = Mesh::form(listener, &roster, &limits, abort)?;
-    Ok(match device {
-        Device::Cuda(number) => Box::new(NcclMesh::new(mesh, number, &limits, abort)?),
-        _ => Box::new(mesh),
     })
 }

@@ -194,6 +194,22 @@ pub enum CollectiveError {
 }
 
 impl CollectiveError {
+    /// Whether it is about the peers or the way to them, so that others, or the same connected
+    /// anew, may succeed.
+    #[must_use]
+    pub fn is_about_peers(&self) -> bool {
+        match self {
+            Self::Bind { .. } | Self::Usage(_) | Self::Buffer(_) | Self::Mismatch { .. } => false,
+            Self::Connect { .. }
+            | Self::Lost { .. }
+            | Self::Deadline { .. }
+            | Self::Frame { .. }
+            | Self::Aborted(_)
+            | Self::Broken(_)
+            | Self::Nccl(_) => true,
+        }
+    }
+
     /// The rank that is to blame, where one is.
     #[must_use]
     pub fn rank(&self) -> Option<usize> {

@@ -33,6 +33,7 @@ use crate::collectives::Collective;
 use crate::exchange::all_lanes;
 use crate::lineage::Lineage;
 use crate::objective::Share;
+use crate::team::Setback;
 use crate::text::TextEncoder;
 
 /// Rows that are computed together.
@@ -84,9 +85,10 @@ impl Evaluator<'_> {
     /// Measures everything that the stage's settings name.
     ///
     /// # Errors
-    /// When a corpus can not be read, a stage has not run, or a peer is lost; exit 130 when some
+    /// [`Setback::Peers`] when a peer is lost: then the evaluation begins again. A failure when a
+    /// corpus can not be read or a stage has not run; exit 130 when some
     /// worker was asked to stop: an evaluation leaves nothing half-done and begins again.
-    pub fn run(&self, collective: &mut dyn Collective) -> Result<Evaluation, Failure> {
+    pub fn run(&self, collective: &mut dyn Collective) -> Result<Evaluation, Setback> {
         tch::no_grad(|| {
             let mut found = Evaluation {
                 weights_digest: self.weights_digest()?,
@@ -220,7 +222,7 @@ impl Evaluator<'_> {
         rows: &[T],
         collective: &mut dyn Collective,
         mut compute: impl FnMut(&[T]) -> Result<Share, Failure>,
-    ) -> Result<Vec<Share>, Failure> {
+    ) -> Result<Vec<Share>, Setback> {
         let (rank, world) = (collective.rank(), collective.world());
         let blocks: Vec<&[T]> = rows.chunks(BLOCK).collect();
         let mut shares = Vec::with_capacity(blocks.len());
@@ -232,7 +234,7 @@ impl Evaluator<'_> {
             let stop = (self.stop_requested)();
             let (stop, all) = all_lanes(collective, stop, &mine, round.len() as u32)?;
             if stop {
-                return Err(stopped());
+                return Err(stopped().into());
             }
             shares.extend(all);
         }

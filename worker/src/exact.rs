@@ -8,7 +8,8 @@
 //! ```text
 //! begin_step                     forget the last step's lanes
 //! add_lane (each lane held)      sums += round(gradient * 2^e)
-//! finish                         vote -> verdict; reduce; state.grads = sum * 2^-e; e follows
+//! finish                         vote -> verdict; reduce; state.grads = sum * 2^-e
+//! commit_step                    the step is applied: e follows its gradients
 //! ```
 //!
 //! 1. The exponents are part of the replicated state ([`Reducer::state_bytes`]): equal on all ranks,
@@ -16,8 +17,10 @@
 //! 2. A tensor that has no exponent yet (its first gradients, or zeros so far) has its lanes'
 //!    gradients kept until the vote has fixed one from all of them. What would not fit into
 //!    [`HELD_BYTES`] is dropped and the step repeated; both ways give the same bits.
-//! 3. The lanes' sums stay intact until `begin_step`: a `finish` that failed with a lost peer may be
-//!    called again with the collective of the next generation.
+//! 3. The lanes' sums stay intact until `begin_step`: a `finish` that failed with a lost peer, or
+//!    that only some ranks have seen succeed, is called again with the collective of the next
+//!    generation, after the lanes that were lost have been added. Nothing that outlives a step
+//!    changes before `commit_step`, so the outcome has the bits of an undisturbed step.
 //! 4. A verdict is the same on every rank.
 
 use std::collections::BTreeSet;
@@ -124,6 +127,10 @@ pub struct Reducer {
 #[derive(Default)]
 struct Step {
     lanes: BTreeSet<u32>,
+    /// How often the lanes were added anew since the step began, for an overflow.
+    attempt: u32,
+    /// The largest magnitudes over all ranks, once they are known.
+    tallied: Option<Vec<i16>>,
     seen: Vec<i16>,
     /// Tensors whose sums hold this step's lanes; the others hold an earlier step's.
     filled: Vec<bool>,
@@ -182,9 +189,30 @@ impl Reducer {
         })
     }
 
-    /// Forgets the lanes added so far; the exponents stay.
+    /// Forgets the lanes of the step before; the exponents stay.
     pub fn begin_step(&mut self) {
         self.step = Step::new(self.layout.spans().len());
+    }
+
+    /// Forgets the lanes added so far, which will be added again in the same step.
+    pub fn begin_again(&mut self) {
+        let attempt = self.step.attempt;
+        self.begin_step();
+        self.step.attempt = attempt;
+    }
+
+    /// Lanes that were added since the step began.
+    #[must_use]
+    pub fn lanes(&self) -> &BTreeSet<u32> {
+        &self.step.lanes
+    }
+
+    /// The step whose `finish` was applied is committed: the exponents follow its gradients.
+    pub fn commit_step(&mut self) {
+        let tallied = self.step.tallied.take().unwrap_or_default();
+        for (exponent, seen) in self.exponents.iter_mut().zip(tallied) {
+            *exponent = exponents::follow(*exponent, seen);
+        }
     }
 
     /// Adds one lane's gradients, times `factor` (1 where the loss is already over the global
@@ -377,6 +405,7 @@ impl Reducer {
             seen: self.step.seen.clone(),
             exponents: self.exponents.clone(),
             dropped: self.step.dropped,
+            attempt: self.step.attempt,
         }
     }
 
@@ -416,14 +445,21 @@ impl Reducer {
                 &mut state.grads,
             )?;
         }
-        for (exponent, &seen) in self.exponents.iter_mut().zip(&tally.seen) {
-            *exponent = exponents::follow(*exponent, seen);
-        }
+        self.step.tallied = Some(tally.seen.clone());
         Ok(Verdict::Applied)
     }
 
     /// Takes the exponents that others have, fits those that nobody has, raises what overflowed.
+    /// Where some ranks had learned of an overflow before a peer was lost and others had not, all
+    /// take what those have made of it.
     fn agree_on_exponents(&mut self, tally: &Tally) -> Option<Verdict> {
+        self.step.attempt = tally.attempt;
+        if tally.behind {
+            self.exponents.clone_from(&tally.exponents);
+            return Some(Verdict::Overflow {
+                tensors: Vec::new(),
+            });
+        }
         let mut repeated = Vec::new();
         for (tensor, span) in self.layout.spans().iter().enumerate() {
             let (seen, shared) = (tally.seen[tensor], tally.exponents[tensor]);
@@ -435,6 +471,7 @@ impl Reducer {
             self.exponents[tensor] = if fits { shared } else { exponents::fit(seen) };
         }
         let repeat = tally.dropped || !repeated.is_empty();
+        self.step.attempt += u32::from(repeat);
         repeat.then_some(Verdict::Overflow { tensors: repeated })
     }
 

@@ -7,6 +7,7 @@ use mks2_proto::failure::Failure;
 
 use crate::collectives::Collective;
 use crate::objective::Share;
+use crate::team::Setback;
 
 /// Gathers the shares of `total` lanes, of which this worker gives `mine`. `flag` is or-ed over
 /// the workers.
@@ -18,7 +19,7 @@ pub(crate) fn all_lanes(
     flag: bool,
     mine: &[(u32, Share)],
     total: u32,
-) -> Result<(bool, Vec<Share>), Failure> {
+) -> Result<(bool, Vec<Share>), Setback> {
     let messages = collective.all_gather(&encode(flag, mine))?;
     let mut any = false;
     let mut shares: Vec<Option<Share>> = vec![None; total as usize];
@@ -28,7 +29,7 @@ pub(crate) fn all_lanes(
         for (lane, share) in lanes {
             match shares.get_mut(lane as usize) {
                 Some(slot @ None) => *slot = Some(share),
-                _ => return Err(uncovered(lane, total)),
+                _ => return Err(uncovered(lane, total).into()),
             }
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! app ─► session (control plane)          who takes part, where to start, what is committed
+//!  ├──► team     the workers of a generation, and of the next when one is lost ─► collectives
 //!  └──► run      the job graph: stage after stage
 //!        ├─ train      one step: load, gather, compute, reduce, vote, update
 //!        │   ├─ objective    what a stage trains for; uses text, pixels, model
@@ -37,6 +38,7 @@ pub mod run;
 pub mod saver;
 pub mod session;
 mod sources;
+pub mod team;
 pub mod text;
 pub mod train;
 mod whiten;

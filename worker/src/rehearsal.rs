@@ -27,6 +27,7 @@ use crate::objective::bootstrap::BootstrapObjective;
 use crate::objective::experts::ExpertsObjective;
 use crate::objective::memory::MemoryObjective;
 use crate::sources::{Sources, open_corpora};
+use crate::team::Team;
 use crate::text::TextEncoder;
 use crate::train::{Progress, Settings, Trainer};
 
@@ -54,11 +55,15 @@ pub(crate) trait Act {
     /// What comes of it.
     type Output;
 
-    /// Works with a trainer before its first step.
+    /// Works with a trainer before its first step, and a team of one.
     ///
     /// # Errors
     /// What went wrong in a step.
-    fn play<O: Objective>(self, trainer: Trainer<'_, O>) -> Result<Self::Output, Failure>;
+    fn play<O: Objective>(
+        self,
+        trainer: Trainer<'_, O>,
+        team: Team,
+    ) -> Result<Self::Output, Failure>;
 }
 
 impl Rehearsal {
@@ -149,15 +154,15 @@ impl Scene<'_> {
         match stage.kind {
             StageKind::Bootstrap => {
                 let objective = BootstrapObjective::new(job, stage, &encoder, &weights, device)?;
-                act.play(self.trainer(objective, trained)?)
+                act.play(self.trainer(objective, trained)?, self.team())
             }
             StageKind::Memory => {
                 let objective = MemoryObjective::new(job, stage, &encoder, &weights, device)?;
-                act.play(self.trainer(objective, trained)?)
+                act.play(self.trainer(objective, trained)?, self.team())
             }
             StageKind::Experts => {
                 let objective = ExpertsObjective::new(job, stage, &encoder, &weights, device)?;
-                act.play(self.trainer(objective, trained)?)
+                act.play(self.trainer(objective, trained)?, self.team())
             }
             StageKind::Evaluate => Err(missing(job, stage.kind)),
         }
@@ -169,6 +174,10 @@ impl Scene<'_> {
     /// When the corpora cannot fill the stage's batches.
     pub(crate) fn data(&self) -> Result<(Plan, Loader), Failure> {
         self.sources().data(&self.stage, self.held(), 0)
+    }
+
+    fn team(&self) -> Team {
+        Team::alone(self.held().to_vec())
     }
 
     /// All lanes of the job.
@@ -241,7 +250,6 @@ impl Scene<'_> {
             steps: stage.steps,
             first_step: 0,
             lanes: job.lanes,
-            held: self.held(),
             optimizer: &stage.optimizer,
         };
         Ok(Trainer::new(

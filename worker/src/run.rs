@@ -2,15 +2,19 @@
 //!
 //! Every worker walks through the same stages by itself; the coordinator says only where to start
 //! and keeps what is committed. A run's position is its step number, counted over all stages.
+//!
+//! Whatever the workers do together may fail with a lost peer; then those that are left regroup
+//! (see [`team`](crate::team)) and do it again: a step in [`train`](crate::train), everything
+//! around the steps here and in `together`.
 
 mod prepare;
+mod together;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mks2_dataset::plan::Plan;
 use mks2_dataset::reader::Corpus;
-use mks2_proto::failure::{ExitCode, Failure};
+use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, Stage, StageKind};
 use mks2_proto::v1::{CheckpointRef, Phase};
 use object_store::ObjectStoreExt;
@@ -19,8 +23,6 @@ use tokio::runtime::Handle;
 use tracing::{info, info_span};
 
 use crate::checkpoint::{Facts, Kind, Table};
-use crate::collectives::Collective;
-use crate::collectives::schedule::agree;
 use crate::device;
 use crate::evaluate::{Evaluator, ancestry};
 use crate::flat::FlatState;
@@ -32,6 +34,7 @@ use crate::objective::memory::MemoryObjective;
 use crate::saver::{Content, Saver};
 use crate::session::Session;
 use crate::sources::Sources;
+use crate::team::{Part, Point, Setback, Team};
 use crate::text::TextEncoder;
 use crate::train::{Settings, Trainer};
 use prepare::Prepared;
@@ -65,10 +68,8 @@ pub struct Run {
     pub config_digest: String,
     /// The way to the coordinator.
     pub session: Arc<Session>,
-    /// The way to the other workers.
-    pub collective: Box<dyn Collective>,
-    /// Lanes that this worker holds, ascending.
-    pub held: Vec<u32>,
+    /// This worker and the others.
+    pub team: Team,
     /// Corpora by name.
     pub corpora: BTreeMap<String, Corpus>,
     /// Checkpoints.
@@ -91,44 +92,42 @@ impl Run {
     pub fn run(&mut self, start: &Start) -> Result<End, Failure> {
         let stages = self.job.stages.clone();
         let mut first_step = 0;
-        for stage in &stages {
+        for (number, stage) in (0..).zip(&stages) {
             let span = info_span!("stage", stage = stage.name, kind = stage.kind.name());
             let _entered = span.enter();
             let last_step = first_step + stage.steps;
-            if stage.kind == StageKind::Evaluate {
-                self.session
-                    .stage_changed(&stage.name, first_step, last_step)?;
-                if self.evaluate(stage)? == End::Stopped {
-                    return Ok(End::Stopped);
+            let point = Point {
+                stage: number,
+                part: Part::Start,
+            };
+            self.team.enter(point);
+            let finished = start.finished.iter().find(|done| done.stage == stage.name);
+            let end = match (stage.kind, finished) {
+                (StageKind::Evaluate, _) => {
+                    self.session
+                        .stage_changed(&stage.name, first_step, last_step)?;
+                    self.evaluate(stage, first_step)?
                 }
-            } else if let Some(finished) =
-                start.finished.iter().find(|done| done.stage == stage.name)
-            {
-                self.recall(stage, finished)?;
-            } else {
-                self.session
-                    .stage_changed(&stage.name, first_step, last_step)?;
-                let resume = start
-                    .resume_from
-                    .as_ref()
-                    .filter(|from| from.stage == stage.name);
-                if self.train(stage, first_step, resume)? == End::Stopped {
-                    return Ok(End::Stopped);
+                (_, Some(finished)) => {
+                    self.recall(stage, finished)?;
+                    self.cross_alone(last_step)?
                 }
-            }
-            if self.stop_agreed()? {
+                (_, None) => {
+                    self.session
+                        .stage_changed(&stage.name, first_step, last_step)?;
+                    let resume = start
+                        .resume_from
+                        .as_ref()
+                        .filter(|from| from.stage == stage.name);
+                    self.train(stage, first_step, resume)?
+                }
+            };
+            if end == End::Stopped {
                 return Ok(End::Stopped);
             }
             first_step = last_step;
         }
         Ok(End::Complete)
-    }
-
-    /// Whether some worker was asked to stop between stages; the same answer on all.
-    fn stop_agreed(&mut self) -> Result<bool, Failure> {
-        let mine = [u8::from(self.session.stop_requested())];
-        let all = self.collective.all_gather(&mine)?;
-        Ok(all.iter().any(|flag| flag.first() == Some(&1)))
     }
 
     fn corpus_digests(&self, stage: &Stage) -> BTreeMap<String, String> {
@@ -197,26 +196,6 @@ impl Run {
         }
     }
 
-    /// Compares with all workers what a stage is about to do (P3) and what it starts from: a
-    /// worker with another plan, other parameters or other bits would hang or spoil the rest.
-    fn agree(
-        &mut self,
-        stage: &Stage,
-        plan: &Plan,
-        state: &FlatState,
-        from_step: u64,
-    ) -> Result<(), Failure> {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(self.config_digest.as_bytes());
-        hasher.update(stage.name.as_bytes());
-        hasher.update(&from_step.to_le_bytes());
-        hasher.update(plan.digest().as_bytes());
-        hasher.update(state.layout().digest().as_bytes());
-        hasher.update(state.weights_digest()?.as_bytes());
-        let what = format!("start of stage '{}'", stage.name);
-        Ok(agree(&mut *self.collective, &what, &hasher.finalize())?)
-    }
-
     fn drive<O: Objective>(
         &mut self,
         stage: &Stage,
@@ -233,19 +212,23 @@ impl Run {
             leaves,
             ..
         } = prepared;
-        let (job, held) = (self.job.clone(), self.held.clone());
+        let job = self.job.clone();
         let settings = Settings {
             stage: &stage.name,
             seed: job.seed,
             steps: stage.steps,
             first_step,
             lanes: job.lanes,
-            held: &held,
             optimizer: &stage.optimizer,
         };
-        let data = self.sources().data(stage, &held, progress.step)?;
-        self.agree(stage, &data.0, &state, progress.step)?;
-        if self.collective.rank() == 0 {
+        let data = self
+            .sources()
+            .data(stage, self.team.held(), progress.step)?;
+        let committed = first_step + progress.step;
+        self.agree(stage, &data.0, &state, committed)?;
+        // The lanes held may be others by now.
+        data.1.hold(self.team.held())?;
+        if self.team.rank() == 0 {
             self.saver.warm(&table);
         }
         let mut trainer = Trainer::new(
@@ -256,24 +239,31 @@ impl Run {
             reducer,
             progress,
         );
-        while !trainer.is_done() {
-            let stop = trainer.step(&*self.session, &mut *self.collective)?;
+        self.team.enter(Point {
+            part: Part::Steps,
+            ..self.team.point()
+        });
+        let mut stop = false;
+        while !trainer.is_done() && !stop {
+            stop = trainer.step(&*self.session, &mut self.team)?;
             let step = trainer.progress().step;
-            let is_final = trainer.is_done();
-            if is_final {
-                self.even_out(stage, trainer.state())?;
-            }
-            if is_final || stop || step.is_multiple_of(job.checkpoint.every_steps.max(1)) {
+            let is_due = step.is_multiple_of(job.checkpoint.every_steps.max(1));
+            if is_due && !stop && !trainer.is_done() {
                 self.save(stage, first_step, &trainer, &table, &encoder)?;
             }
-            if stop && !is_final {
-                self.saver.settle()?;
-                return Ok(End::Stopped);
-            }
         }
-        self.saver.settle()?;
+        if trainer.is_done() {
+            self.even_out(stage, trainer.state())?;
+        }
+        let crossed = self.cross(&trainer, |run, trainer| {
+            run.save(stage, first_step, trainer, &table, &encoder)?;
+            run.saver.settle()
+        })?;
+        if !trainer.is_done() {
+            return Ok(End::Stopped);
+        }
         self.keep(stage, trainer.state(), encoder)?;
-        Ok(End::Complete)
+        Ok(crossed)
     }
 
     /// Saves the state after the last committed step. Rank 0 alone does.
@@ -285,7 +275,7 @@ impl Run {
         table: &Arc<Table>,
         encoder: &TextEncoder,
     ) -> Result<(), Failure> {
-        if self.collective.rank() != 0 {
+        if self.team.rank() != 0 {
             return Ok(());
         }
         let _span = info_span!("checkpoint").entered();
@@ -341,9 +331,11 @@ impl Run {
         Ok(())
     }
 
-    fn evaluate(&mut self, stage: &Stage) -> Result<End, Failure> {
+    /// Measures what an evaluation names, together; rank 0 writes it down.
+    fn measure(&mut self, stage: &Stage) -> Result<(), Setback> {
         self.session.set_phase(Phase::Evaluating, 0);
         let settings = stage.evaluate.clone().unwrap_or_default();
+        let session = Arc::clone(&self.session);
         let evaluator = Evaluator {
             job: &self.job,
             settings: &settings,
@@ -351,28 +343,24 @@ impl Run {
             corpora: &self.corpora,
             device: self.device,
             runtime: self.runtime.clone(),
-            stop_requested: &|| self.session.stop_requested(),
+            stop_requested: &|| session.stop_requested(),
         };
-        let found = match evaluator.run(&mut *self.collective) {
-            Err(failure) if failure.exit == ExitCode::Stopped => return Ok(End::Stopped),
-            found => found?,
-        };
-        if self.collective.rank() != 0 {
-            return Ok(End::Complete);
+        let found = evaluator.run(self.team.collective())?;
+        if self.team.rank() != 0 {
+            return Ok(());
         }
         let json = serde_json::to_vec_pretty(&found)
             .map_err(|e| Failure::internal("the evaluation could not be written", e.to_string()))?;
-        let (store, root) = mks2_dataset::store::open(&self.run_url)?;
+        let (store, root) = mks2_dataset::store::open(&self.run_url).map_err(Failure::from)?;
         let path = root.join(EVALUATION);
-        self.runtime
-            .block_on(store.put(&path, json.into()))
-            .map_err(|e| {
-                Failure::storage(
-                    "the evaluation could not be written",
-                    e.to_string(),
-                    "see that the run directory can be written, then run the same command again",
-                )
-            })?;
-        Ok(End::Complete)
+        let written = self.runtime.block_on(store.put(&path, json.into()));
+        written.map_err(|e| {
+            Failure::storage(
+                "the evaluation could not be written",
+                e.to_string(),
+                "see that the run directory can be written, then run the same command again",
+            )
+        })?;
+        Ok(())
     }
 }

@@ -144,6 +144,8 @@ async fn save(
     match upload_and_commit(store, session, snapshot, facts).await {
         Err(failure) if !is_final => {
             warn!(step = step as i64, error = %failure.what, why = %failure.why, "checkpoint skipped; training goes on");
+            // The end of the run, if it is that, reaches the trainer by itself.
+            let _ = session.checkpoint_skipped(step, &failure);
             Ok(())
         }
         other => other,

@@ -8,11 +8,13 @@
 //!
 //! 1. The session lives on a thread of its own, so that a busy trainer never looks dead; its
 //!    heartbeats carry what the trainer said last.
-//! 2. An abort raises the flag that collectives poll: a blocked trainer gives up at once.
+//! 2. Each generation has a flag that its collectives poll. The next generation raises it, and so
+//!    does the end of the run: a blocked trainer gives up at once.
 //! 3. Without its coordinator a worker stops: the run resumes from the latest checkpoint.
 //! 4. Each report carries the generation in which it was written.
 
 mod link;
+mod mishap;
 mod shared;
 
 use std::{
@@ -32,6 +34,7 @@ use tracing::debug;
 
 use crate::collectives::AbortFlag;
 use link::{Joined, Link};
+use mishap::Mishaps;
 use shared::Shared;
 
 /// Reports that may wait for the network.
@@ -44,7 +47,7 @@ const GOODBYE: Duration = Duration::from_secs(5);
 const CAUSE_PATIENCE: Duration = Duration::from_secs(4);
 
 /// This worker's place in a generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Assignment {
     /// The generation.
     pub generation: u64,
@@ -58,7 +61,14 @@ pub struct Assignment {
     pub members: Vec<String>,
     /// Where their data planes listen, by rank.
     pub addresses: Vec<SocketAddr>,
+    /// Why there is this generation.
+    pub reason: String,
+    /// Raised when the generation is over.
+    pub abort: AbortFlag,
 }
+
+/// A report and the generation in which it was written.
+type Labelled = (u64, Kind);
 
 /// A worker's membership in a run.
 #[derive(Debug)]
@@ -68,23 +78,21 @@ pub struct Session {
     member_id: String,
     incarnation: u64,
     shared: Arc<Shared>,
-    reports: Mutex<Option<mpsc::Sender<Kind>>>,
+    mishaps: Mishaps,
+    reports: Mutex<Option<mpsc::Sender<Labelled>>>,
     ended: Mutex<StdReceiver<()>>,
 }
 
 impl Session {
     /// Registers with the coordinator that the environment names, trying again while it cannot
     /// be reached, and opens the stream. `data_address` is where this worker's data plane
-    /// listens; `abort` is raised when the generation is over.
+    /// listens.
     ///
     /// # Errors
     /// When the coordinator refuses this worker, or cannot be reached for half a minute.
-    pub async fn connect(
-        env: &WorkerEnv,
-        data_address: SocketAddr,
-        abort: AbortFlag,
-    ) -> Result<Self, Failure> {
-        let shared = Arc::new(Shared::new(abort));
+    pub async fn connect(env: &WorkerEnv, data_address: SocketAddr) -> Result<Self, Failure> {
+        let shared = Arc::new(Shared::default());
+        let mishaps = Mishaps::read(&env.member_id)?;
         let (reports, outgoing) = mpsc::channel(REPORTS);
         let link = Link::new(env, data_address, Arc::clone(&shared))?;
         let incarnation = link.incarnation();
@@ -96,6 +104,7 @@ impl Session {
             member_id: env.member_id.clone(),
             incarnation,
             shared,
+            mishaps,
             reports: Mutex::new(Some(reports)),
             ended: Mutex::new(ended),
         })
@@ -108,12 +117,36 @@ impl Session {
         &self.welcome
     }
 
-    /// Waits for the generation that this worker is a part of. Blocks: not for asynchronous code.
+    /// Waits for the first generation after number `after` that this worker is a part of. Blocks:
+    /// not for asynchronous code. From then on its reports speak of that generation.
     ///
     /// # Errors
-    /// When the run ends or stops before all workers are there.
-    pub fn wait_generation(&self) -> Result<Assignment, Failure> {
-        self.shared.wait_generation()
+    /// When the run ends, or stops before all workers are there.
+    pub fn wait_generation(&self, after: u64) -> Result<Assignment, Failure> {
+        self.shared.wait_generation(after)
+    }
+
+    /// Reports that a collective of `generation` failed, and the peer that seems to be to blame.
+    ///
+    /// # Errors
+    /// When the run is over.
+    pub fn peer_lost(&self, generation: u64, member: &str, why: &str) -> Result<(), Failure> {
+        let lost = v1::PeerLost {
+            member_id: member.to_owned(),
+            why: why.to_owned(),
+        };
+        self.send((generation, Kind::PeerLost(lost)))
+    }
+
+    /// Reports that a checkpoint inside a stage could not be saved.
+    ///
+    /// # Errors
+    /// When the run is over.
+    pub fn checkpoint_skipped(&self, step: u64, failure: &Failure) -> Result<(), Failure> {
+        self.report(Kind::CheckpointSkipped(v1::CheckpointSkipped {
+            step,
+            failure: Some(failure.into()),
+        }))
     }
 
     /// Whether somebody asked the run to stop. Workers agree on the step in their vote: not all
@@ -123,7 +156,7 @@ impl Session {
         self.shared.stop_requested()
     }
 
-    /// Why the generation is over, once it is.
+    /// Why the run is over for this worker, once it is.
     #[must_use]
     pub fn aborted(&self) -> Option<Failure> {
         self.shared.over()
@@ -133,6 +166,7 @@ impl Session {
     /// collective operation under way, 0 for none. Costs two atomic stores.
     pub fn set_phase(&self, phase: Phase, collective: u64) {
         self.shared.set_phase(phase, collective);
+        self.mishaps.at(phase, self.shared.step() + 1);
     }
 
     /// Reports a committed step, counted from 1 over all stages; rank 0 adds the metrics.
@@ -223,14 +257,18 @@ impl Session {
         cause.unwrap_or(failure)
     }
 
-    /// Gives a report to the session thread.
     fn report(&self, kind: Kind) -> Result<(), Failure> {
+        self.send((self.shared.generation(), kind))
+    }
+
+    /// Gives a report to the session thread.
+    fn send(&self, report: Labelled) -> Result<(), Failure> {
         let sender = self
             .reports
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let (mut kind, began) = (kind, Instant::now());
+        let (mut report, began) = (report, Instant::now());
         loop {
             if let Some(failure) = self.shared.over() {
                 return Err(failure);
@@ -238,12 +276,12 @@ impl Session {
             let Some(sender) = &sender else {
                 return Err(closed());
             };
-            match sender.try_send(kind) {
+            match sender.try_send(report) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Closed(_)) => {
                     return Err(self.shared.over().unwrap_or_else(closed));
                 }
-                Err(TrySendError::Full(back)) if began.elapsed() < REPORT_PATIENCE => kind = back,
+                Err(TrySendError::Full(back)) if began.elapsed() < REPORT_PATIENCE => report = back,
                 Err(TrySendError::Full(_)) => return Err(congested()),
             }
             std::thread::sleep(Duration::from_millis(1));

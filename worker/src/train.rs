@@ -8,25 +8,35 @@
 //! vote      every worker has the step's gradient: from here on it is applied by all
 //! update    clip, AdamW, metrics
 //! ```
+//!
+//! When a peer is lost in between, those that are left begin the same step again with what they
+//! have: samples, and gradients that are in the sum already. Only the lanes of the one that was
+//! lost are computed again (P8). If one of them has committed the step, all had voted, and the
+//! others apply the gradient that they have (P6).
 
+mod work;
+
+use std::collections::VecDeque;
 use std::time::Instant;
 
-use mks2_dataset::loader::{Loader, Sample};
+use mks2_dataset::loader::Loader;
 use mks2_dataset::plan::Plan;
 use mks2_proto::failure::Failure;
 use mks2_proto::job;
 use mks2_proto::telemetry::{Instruments, StepSample};
 use mks2_proto::v1::{Phase, StepMetrics};
 use tch::Tensor;
-use tracing::{debug, info_span, warn};
+use tracing::{debug, info, info_span, warn};
 
-use crate::collectives::Collective;
+use crate::collectives::CollectiveError;
 use crate::control::Control;
 use crate::exact::{Reducer, Verdict};
 use crate::exchange::all_lanes;
 use crate::flat::FlatState;
-use crate::objective::{LaneLoss, Losses, Objective, Place, Share};
+use crate::objective::{LaneLoss, Losses, Objective, Place};
 use crate::optim::{AdamW, clip, learning_rate};
+use crate::team::{Setback, Standing, Team};
+use work::{Vote, Waits, Work};
 
 /// How often a step is computed again because its gradients outgrew their fixed point. The
 /// exponent gives way by thousands each time, so more than a few means a run that diverges.
@@ -59,8 +69,6 @@ pub struct Settings<'a> {
     pub first_step: u64,
     /// Lanes of the job.
     pub lanes: u32,
-    /// Lanes that this worker holds.
-    pub held: &'a [u32],
     /// Optimizer and schedule.
     pub optimizer: &'a job::Optimizer,
 }
@@ -76,16 +84,20 @@ pub struct Trainer<'a, O: Objective> {
     leaves: Vec<Tensor>,
     progress: Progress,
     instruments: Instruments,
+    /// The last steps that were committed, oldest first.
+    recent: VecDeque<Committed>,
 }
 
-/// Seconds that a step spent waiting for others.
-#[derive(Clone, Copy, Debug, Default)]
-struct Waits {
-    data: f64,
-    comm: f64,
-}
+/// Steps of which the metrics are kept, in case the news of them is lost.
+const RECENT: usize = 8;
 
-type Lanes<O> = Vec<(u32, <O as Objective>::Lane)>;
+/// A step that this trainer has committed.
+struct Committed {
+    /// Counted over all stages.
+    step: u64,
+    sums: Vec<f64>,
+    metrics: StepMetrics,
+}
 
 impl<'a, O: Objective> Trainer<'a, O> {
     /// A trainer that goes on after `progress`. `leaves` are the trained weights, views of
@@ -109,6 +121,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             leaves,
             progress,
             instruments,
+            recent: VecDeque::with_capacity(RECENT),
         }
     }
 
@@ -132,147 +145,218 @@ impl<'a, O: Objective> Trainer<'a, O> {
         self.progress.step >= self.settings.steps
     }
 
-    /// One step over the global batch. True when some worker was asked to stop.
+    /// One step over the global batch, with whoever is left of the team. True when some worker was
+    /// asked to stop.
     ///
     /// # Errors
-    /// When a row can not be read, a peer is lost, or the loss is no number any more.
-    pub fn step(
-        &mut self,
-        control: &dyn Control,
-        collective: &mut dyn Collective,
-    ) -> Result<bool, Failure> {
+    /// When a row can not be read, the run is over for this worker, or the loss is no number any
+    /// more.
+    pub fn step(&mut self, control: &dyn Control, team: &mut Team) -> Result<bool, Failure> {
         let began = Instant::now();
-        let global_step = self.settings.first_step + self.progress.step + 1;
         let span = info_span!(
             "step",
             stage = self.settings.stage,
-            step = global_step as i64
+            step = self.global_step() as i64 + 1
         );
         let _entered = span.enter();
-        let mut waits = Waits::default();
-
-        let samples = self.load(control, &mut waits)?;
-        let (lanes, global) = self.gather(samples, control, collective, &mut waits)?;
-        let mut sums = self.gradients(&lanes, &global, control)?;
-        let mut overflows = 0;
-        while !self.reduce(control, collective, &mut waits)? {
-            overflows += 1;
-            self.check_overflows(overflows, global_step)?;
-            sums = self.gradients(&lanes, &global, control)?;
-        }
-        let (stop, sums) = self.vote(sums, control, collective, &mut waits)?;
-        let losses = self.objective.losses(&sums, &global);
-        let (grad_norm, lr) = self.update(control)?;
-
-        self.progress.step += 1;
-        self.progress.samples += self.plan.batch();
-        self.progress.tokens += losses.tokens;
-        self.progress.loss = Some(losses.total);
-        let seconds = began.elapsed().as_secs_f64();
-        self.progress.seconds += seconds;
-        let metrics =
-            (collective.rank() == 0).then(|| self.metrics(&losses, grad_norm, lr, seconds, waits));
-        if let Some(metrics) = &metrics {
-            self.record(metrics, losses.tokens);
-        }
-        control.step_committed(global_step, metrics)?;
-        Ok(stop)
+        self.reducer.begin_step();
+        let mut work = Work::default();
+        let vote = loop {
+            match self.attempt(&mut work, control, team) {
+                Ok(vote) => break vote,
+                Err(Setback::Fatal(failure)) => return Err(failure),
+                Err(Setback::Peers(cause)) => {
+                    if let Some(vote) = self.regroup(cause, &mut work, control, team)? {
+                        break vote;
+                    }
+                }
+            }
+        };
+        self.commit(vote, &work, began, control, team)
     }
 
-    /// Samples of each lane held, in lane order.
+    /// Steps of the run that are committed.
+    fn global_step(&self) -> u64 {
+        self.settings.first_step + self.progress.step
+    }
+
+    /// Everything up to the vote, as far as it is not done yet.
+    fn attempt(
+        &mut self,
+        work: &mut Work<O>,
+        control: &dyn Control,
+        team: &mut Team,
+    ) -> Result<Vote, Setback> {
+        self.load(work, control, team.held())?;
+        self.gather(work, control, team)?;
+        self.gradients(work, control, team)?;
+        while !self.reduce(work, control, team)? {
+            self.check_overflows(work.overflows())?;
+            self.gradients(work, control, team)?;
+        }
+        self.vote(work, control, team)
+    }
+
+    /// Goes on with those that are left. A vote means that one of them has committed the step: then
+    /// so must this one.
+    fn regroup(
+        &mut self,
+        cause: CollectiveError,
+        work: &mut Work<O>,
+        control: &dyn Control,
+        team: &mut Team,
+    ) -> Result<Option<Vote>, Failure> {
+        let began = Instant::now();
+        let standing = self.standing(team);
+        let all = team.regroup(cause, &standing)?;
+        self.loader.hold(team.held())?;
+        work.waits.comm += began.elapsed().as_secs_f64();
+        if let Some(ahead) = all.iter().find(|one| one.committed > standing.committed) {
+            if !work.is_reduced || ahead.committed != standing.committed + 1 {
+                return Err(apart(&standing, ahead));
+            }
+            info!("the step was committed by others; this worker follows");
+            return Ok(Some(Vote {
+                stop: all.iter().any(|one| one.point > standing.point),
+                sums: ahead.sums.clone(),
+            }));
+        }
+        if work.keep(team.held()) {
+            self.reducer.begin_again();
+        }
+        let kept = self.reducer.lanes().len();
+        info!(kept, of = team.held().len(), "the step goes on");
+        self.tell_again(control, team)?;
+        Ok(None)
+    }
+
+    /// Where this worker stands between two commits.
+    pub fn standing(&self, team: &Team) -> Standing {
+        Standing {
+            point: team.point(),
+            committed: self.global_step(),
+            sums: self
+                .recent
+                .back()
+                .map_or_else(Vec::new, |last| last.sums.clone()),
+        }
+    }
+
+    /// The news of the last steps may have died with the rank 0 that told it: the one that is rank
+    /// 0 now tells it again.
+    ///
+    /// # Errors
+    /// When the run is over.
+    pub fn tell_again(&self, control: &dyn Control, team: &Team) -> Result<(), Failure> {
+        if team.rank() != 0 {
+            return Ok(());
+        }
+        for one in &self.recent {
+            control.step_committed(one.step, Some(one.metrics.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// Samples and inputs of the lanes held that are not there yet.
     fn load(
         &mut self,
+        work: &mut Work<O>,
         control: &dyn Control,
-        waits: &mut Waits,
-    ) -> Result<Vec<(u32, Vec<Sample>)>, Failure> {
+        held: &[u32],
+    ) -> Result<(), Failure> {
         let _span = info_span!("load").entered();
-        control.set_phase(Phase::Loading, 0);
         let before = self.loader.waited();
-        let mut lanes = Vec::with_capacity(self.settings.held.len());
-        for &lane in self.settings.held {
-            lanes.push((lane, self.loader.next(self.progress.step, lane)?.samples));
-        }
-        waits.data = (self.loader.waited() - before).as_secs_f64();
-        Ok(lanes)
-    }
-
-    /// Inputs of the lanes held, and what all lanes have to be known for.
-    fn gather(
-        &self,
-        samples: Vec<(u32, Vec<Sample>)>,
-        control: &dyn Control,
-        collective: &mut dyn Collective,
-        waits: &mut Waits,
-    ) -> Result<(Lanes<O>, O::Global), Failure> {
-        let _span = info_span!("gather").entered();
-        control.set_phase(Phase::Computing, 0);
         let place = Place {
             seed: self.settings.seed,
             step: self.progress.step,
         };
-        let mut lanes = Vec::with_capacity(samples.len());
-        let mut shares: Vec<(u32, Share)> = Vec::with_capacity(samples.len());
-        for (lane, samples) in samples {
-            let (inputs, share) = self.objective.lane(place, &samples)?;
-            lanes.push((lane, inputs));
-            shares.push((lane, share));
+        let mut loaded = Vec::new();
+        control.set_phase(Phase::Loading, 0);
+        for &lane in held.iter().filter(|lane| !work.has_inputs(**lane)) {
+            loaded.push((lane, self.loader.next(self.progress.step, lane)?.samples));
         }
-        control.set_phase(Phase::Gathering, collective.sequence() + 1);
-        let began = Instant::now();
-        let (_, shares) = all_lanes(collective, false, &shares, self.settings.lanes)?;
-        waits.comm += began.elapsed().as_secs_f64();
-        Ok((lanes, self.objective.global(&shares)?))
+        work.waits.data += (self.loader.waited() - before).as_secs_f64();
+        control.set_phase(Phase::Computing, 0);
+        for (lane, samples) in loaded {
+            let (inputs, share) = self.objective.lane(place, &samples)?;
+            work.put_inputs(lane, inputs, share);
+        }
+        Ok(())
     }
 
-    /// Forward and backward of each lane held; gradients go into the reducer, sums come back.
+    /// What all lanes have to be known for.
+    fn gather(
+        &self,
+        work: &mut Work<O>,
+        control: &dyn Control,
+        team: &mut Team,
+    ) -> Result<(), Setback> {
+        let _span = info_span!("gather").entered();
+        control.set_phase(Phase::Gathering, team.collective().sequence() + 1);
+        let began = Instant::now();
+        let lanes = self.settings.lanes;
+        let (_, shares) = all_lanes(team.collective(), false, &work.shares(), lanes)?;
+        work.waits.comm += began.elapsed().as_secs_f64();
+        work.global = Some(self.objective.global(&shares)?);
+        Ok(())
+    }
+
+    /// Forward and backward of each lane held that is not in the sum yet; gradients go into the
+    /// reducer.
     fn gradients(
         &mut self,
-        lanes: &Lanes<O>,
-        global: &O::Global,
+        work: &mut Work<O>,
         control: &dyn Control,
-    ) -> Result<Vec<(u32, Share)>, Failure> {
+        team: &Team,
+    ) -> Result<(), Setback> {
         let _span = info_span!("compute").entered();
         control.set_phase(Phase::Computing, 0);
-        self.reducer.begin_step();
+        let (lanes, global) = work.to_compute()?;
         let mut sums = Vec::with_capacity(lanes.len());
+        let mut outcome = Ok(());
         for (lane, inputs) in lanes {
-            let LaneLoss { loss, sums: counts } = self.objective.loss(*lane, inputs, global)?;
+            // Nobody waits for what is left of a generation that is over.
+            outcome = team.check();
+            if outcome.is_err() {
+                break;
+            }
+            let LaneLoss { loss, sums: counts } = self.objective.loss(lane, inputs, global)?;
             let gradients = Tensor::f_run_backward(&[loss], &self.leaves, false, false)
                 .map_err(|e| Failure::internal("the backward pass failed", e.to_string()))?;
-            self.reducer.add_lane(*lane, &gradients, 1.0)?;
-            sums.push((
-                *lane,
-                Share {
-                    counts,
-                    features: Vec::new(),
-                },
-            ));
+            self.reducer.add_lane(lane, &gradients, 1.0)?;
+            sums.push((lane, counts));
         }
-        Ok(sums)
+        work.put_sums(sums);
+        outcome
     }
 
     /// Sums the gradients over workers. False when the lanes must be computed again.
     fn reduce(
         &mut self,
+        work: &mut Work<O>,
         control: &dyn Control,
-        collective: &mut dyn Collective,
-        waits: &mut Waits,
-    ) -> Result<bool, Failure> {
+        team: &mut Team,
+    ) -> Result<bool, Setback> {
         let _span = info_span!("reduce").entered();
-        control.set_phase(Phase::Reducing, collective.sequence() + 1);
+        control.set_phase(Phase::Reducing, team.collective().sequence() + 1);
         let began = Instant::now();
-        let verdict = self.reducer.finish(collective, &mut self.state)?;
-        waits.comm += began.elapsed().as_secs_f64();
+        let verdict = self.reducer.finish(team.collective(), &mut self.state)?;
+        work.waits.comm += began.elapsed().as_secs_f64();
         match verdict {
-            Verdict::Applied => Ok(true),
+            Verdict::Applied => {
+                work.is_reduced = true;
+                Ok(true)
+            }
             Verdict::Overflow { tensors } => {
                 debug!(
                     ?tensors,
                     "gradients outgrew their fixed point; the step is computed again"
                 );
+                self.reducer.begin_again();
+                work.compute_again();
                 Ok(false)
             }
-            Verdict::NonFinite { tensor } => Err(Failure::run_failed(
+            Verdict::NonFinite { tensor } => Err(Setback::Fatal(Failure::run_failed(
                 format!("the gradient of '{tensor}' is infinite or undefined"),
                 format!(
                     "at step {} of stage '{}'",
@@ -280,14 +364,15 @@ impl<'a, O: Objective> Trainer<'a, O> {
                     self.settings.stage
                 ),
                 "lower the stage's learning rate or clip_norm, and resume from an earlier checkpoint",
-            )),
+            ))),
         }
     }
 
-    fn check_overflows(&self, overflows: u32, global_step: u64) -> Result<(), Failure> {
+    fn check_overflows(&self, overflows: u32) -> Result<(), Failure> {
         if overflows < MAX_OVERFLOWS {
             return Ok(());
         }
+        let global_step = self.global_step() + 1;
         warn!(
             step = global_step as i64,
             overflows, "gradients grow without end"
@@ -302,21 +387,20 @@ impl<'a, O: Objective> Trainer<'a, O> {
     /// Every worker learns that all have the reduced gradient, and the lanes' sums.
     fn vote(
         &self,
-        sums: Vec<(u32, Share)>,
+        work: &mut Work<O>,
         control: &dyn Control,
-        collective: &mut dyn Collective,
-        waits: &mut Waits,
-    ) -> Result<(bool, Vec<f64>), Failure> {
+        team: &mut Team,
+    ) -> Result<Vote, Setback> {
         let _span = info_span!("vote").entered();
-        control.set_phase(Phase::Voting, collective.sequence() + 1);
+        control.set_phase(Phase::Voting, team.collective().sequence() + 1);
         let began = Instant::now();
         let (stop, lanes) = all_lanes(
-            collective,
+            team.collective(),
             control.stop_requested(),
-            &sums,
+            &work.sums(),
             self.settings.lanes,
         )?;
-        waits.comm += began.elapsed().as_secs_f64();
+        work.waits.comm += began.elapsed().as_secs_f64();
         let width = lanes.first().map_or(0, |lane| lane.counts.len());
         let sum = |at: usize| {
             lanes
@@ -324,7 +408,47 @@ impl<'a, O: Objective> Trainer<'a, O> {
                 .map(|lane| lane.counts.get(at).copied().unwrap_or(0.0))
                 .sum()
         };
-        Ok((stop, (0..width).map(sum).collect()))
+        Ok(Vote {
+            stop,
+            sums: (0..width).map(sum).collect(),
+        })
+    }
+
+    /// The step is applied, and told.
+    fn commit(
+        &mut self,
+        vote: Vote,
+        work: &Work<O>,
+        began: Instant,
+        control: &dyn Control,
+        team: &Team,
+    ) -> Result<bool, Failure> {
+        let losses = self.objective.losses(&vote.sums, work.global()?);
+        let (grad_norm, lr) = self.update(control)?;
+        self.reducer.commit_step();
+        self.progress.step += 1;
+        self.progress.samples += self.plan.batch();
+        self.progress.tokens += losses.tokens;
+        self.progress.loss = Some(losses.total);
+        let seconds = began.elapsed().as_secs_f64();
+        self.progress.seconds += seconds;
+        let mut metrics = self.metrics(&losses, grad_norm, lr, seconds, work.waits);
+        metrics.workers = u32::try_from(team.world()).unwrap_or(u32::MAX);
+        let step = self.global_step();
+        let told = (team.rank() == 0).then(|| metrics.clone());
+        if told.is_some() {
+            self.record(&metrics, losses.tokens);
+        }
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(Committed {
+            step,
+            sums: vote.sums,
+            metrics,
+        });
+        control.step_committed(step, told)?;
+        Ok(vote.stop)
     }
 
     /// Clips and applies the reduced gradient; gives its norm and the learning rate.
@@ -373,6 +497,17 @@ impl<'a, O: Objective> Trainer<'a, O> {
             step_seconds: seconds,
             data_wait_seconds: waits.data,
             comm_wait_seconds: waits.comm,
+            workers: 0,
         }
     }
+}
+
+fn apart(mine: &Standing, other: &Standing) -> Failure {
+    Failure::internal(
+        "the workers have come apart",
+        format!(
+            "this one has committed {} steps, another one {}",
+            mine.committed, other.committed
+        ),
+    )
 }

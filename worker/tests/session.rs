@@ -70,15 +70,11 @@ fn environment(running: &Running, rank: u32, token: &str) -> WorkerEnv {
     }
 }
 
-async fn join(running: &Running, rank: u32) -> (Session, AbortFlag) {
-    let abort = AbortFlag::new();
+async fn join(running: &Running, rank: u32) -> Session {
     let port = 9000 + u16::try_from(rank).expect("small");
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let env = environment(running, rank, TOKEN);
-    let session = Session::connect(&env, address, abort.clone())
-        .await
-        .expect("joined");
-    (session, abort)
+    Session::connect(&env, address).await.expect("joined")
 }
 
 /// Runs blocking code where it may block.
@@ -89,12 +85,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 /// A coordinator and two sessions that have their generation.
 async fn pair(run: &Path) -> (Running, Session, AbortFlag, Session) {
     let running = coordinator(run, 2).await;
-    let (first, abort) = join(&running, 0).await;
-    let (second, _) = join(&running, 1).await;
-    let (first, second) = blocking(move || {
-        first.wait_generation().expect("a generation");
-        second.wait_generation().expect("a generation");
-        (first, second)
+    let first = join(&running, 0).await;
+    let second = join(&running, 1).await;
+    let (first, abort, second) = blocking(move || {
+        let abort = first.wait_generation(0).expect("a generation").abort;
+        second.wait_generation(0).expect("a generation");
+        (first, abort, second)
     })
     .await;
     (running, first, abort, second)
@@ -112,7 +108,7 @@ async fn until_raised(abort: &AbortFlag) -> Duration {
 async fn a_worker_trains_checkpoints_and_finishes() {
     let folder = tempfile::tempdir().expect("a folder");
     let running = coordinator(folder.path(), 1).await;
-    let (session, abort) = join(&running, 0).await;
+    let session = join(&running, 0).await;
     assert_eq!(session.welcome().job_toml, "name = \"Session test\"\n");
     let manifest = b"{}".to_vec();
     let checkpoint = CheckpointRef {
@@ -122,8 +118,8 @@ async fn a_worker_trains_checkpoints_and_finishes() {
         manifest_path: "checkpoints/step-00000002/manifest.json".into(),
         manifest_digest: blake3::hash(&manifest).to_hex().to_string(),
     };
-    let session = blocking(move || {
-        let assignment = session.wait_generation().expect("a generation");
+    let (session, abort) = blocking(move || {
+        let assignment = session.wait_generation(0).expect("a generation");
         assert_eq!(
             (assignment.rank, assignment.world, assignment.generation),
             (0, 1, 1)
@@ -140,7 +136,7 @@ async fn a_worker_trains_checkpoints_and_finishes() {
                 .step_committed(step, Some(metrics))
                 .expect("reported");
         }
-        session
+        (session, assignment.abort)
     })
     .await;
     let released = session
@@ -172,44 +168,51 @@ async fn a_busy_trainer_never_looks_dead_and_its_phase_is_known() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_peer_raises_the_flag_and_is_named() {
+async fn a_lost_peer_ends_its_generation_and_is_named_in_the_next() {
     let folder = tempfile::tempdir().expect("a folder");
     let (running, first, abort, second) = pair(folder.path()).await;
     drop(second);
     let noticed = until_raised(&abort).await;
-    assert!(noticed < Duration::from_secs(1), "{noticed:?}");
-    let cause = first.aborted().expect("a cause");
-    assert!(cause.what.contains("worker-1 was lost"), "{cause}");
-    let shown = blocking(move || {
-        first.failed(Failure::run_failed(
-            "collective broken",
-            "rank 1 is gone",
-            "see its log",
-        ))
+    assert!(noticed < Duration::from_millis(300), "{noticed:?}");
+    let reason = abort.check().expect_err("raised").to_string();
+    assert!(reason.contains("worker-1 was lost"), "{reason}");
+    let (first, next) = blocking(move || {
+        let next = first.wait_generation(1).expect("the next generation");
+        (first, next)
     })
     .await;
-    assert!(shown.what.contains("worker-1 was lost"), "{shown}");
+    assert_eq!((next.generation, next.world, next.lanes.len()), (2, 1, 8));
+    assert!(!next.abort.is_raised() && first.aborted().is_none());
+    let status = running.watch.borrow().clone();
     assert_eq!(
-        running.join().await.expect_err("failed").exit,
-        ExitCode::RunFailed
+        (status.state(), status.members_lost),
+        (RunState::Running, 1)
     );
+    assert_eq!(status.notices[0].lost_member, "worker-1");
+    blocking(move || first.finished(true)).await.expect("told");
+    assert_eq!(running.join().await.expect("no failure"), Outcome::Finished);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_echo_waits_for_its_cause() {
+async fn members_that_cannot_reach_each_other_get_another_generation() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (_running, first, _, second) = pair(folder.path()).await;
-    let shown = tokio::spawn(blocking(move || {
-        first.failed(Failure::run_failed(
-            "collective broken",
-            "rank 1 is gone",
-            "see its log",
-        ))
-    }));
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    drop(second);
-    let shown = shown.await.expect("no panic");
-    assert!(shown.what.contains("worker-1 was lost"), "{shown}");
+    let (running, first, _, second) = pair(folder.path()).await;
+    first
+        .peer_lost(1, "worker-1", "the connection was closed")
+        .expect("told");
+    let (first, second) = blocking(move || {
+        let next = first.wait_generation(1).expect("the next generation");
+        assert_eq!((next.generation, next.world), (2, 2));
+        assert_eq!(second.wait_generation(1).expect("the same").generation, 2);
+        // A late complaint of the generation before is no news.
+        first.peer_lost(1, "worker-1", "late").expect("told");
+        (first, second)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let status = running.watch.borrow().clone();
+    assert_eq!((status.generation, status.members_lost), (2, 0));
+    drop((first, second));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -261,8 +264,8 @@ async fn a_stop_reaches_workers_before_and_after_the_start() {
     assert_eq!(running.join().await.expect("no failure"), Outcome::Stopped);
 
     let running = coordinator(folder.path(), 2).await;
-    let (alone, _) = join(&running, 0).await;
-    let waiting = tokio::spawn(blocking(move || alone.wait_generation()));
+    let alone = join(&running, 0).await;
+    let waiting = tokio::spawn(blocking(move || alone.wait_generation(0)));
     tokio::time::sleep(Duration::from_millis(50)).await;
     running.stop("Ctrl-C").await.expect("accepted");
     let failure = waiting.await.expect("no panic").expect_err("stopped");
@@ -277,9 +280,7 @@ async fn a_wrong_token_is_refused_at_once() {
     let env = environment(&running, 0, "another-token");
     let address = SocketAddr::from(([127, 0, 0, 1], 9000));
     let began = Instant::now();
-    let refused = Session::connect(&env, address, AbortFlag::new())
-        .await
-        .expect_err("refused");
+    let refused = Session::connect(&env, address).await.expect_err("refused");
     assert_eq!(refused.exit, ExitCode::Environment);
     assert!(refused.why.contains("token"), "{refused}");
     assert!(began.elapsed() < Duration::from_secs(2));

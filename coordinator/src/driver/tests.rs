@@ -142,7 +142,7 @@ async fn a_slow_store_makes_nobody_look_dead_and_delays_no_abort() {
     };
     let mut stage = stage(limits);
     let (_, mut first) = stage.join(0).await;
-    let (stream, _second) = stage.join(1).await;
+    let (_, _second) = stage.join(1).await;
     // The store takes longer than the limit of silence; both go on beating meanwhile.
     let _unanswered = stage.task().await;
     for _ in 0..10 {
@@ -158,16 +158,17 @@ async fn a_slow_store_makes_nobody_look_dead_and_delays_no_abort() {
     assert!(first.try_recv().is_err(), "nobody was lost");
     stage
         .handle
-        .tell(Command::Detach(
-            stream,
-            who(1),
-            "its connection broke".into(),
-        ))
+        .tell(Command::Report(who(1), Generation(1), damaged_row()))
         .await;
     let Kind::Abort(abort) = next(&mut first).await else {
         panic!("an abort was due")
     };
-    assert_eq!(abort.member_id, "worker-1");
+    assert!(abort.reason.contains("row 7 is damaged"), "{abort:?}");
+}
+
+fn damaged_row() -> v1::report::Kind {
+    let failure = Failure::data("a picture cannot be read", "row 7 is damaged", "verify it");
+    v1::report::Kind::Failed((&failure).into())
 }
 
 #[tokio::test]

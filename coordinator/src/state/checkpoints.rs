@@ -50,9 +50,10 @@ impl From<v1::CheckpointRef> for Checkpoint {
 pub enum Place {
     /// It is the newest.
     Next,
-    /// It is committed already, the same bytes.
+    /// It is committed already, or a twin of it is: the end of the same step of the same stage,
+    /// saved by another member.
     Known,
-    /// It is older than the latest, or another one of the same step.
+    /// It is older than the latest.
     OutOfOrder {
         /// Step of the latest.
         latest: u64,
@@ -92,8 +93,11 @@ impl Checkpoints {
     /// Where a checkpoint would stand among the others.
     #[must_use]
     pub fn place(&self, checkpoint: &Checkpoint) -> Place {
+        let is_twin = |known: &Checkpoint| {
+            (&known.stage, known.is_final) == (&checkpoint.stage, checkpoint.is_final)
+        };
         match self.latest() {
-            Some(_) if self.at(checkpoint.step) == Some(checkpoint) => Place::Known,
+            Some(_) if self.at(checkpoint.step).is_some_and(is_twin) => Place::Known,
             Some(latest) if checkpoint.step <= latest.step => Place::OutOfOrder {
                 latest: latest.step,
             },
@@ -190,6 +194,11 @@ mod tests {
         assert_eq!(kept.place(&checkpoint(5, false)), Place::Next);
         kept.insert(checkpoint(5, false));
         assert_eq!(kept.place(&checkpoint(5, false)), Place::Known);
+        let twin = Checkpoint {
+            manifest_digest: "f".repeat(64),
+            ..checkpoint(5, false)
+        };
+        assert_eq!(kept.place(&twin), Place::Known);
         assert_eq!(
             kept.place(&checkpoint(5, true)),
             Place::OutOfOrder { latest: 5 }

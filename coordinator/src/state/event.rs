@@ -64,8 +64,8 @@ pub enum Event {
     Commit(Ticket, Identity, Generation, Checkpoint),
     /// The manifest that [`Action::WriteManifest`] asked for is there.
     ManifestWritten(Ticket, Checkpoint),
-    /// It could not be written; the checkpoint is skipped.
-    ManifestFailed(Ticket, Failure),
+    /// The one of this step could not be written; the checkpoint is skipped.
+    ManifestFailed(Ticket, u64, Failure),
     /// Somebody asks the run to stop.
     Stop(Ticket, String),
     /// The run directory cannot be written any more, or another coordinator has taken the run.
@@ -102,10 +102,8 @@ pub enum Action {
     WriteManifest(Ticket, Checkpoint),
     /// Append a line to the metrics.
     Measure {
-        /// Its generation.
+        /// The generation that committed it.
         generation: Generation,
-        /// Workers in it.
-        workers: u32,
         /// Steps since the beginning of the run.
         step: u64,
         /// The rest.
@@ -129,6 +127,8 @@ pub enum Action {
     Close(StreamId),
     /// The reason for the state has changed: worth a line in the log.
     Explain(String),
+    /// Something went wrong and the run goes on: the same, in what and why.
+    Tell(String, String),
 }
 
 /// When things are late.
@@ -138,8 +138,7 @@ pub struct Limits {
     pub heartbeat_interval: Duration,
     /// A worker that is silent for longer is lost.
     pub silence: Duration,
-    /// How long a worker's complaint about another one waits for that other's own fate, so that
-    /// the first cause is named and not its echo.
+    /// How long a worker's complaint about another one waits for that other's own fate.
     pub complaint_grace: Duration,
     /// The coordinator's own pulse. If it pauses for much longer (the machine slept), nobody
     /// else is blamed for that time.
@@ -149,10 +148,10 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            heartbeat_interval: Duration::from_millis(250),
-            silence: Duration::from_millis(2500),
+            heartbeat_interval: Duration::from_millis(100),
+            silence: Duration::from_millis(800),
             complaint_grace: Duration::from_millis(500),
-            tick: Duration::from_millis(100),
+            tick: Duration::from_millis(50),
         }
     }
 }

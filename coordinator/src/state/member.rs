@@ -66,6 +66,7 @@ impl Member {
             Phase::Updating => "updating weights",
             Phase::Checkpointing => "writing a checkpoint",
             Phase::Evaluating => "evaluating",
+            Phase::Regrouping => "joining a generation",
         };
         let collective = match self.collective {
             0 => String::new(),

@@ -1,4 +1,4 @@
-//! Who is in: registration, streams, silence, generations.
+//! Who is in: registration, streams, generations.
 
 use std::time::Duration;
 
@@ -135,16 +135,17 @@ impl Machine {
         let complete = self.attached().count() == self.config.expected as usize
             && self.members.len() == self.config.expected as usize;
         if complete {
-            self.form_generation()
+            self.form_generation(Vec::new(), "all workers are here".to_owned())
         } else {
             Vec::new()
         }
     }
 
-    /// The next generation, of all members: who they are, their ranks and lanes. Persisted, then
-    /// announced.
-    fn form_generation(&mut self) -> Vec<Action> {
-        let ids: Vec<_> = self.members.keys().cloned().collect();
+    /// The next generation, of all members that have not finished: who they are, their ranks and
+    /// lanes. Persisted, then announced.
+    pub(super) fn form_generation(&mut self, lost: Vec<MemberId>, reason: String) -> Vec<Action> {
+        let working = self.members.iter().filter(|(_, m)| m.finished.is_none());
+        let ids: Vec<_> = working.map(|(id, _)| id.clone()).collect();
         let assignment = match deal(self.config.lanes, &ids, &self.assignment) {
             Ok(assignment) => assignment,
             Err(error) => {
@@ -161,9 +162,14 @@ impl Machine {
         let active = Active {
             generation: self.generation,
             assignment,
+            stop: self.run.active().and_then(|active| active.stop.clone()),
+            quarrel: None,
+            after_step: self.step,
+            lost,
+            reason,
         };
         let announced = self.wire_generation(&active);
-        self.run = Run::Running(active);
+        self.run = Run::Active(active);
         let persist = Action::Persist(Entry::generation(&announced));
         let announce = ids
             .into_iter()
@@ -180,121 +186,15 @@ impl Machine {
                 rank: share.rank.0,
                 data_address: known.data_address.clone(),
                 host: known.host.clone(),
-                lanes: share.lanes.clone().collect(),
+                lanes: share.lanes.clone(),
             })
         };
         v1::Generation {
             number: active.generation.0,
             members: active.assignment.iter().filter_map(member).collect(),
-        }
-    }
-
-    pub(super) fn detach(&mut self, stream: StreamId, who: &Identity, how: &str) -> Vec<Action> {
-        let Some(member) = self.member_mut(who).filter(|m| m.stream == Some(stream)) else {
-            return Vec::new();
-        };
-        member.stream = None;
-        self.lose(&who.member, how)
-    }
-
-    pub(super) fn exited(&mut self, member: &MemberId, how: &str) -> Vec<Action> {
-        match self.members.get_mut(member) {
-            Some(known) => {
-                known.stream = None;
-                self.lose(member, how)
-            }
-            None => Vec::new(),
-        }
-    }
-
-    /// A member is gone. Before the start it is waited for again; later the run ends, unless the
-    /// member had finished.
-    fn lose(&mut self, id: &MemberId, how: &str) -> Vec<Action> {
-        if self.run.is_over() {
-            return Vec::new();
-        }
-        if self.run.active().is_none() {
-            self.members.remove(id);
-            return Vec::new();
-        }
-        let complained =
-            matches!(&self.run, Run::Ailing { complainants, .. } if complainants.contains(id));
-        let gone = self
-            .members
-            .get(id)
-            .is_none_or(|member| member.finished.is_some());
-        if complained || gone {
-            return Vec::new();
-        }
-        let failure = self.loss(id, how);
-        self.fail(failure, Some(id.clone()))
-    }
-
-    fn loss(&self, id: &MemberId, how: &str) -> Failure {
-        let rank = self
-            .run
-            .active()
-            .and_then(|active| active.rank_of(id))
-            .unwrap_or_default();
-        let (place, doing) = self
-            .members
-            .get(id)
-            .map_or_else(Default::default, |member| {
-                let place = format!(" on {}, process {}", member.host, member.pid);
-                (place, member.doing(self.generation))
-            });
-        Failure::run_failed(
-            format!("{id} was lost (rank {rank}{place})"),
-            format!("{how}; it was last {doing}"),
-            self.resume_words(),
-        )
-    }
-
-    pub(super) fn tick(&mut self, now: Duration) -> Vec<Action> {
-        let pause = now.saturating_sub(self.last_tick);
-        self.last_tick = now;
-        if pause > self.config.limits.tick * 10 {
-            // The coordinator itself stood still: nobody could be heard meanwhile.
-            for member in self.members.values_mut() {
-                member.heard = (member.heard + pause).min(now);
-            }
-        }
-        let mut actions = self.lose_the_silent(now);
-        actions.extend(self.end_of_grace(now));
-        actions
-    }
-
-    fn lose_the_silent(&mut self, now: Duration) -> Vec<Action> {
-        let limit = self.config.limits.silence;
-        let silent: Vec<_> = self
-            .members
-            .iter()
-            .filter(|(_, member)| member.finished.is_none())
-            .map(|(id, member)| (id.clone(), now.saturating_sub(member.heard)))
-            .filter(|(_, silence)| *silence > limit)
-            .collect();
-        let mut actions = Vec::new();
-        for (id, silence) in silent {
-            let stream = self
-                .members
-                .get_mut(&id)
-                .and_then(|member| member.stream.take());
-            actions.extend(stream.map(Action::Close));
-            let how = format!("nothing was heard of it for {:.1} s", silence.as_secs_f64());
-            actions.extend(self.lose(&id, &how));
-        }
-        actions
-    }
-
-    fn end_of_grace(&mut self, now: Duration) -> Vec<Action> {
-        match &self.run {
-            Run::Ailing {
-                complaint, since, ..
-            } if now.saturating_sub(*since) >= self.config.limits.complaint_grace => {
-                let failure = complaint.clone();
-                self.fail(failure, None)
-            }
-            _ => Vec::new(),
+            after_step: active.after_step,
+            lost: active.lost.iter().map(ToString::to_string).collect(),
+            reason: active.reason.clone(),
         }
     }
 

@@ -1,15 +1,15 @@
 //! What members report and ask: steps, stages, checkpoints, stopping, the end.
 
-use std::time::Duration;
+use std::{collections::btree_map::Entry, time::Duration};
 
 use mks2_proto::{
     failure::{ExitCode, Failure},
     ids::{Generation, MemberId},
-    v1::{RefusalReason, StepCommitted, report::Kind},
+    v1::{CheckpointSkipped, RefusalReason, StepCommitted, report::Kind},
 };
 
 use super::{Action, Checkpoint, Identity, Machine, Place, Refused, Ticket, refused, run::Run};
-use crate::journal::Entry;
+use crate::journal;
 
 impl Machine {
     pub(super) fn report(
@@ -24,34 +24,44 @@ impl Machine {
             return Vec::new();
         };
         member.heard = now;
-        let allowed = match kind {
+        match kind {
             Kind::Heartbeat(beat) => {
                 member.beat(beat, current);
                 return Vec::new();
             }
-            Kind::Failed(failed) => return self.member_failed(now, &who.member, failed.into()),
-            _ => self.check_generation(generation),
-        };
-        if let Err(refused) = allowed {
+            Kind::Failed(failed) => return self.member_failed(&who.member, failed.into()),
+            // Whoever complains waits for the next generation, which is there already.
+            Kind::PeerLost(_) if !current => return Vec::new(),
+            Kind::PeerLost(report) => return self.peer_lost(now, who, report),
+            _ => {}
+        }
+        if let Err(refused) = self.check_generation(generation) {
             return vec![Action::Reject(who.member.clone(), refused)];
         }
         match kind {
-            Kind::StepCommitted(step) => self.step_committed(who, step),
+            Kind::StepCommitted(step) => self.step_committed(who, generation, step),
             Kind::StageChanged(stage) => {
                 self.stage = Some(stage);
                 Vec::new()
             }
-            Kind::Finished(finished) => self.member_finished(who, finished.complete),
-            Kind::Heartbeat(_) | Kind::Failed(_) => Vec::new(),
+            Kind::Finished(finished) => self.member_finished(who, current, finished.complete),
+            Kind::CheckpointSkipped(skipped) => {
+                self.checkpoint_skipped(skipped);
+                Vec::new()
+            }
+            Kind::Heartbeat(_) | Kind::Failed(_) | Kind::PeerLost(_) => Vec::new(),
         }
     }
 
-    /// A message counts only in the generation in which it was written, while the run lasts.
+    /// What a member has done stays done when the generation changes, and its news of it counts.
+    /// Messages of other terms, or after the end, do not.
     fn check_generation(&self, generation: Generation) -> Result<(), Refused> {
         if self.run.is_over() {
             return Err(self.run_over("the message comes too late"));
         }
-        if generation == self.generation && self.run.active().is_some() {
+        let of_this_term =
+            self.config.last_generation < generation && generation <= self.generation;
+        if of_this_term && self.run.active().is_some() {
             return Ok(());
         }
         let failure = Failure::run_failed(
@@ -65,12 +75,18 @@ impl Machine {
         Err(refused(RefusalReason::StaleGeneration, failure))
     }
 
-    fn step_committed(&mut self, who: &Identity, step: StepCommitted) -> Vec<Action> {
+    /// Steps come one after the other; known ones may be told again.
+    fn step_committed(
+        &mut self,
+        who: &Identity,
+        generation: Generation,
+        step: StepCommitted,
+    ) -> Vec<Action> {
         let Some(member) = self.member_mut(who) else {
             return Vec::new();
         };
         let due = member.committed + 1;
-        if step.step != due {
+        if step.step > due {
             let failure = Failure::internal(
                 format!("{} reports step {} out of order", who.member, step.step),
                 format!("step {due} is the next one"),
@@ -78,20 +94,17 @@ impl Machine {
             let refused = refused(RefusalReason::OutOfOrder, failure);
             return vec![Action::Reject(who.member.clone(), refused)];
         }
-        member.committed = due;
-        self.step = self.step.max(due);
-        self.measure(who, step).into_iter().collect()
+        member.committed = member.committed.max(step.step);
+        self.step = self.step.max(step.step);
+        self.measure(generation, step).into_iter().collect()
     }
 
-    /// Rank 0 measures for all.
-    fn measure(&mut self, who: &Identity, step: StepCommitted) -> Option<Action> {
-        let active = self.run.active()?;
-        let metrics = step
-            .metrics
-            .filter(|_| active.rank_of(&who.member) == Some(0))?;
+    /// Rank 0 of a generation measures for all; each step counts once.
+    fn measure(&mut self, generation: Generation, step: StepCommitted) -> Option<Action> {
+        let metrics = step.metrics.filter(|_| step.step > self.measured)?;
+        self.measured = step.step;
         let action = Action::Measure {
-            generation: active.generation,
-            workers: active.workers(),
+            generation,
             step: step.step,
             metrics: Box::new(metrics.clone()),
         };
@@ -99,61 +112,46 @@ impl Machine {
         Some(action)
     }
 
-    fn member_finished(&mut self, who: &Identity, complete: bool) -> Vec<Action> {
+    /// One that finished in an earlier generation has left before the others could count on it.
+    fn member_finished(&mut self, who: &Identity, current: bool, complete: bool) -> Vec<Action> {
         if let Some(member) = self.member_mut(who) {
             member.finished = Some(complete);
         }
         let mut ends = self.members.values().map(|member| member.finished);
-        if ends.any(|end| end.is_none()) {
+        if ends.all(|end| end.is_some()) {
+            return self.conclude();
+        }
+        if current {
             return Vec::new();
         }
-        let complete = self
-            .members
-            .values()
-            .all(|member| member.finished == Some(true));
-        let entry = if complete {
-            self.run = Run::Finished;
-            Entry::RunFinished { step: self.step }
-        } else {
-            self.run = Run::Stopped {
-                reason: self.stop_reason(),
-            };
-            Entry::RunStopped { step: self.step }
-        };
-        vec![Action::Persist(entry)]
+        let reason = format!("{} has finished its part", who.member);
+        self.form_generation(Vec::new(), reason)
     }
 
-    fn stop_reason(&self) -> String {
-        match &self.run {
-            Run::Stopping { reason, .. } => reason.clone(),
-            _ => "the workers stopped".to_owned(),
-        }
+    fn checkpoint_skipped(&mut self, skipped: CheckpointSkipped) {
+        self.checkpoints_skipped += 1;
+        let failure = skipped.failure.map(Failure::from);
+        let why = failure.map_or_else(String::new, |f| format!("{}: {}", f.what, f.why));
+        let step = skipped.step;
+        let what = format!("the checkpoint at step {step} was skipped; training goes on");
+        self.notice(&Failure::run_failed(what, why, ""), None);
     }
 
-    /// A member failed by itself: that is the cause. Or because of another one: then that one's
-    /// own fate is awaited for a moment, since its name is the better answer.
-    fn member_failed(&mut self, now: Duration, id: &MemberId, failure: Failure) -> Vec<Action> {
+    /// A member failed by itself. What would happen to every other one too ends the run: bad data,
+    /// a loss that is no number. What may be its own trouble (a bug, its device) is the loss of
+    /// this one.
+    fn member_failed(&mut self, id: &MemberId, failure: Failure) -> Vec<Action> {
         if self.run.is_over() {
             return Vec::new();
         }
-        let failure = self.with_name(id, failure);
-        let echo = failure.exit == ExitCode::RunFailed;
-        match &mut self.run {
-            Run::Running(active) | Run::Stopping { active, .. } if echo => {
-                self.run = Run::Ailing {
-                    active: active.clone(),
-                    complainants: vec![id.clone()],
-                    complaint: failure,
-                    since: now,
-                };
-                Vec::new()
-            }
-            Run::Ailing { complainants, .. } if echo => {
-                complainants.push(id.clone());
-                Vec::new()
-            }
-            _ => self.fail(failure, None),
+        let alone = self.members.len() < 2;
+        let its_own = matches!(failure.exit, ExitCode::Internal | ExitCode::Environment);
+        if self.run.active().is_some() && its_own && !alone {
+            let how = format!("it failed: {}: {}", failure.what, failure.why);
+            return self.lose(id, &how);
         }
+        let failure = self.with_name(id, failure);
+        self.fail(failure, None)
     }
 
     fn with_name(&self, id: &MemberId, mut failure: Failure) -> Failure {
@@ -186,7 +184,7 @@ impl Machine {
             return vec![Action::Refuse(ticket, refused)];
         }
         match self.checkpoints.place(&checkpoint) {
-            Place::Next => vec![Action::WriteManifest(ticket, checkpoint)],
+            Place::Next => self.write_manifest(ticket, checkpoint),
             Place::Known => vec![Action::Committed(ticket, Vec::new())],
             Place::OutOfOrder { latest } => {
                 let failure = Failure::checkpoint(
@@ -205,9 +203,48 @@ impl Machine {
         }
     }
 
+    /// A member that took over may save a step whose manifest is on its way already: the first
+    /// one's fate is the answer for both.
+    fn write_manifest(&mut self, ticket: Ticket, checkpoint: Checkpoint) -> Vec<Action> {
+        match self.writing.entry(checkpoint.step) {
+            Entry::Occupied(mut others) => {
+                others.get_mut().push(ticket);
+                Vec::new()
+            }
+            Entry::Vacant(first) => {
+                first.insert(Vec::new());
+                vec![Action::WriteManifest(ticket, checkpoint)]
+            }
+        }
+    }
+
+    /// The manifest could not be written: the checkpoint is skipped.
+    pub(super) fn manifest_failed(
+        &mut self,
+        ticket: Ticket,
+        step: u64,
+        failure: Failure,
+    ) -> Vec<Action> {
+        let waiting = self.writing.remove(&step).unwrap_or_default();
+        let refused = refused(RefusalReason::Storage, failure);
+        let all = std::iter::once(ticket).chain(waiting);
+        all.map(|ticket| Action::Refuse(ticket, refused.clone()))
+            .collect()
+    }
+
     /// The manifest is in the store: the checkpoint counts, and the retention policy lets others
     /// go.
     pub(super) fn committed(&mut self, ticket: Ticket, checkpoint: Checkpoint) -> Vec<Action> {
+        let waiting = self.writing.remove(&checkpoint.step).unwrap_or_default();
+        let twins = waiting
+            .into_iter()
+            .map(|twin| Action::Committed(twin, Vec::new()));
+        let mut actions = self.count(ticket, checkpoint);
+        actions.extend(twins);
+        actions
+    }
+
+    fn count(&mut self, ticket: Ticket, checkpoint: Checkpoint) -> Vec<Action> {
         if self.checkpoints.place(&checkpoint) != Place::Next {
             return vec![Action::Committed(ticket, Vec::new())];
         }
@@ -215,7 +252,7 @@ impl Machine {
         let released = self.checkpoints.surplus(self.config.keep_last);
         let steps: Vec<_> = released.iter().map(|checkpoint| checkpoint.step).collect();
         self.checkpoints.remove(&steps);
-        let entry = Entry::CheckpointCommitted {
+        let entry = journal::Entry::CheckpointCommitted {
             checkpoint,
             released: steps,
         };
@@ -223,23 +260,24 @@ impl Machine {
     }
 
     pub(super) fn stop(&mut self, ticket: Ticket, reason: String) -> Vec<Action> {
-        let asked = Action::Persist(Entry::StopRequested {
+        let asked = Action::Persist(journal::Entry::StopRequested {
             reason: reason.clone(),
         });
         match std::mem::replace(&mut self.run, Run::Waiting) {
             Run::Waiting => {
                 let tell = self.ask_everybody(&reason);
                 self.run = Run::Stopped { reason };
-                let stopped = Action::Persist(Entry::RunStopped { step: self.step });
+                let stopped = Action::Persist(journal::Entry::RunStopped { step: self.step });
                 [asked, stopped]
                     .into_iter()
                     .chain(tell)
                     .chain([Action::Accept(ticket)])
                     .collect()
             }
-            Run::Running(active) => {
+            Run::Active(mut active) if active.stop.is_none() => {
                 let tell = self.ask_everybody(&reason);
-                self.run = Run::Stopping { active, reason };
+                active.stop = Some(reason);
+                self.run = Run::Active(active);
                 [asked]
                     .into_iter()
                     .chain(tell)

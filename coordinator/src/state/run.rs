@@ -1,9 +1,8 @@
 //! The states of a run.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use mks2_proto::{
-    failure::Failure,
     ids::{Generation, MemberId},
     v1::RunState,
 };
@@ -16,6 +15,25 @@ use crate::assign::Assignment;
 pub(crate) struct Active {
     pub(crate) generation: Generation,
     pub(crate) assignment: Assignment,
+    /// Why it stops at the next step border, if it does.
+    pub(crate) stop: Option<String>,
+    /// Collectives have failed; the fate of those who are blamed is awaited.
+    pub(crate) quarrel: Option<Quarrel>,
+    /// Steps that were committed when it was formed.
+    pub(crate) after_step: u64,
+    /// Members of the generation before that were lost.
+    pub(crate) lost: Vec<MemberId>,
+    /// Why it was formed, in words.
+    pub(crate) reason: String,
+}
+
+/// Members that could not reach each other.
+#[derive(Clone, Debug)]
+pub(crate) struct Quarrel {
+    /// When the first complaint came.
+    pub(crate) since: Duration,
+    /// Who complains, of whom, and why.
+    pub(crate) complaints: BTreeMap<MemberId, (Option<MemberId>, String)>,
 }
 
 impl Active {
@@ -31,6 +49,31 @@ impl Active {
     }
 }
 
+impl Quarrel {
+    /// The complaints, one after the other.
+    pub(crate) fn words(&self) -> String {
+        let each = self
+            .complaints
+            .iter()
+            .map(|(member, (_, why))| format!("{member}: {why}"));
+        each.collect::<Vec<_>>().join("; ")
+    }
+
+    /// The member that most of the others blame; of several the one of the highest rank, so that
+    /// rank 0 stays. None when nobody is blamed.
+    pub(crate) fn most_blamed(&self, active: &Active) -> Option<MemberId> {
+        let blamed = self.complaints.values().filter_map(|(of, _)| of.as_ref());
+        let mut votes: BTreeMap<&MemberId, usize> = BTreeMap::new();
+        for member in blamed.filter(|member| active.rank_of(member).is_some()) {
+            *votes.entry(member).or_default() += 1;
+        }
+        let most = votes
+            .into_iter()
+            .max_by_key(|(member, count)| (*count, active.rank_of(member)));
+        most.map(|(member, _)| member.clone())
+    }
+}
+
 /// The state of a run, with what belongs to it. The table of transitions is in
 /// [`Machine`](super::Machine)'s documentation.
 #[derive(Clone, Debug)]
@@ -38,16 +81,7 @@ pub(crate) enum Run {
     /// Not all members are here.
     Waiting,
     /// A generation computes steps.
-    Running(Active),
-    /// The same, until the next step border.
-    Stopping { active: Active, reason: String },
-    /// Members say that another one failed; that one's own fate is awaited.
-    Ailing {
-        active: Active,
-        complainants: Vec<MemberId>,
-        complaint: Failure,
-        since: Duration,
-    },
+    Active(Active),
     /// Ended on request.
     Stopped { reason: String },
     /// The job is done.
@@ -67,10 +101,15 @@ impl Run {
 
     pub(crate) fn active(&self) -> Option<&Active> {
         match self {
-            Self::Running(active) | Self::Stopping { active, .. } | Self::Ailing { active, .. } => {
-                Some(active)
-            }
-            Self::Waiting | Self::Stopped { .. } | Self::Finished | Self::Failed(_) => None,
+            Self::Active(active) => Some(active),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn active_mut(&mut self) -> Option<&mut Active> {
+        match self {
+            Self::Active(active) => Some(active),
+            _ => None,
         }
     }
 
@@ -78,8 +117,8 @@ impl Run {
     pub(crate) fn wire(&self) -> RunState {
         match self {
             Self::Waiting => RunState::WaitingForMembers,
-            Self::Running(_) | Self::Ailing { .. } => RunState::Running,
-            Self::Stopping { .. } => RunState::Stopping,
+            Self::Active(active) if active.stop.is_some() => RunState::Stopping,
+            Self::Active(_) => RunState::Running,
             Self::Stopped { .. } => RunState::Stopped,
             Self::Finished => RunState::Finished,
             Self::Failed(_) => RunState::Failed,

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use mks2_proto::v1;
 
-use super::{Machine, run::Run};
+use super::{
+    Machine,
+    run::{Active, Run},
+};
 
 /// Silence is shown in steps of this, so that a quiet run has a quiet status.
 const SILENCE_STEP_MS: u64 = 500;
@@ -36,7 +39,19 @@ impl Machine {
                 .cloned()
                 .map(Into::into)
                 .collect(),
+            notices: self.notices.iter().cloned().collect(),
+            members_lost: self.members_lost,
+            checkpoints_skipped: self.checkpoints_skipped,
+            lost_member: self.lost_member(),
         }
+    }
+
+    fn lost_member(&self) -> String {
+        let lost = match &self.run {
+            Run::Failed(abortion) => abortion.lost.as_ref(),
+            _ => None,
+        };
+        lost.map(ToString::to_string).unwrap_or_default()
     }
 
     fn member_statuses(&self, now: Duration) -> Vec<v1::MemberStatus> {
@@ -50,7 +65,7 @@ impl Machine {
                 host: member.host.clone(),
                 device: self.device_of(&member.device),
                 lanes: share(id)
-                    .map(|share| share.lanes.clone().collect())
+                    .map(|share| share.lanes.clone())
                     .unwrap_or_default(),
                 step: member.committed,
                 phase: member.phase.into(),
@@ -76,24 +91,26 @@ impl Machine {
     pub fn reason(&self) -> String {
         match &self.run {
             Run::Waiting => self.waiting_for(),
-            Run::Running(active) => match active.workers() {
-                1 => format!("1 worker is at work in generation {}", self.generation),
-                more => format!(
-                    "{more} workers are at work in generation {}",
-                    self.generation
-                ),
-            },
-            Run::Stopping { reason, .. } => {
-                format!("the run stops at the next step border, with a checkpoint: {reason}")
-            }
-            Run::Ailing { complaint, .. } => {
-                format!("{}: {}", complaint.what, complaint.why)
-            }
+            Run::Active(active) => self.at_work(active),
             Run::Stopped { reason } => format!("the run was stopped: {reason}"),
             Run::Finished => "the job is done".to_owned(),
             Run::Failed(abortion) => {
                 format!("{}: {}", abortion.failure.what, abortion.failure.why)
             }
+        }
+    }
+
+    fn at_work(&self, active: &Active) -> String {
+        if let Some(quarrel) = &active.quarrel {
+            return format!("workers cannot reach each other: {}", quarrel.words());
+        }
+        if let Some(reason) = &active.stop {
+            return format!("the run stops at the next step border, with a checkpoint: {reason}");
+        }
+        let generation = active.generation;
+        match active.workers() {
+            1 => format!("1 worker is at work in generation {generation}"),
+            more => format!("{more} workers are at work in generation {generation}"),
         }
     }
 

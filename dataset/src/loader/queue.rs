@@ -13,9 +13,8 @@ pub(super) type Key = (u64, u32);
 /// Shared by the threads that read and the one that trains.
 #[derive(Debug)]
 pub(super) struct Queue {
-    lanes: Vec<u32>,
     steps: Range<u64>,
-    max_batches: usize,
+    ahead_steps: usize,
     max_bytes: u64,
     state: Mutex<State>,
     changed: Condvar,
@@ -23,6 +22,8 @@ pub(super) struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The lanes held.
+    lanes: Vec<u32>,
     /// The next microbatch to read ahead: step and index among the lanes held.
     step: u64,
     lane: usize,
@@ -33,8 +34,10 @@ struct State {
     ready_bytes: u64,
     /// Waited for: read first, whatever the bounds say.
     wanted: BTreeSet<Key>,
-    /// Read on demand before the reading ahead came by.
+    /// Read on demand, or handed out, before the reading ahead came by.
     served: BTreeSet<Key>,
+    /// The step that was asked for last.
+    asked: u64,
     stopped: bool,
     waited: Duration,
 }
@@ -43,21 +46,38 @@ impl Queue {
     pub(super) fn new(
         lanes: &[u32],
         steps: Range<u64>,
-        max_batches: usize,
+        ahead_steps: usize,
         max_bytes: u64,
     ) -> Self {
         let state = State {
+            lanes: lanes.to_vec(),
             step: steps.start,
+            asked: steps.start,
             ..State::default()
         };
         Self {
-            lanes: lanes.to_vec(),
             steps,
-            max_batches,
+            ahead_steps,
             max_bytes,
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
+    }
+
+    /// From now on `lanes` are held: those that came are read from the step on that was asked for
+    /// last, those that went are forgotten.
+    pub(super) fn hold(&self, lanes: &[u32]) {
+        let mut state = self.state();
+        let (gone, kept) = std::mem::take(&mut state.ready)
+            .into_iter()
+            .partition(|((_, lane), _)| !lanes.contains(lane));
+        let gone: BTreeMap<_, (_, u64)> = gone;
+        state.ready_bytes -= gone.values().map(|(_, bytes)| bytes).sum::<u64>();
+        state.ready = kept;
+        state.lanes = lanes.to_vec();
+        (state.step, state.lane) = (state.asked, 0);
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// The next microbatch to read; waits until there is one. `None`: the loader stops.
@@ -91,12 +111,13 @@ impl Queue {
     /// Waits for a microbatch and takes it out.
     pub(super) fn wait_for(&self, key: Key, timeout: Duration) -> Result<MicroBatch, LoadError> {
         let (step, lane) = key;
-        if !self.steps.contains(&step) || !self.lanes.contains(&lane) {
-            return Err(LoadError::NotOurs { step, lane });
-        }
         let begin = Instant::now();
         let mut state = self.state();
+        if !self.steps.contains(&step) || !state.lanes.contains(&lane) {
+            return Err(LoadError::NotOurs { step, lane });
+        }
         state.forget_before(step);
+        state.asked = step;
         state.wanted.insert(key);
         self.changed.notify_all();
         let answer = loop {
@@ -119,6 +140,7 @@ impl Queue {
             state = waiting.unwrap_or_else(PoisonError::into_inner).0;
         };
         state.wanted.remove(&key);
+        state.served.insert(key);
         state.waited += begin.elapsed();
         drop(state);
         self.changed.notify_all();
@@ -146,16 +168,17 @@ impl Queue {
             return Some(key);
         }
         while self.steps.contains(&state.step) {
-            let key = (state.step, *self.lanes.get(state.lane)?);
+            let key = (state.step, *state.lanes.get(state.lane)?);
             let known = state.served.contains(&key)
                 || state.busy.contains(&key)
                 || state.ready.contains_key(&key);
-            let full = state.ready.len() + state.busy.len() >= self.max_batches
-                || state.ready_bytes >= self.max_bytes;
+            let most = self.ahead_steps * state.lanes.len();
+            let full =
+                state.ready.len() + state.busy.len() >= most || state.ready_bytes >= self.max_bytes;
             if !known && full {
                 return None;
             }
-            state.advance(self.lanes.len());
+            state.advance();
             if !known {
                 return Some(key);
             }
@@ -169,11 +192,10 @@ impl Queue {
 }
 
 impl State {
-    fn advance(&mut self, lanes: usize) {
+    fn advance(&mut self) {
         self.lane += 1;
-        if self.lane == lanes {
+        if self.lane == self.lanes.len() {
             (self.step, self.lane) = (self.step + 1, 0);
-            self.served.retain(|(step, _)| *step >= self.step);
         }
     }
 
@@ -182,9 +204,9 @@ impl State {
         let later = self.ready.split_off(&(step, 0));
         let earlier = std::mem::replace(&mut self.ready, later);
         self.ready_bytes -= earlier.values().map(|(_, bytes)| bytes).sum::<u64>();
+        self.served.retain(|(served, _)| *served >= step);
         if self.step < step {
             (self.step, self.lane) = (step, 0);
-            self.served.retain(|(served, _)| *served >= step);
         }
     }
 }

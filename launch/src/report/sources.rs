@@ -37,7 +37,7 @@ pub(crate) struct Sources {
 /// What a report needs of the journal.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Past {
-    /// How many records tell of a failure.
+    /// How often something failed: workers that were lost, and runs that ended by a failure.
     pub(super) failures: u64,
     /// How often a term began after one that had worked, was not asked to stop, and left no word on
     /// its end: everything was killed, or the machine went down.
@@ -60,7 +60,12 @@ impl Past {
             history.fold(record);
             match &record.entry {
                 Entry::TermTaken => past.interruptions += u64::from(std::mem::take(&mut at_work)),
-                Entry::GenerationFormed { .. } => (at_work, since_ms) = (true, record.at_ms),
+                Entry::GenerationFormed { lost, .. } => {
+                    past.failures += lost.len() as u64;
+                    if !std::mem::replace(&mut at_work, true) {
+                        since_ms = record.at_ms;
+                    }
+                }
                 Entry::CheckpointCommitted { .. } => since_ms = record.at_ms,
                 Entry::RunFailed { what, why, .. } => {
                     at_work = false;

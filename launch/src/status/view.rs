@@ -31,6 +31,7 @@ fn phase_word(phase: Phase) -> &'static str {
         Phase::Updating => "updating",
         Phase::Checkpointing => "checkpointing",
         Phase::Evaluating => "evaluating",
+        Phase::Regrouping => "regrouping",
     }
 }
 
@@ -95,6 +96,10 @@ pub(super) fn text(status: &StatusResponse) -> String {
         "generation  {} (term {})",
         status.generation, status.term
     ));
+    lines.extend(status.notices.iter().map(|notice| {
+        let step = count(notice.step);
+        format!("after step {step}: {}: {}", notice.what, notice.why)
+    }));
     let members = members(&status.members);
     format!("{}\n\n{members}", lines.join("\n"))
 }
@@ -148,6 +153,12 @@ pub(super) fn json(status: &StatusResponse) -> Value {
             "step": latest.step, "stage": latest.stage, "final": latest.r#final,
         })),
         "members": status.members.iter().map(member_json).collect::<Value>(),
+        "members_lost": status.members_lost,
+        "checkpoints_skipped": status.checkpoints_skipped,
+        "notices": status.notices.iter().map(|notice| json!({
+            "step": notice.step, "what": notice.what, "why": notice.why,
+            "lost": Some(&notice.lost_member).filter(|lost| !lost.is_empty()),
+        })).collect::<Value>(),
         "failure": status.failure.as_ref().map(|failed| json!({
             "error": failed.what, "why": failed.why, "fix": failed.cure,
             "exit_code": failed.exit_code,

@@ -103,13 +103,11 @@ pub(crate) fn with_log(mut failure: Failure, workers: &[Worker]) -> Failure {
     failure
 }
 
-/// The rank of the worker whose loss ended the run, if that is what happened.
-pub(crate) fn lost(failure: &Failure, workers: &[Worker]) -> Option<u32> {
-    let is_lost = |worker: &Worker| {
-        let rest = failure.what.strip_prefix(worker.member.as_str());
-        rest.is_some_and(|rest| rest.starts_with(" was lost"))
-    };
-    let rank = workers.iter().position(is_lost)?;
+/// The rank of a member among the workers of this launcher.
+pub(crate) fn rank_of(member: &str, workers: &[Worker]) -> Option<u32> {
+    let rank = workers
+        .iter()
+        .position(|worker| worker.member.as_str() == member)?;
     u32::try_from(rank).ok()
 }
 

@@ -4,6 +4,7 @@
 //! go to a child that was not waited for yet, and sends the exit to one channel. Terminating
 //! begins the end and never waits for it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -37,12 +38,11 @@ pub(crate) struct Orders {
     pub(crate) log_format: &'static str,
 }
 
-/// What a child's task does with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is to become of the children.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Order {
-    Run,
-    /// One worker, by its rank, is killed; the others go on.
-    KillOne(u32),
+    /// They work, but for those of these ranks, which are killed.
+    Run(BTreeSet<u32>),
     Terminate,
     Kill,
 }
@@ -83,7 +83,7 @@ impl Fleet {
     /// # Errors
     /// The program or a log cannot be opened; workers that had started are killed.
     pub(crate) fn start(orders: &Orders) -> Result<Self, Failure> {
-        let (order, listen) = watch::channel(Order::Run);
+        let (order, listen) = watch::channel(Order::Run(BTreeSet::new()));
         let (report, exits) = mpsc::channel(orders.workers as usize);
         let mut tasks = JoinSet::new();
         let mut workers = Vec::new();
@@ -108,7 +108,10 @@ impl Fleet {
     pub(crate) async fn next_exit(&mut self) -> Exit {
         match self.exits.recv().await {
             Some(exit) => {
-                let unprompted = *self.orders.borrow() == Order::Run;
+                let unprompted = match &*self.orders.borrow() {
+                    Order::Run(doomed) => !doomed.contains(&exit.rank),
+                    Order::Terminate | Order::Kill => false,
+                };
                 if let Some(worker) = self.workers.get_mut(exit.rank as usize) {
                     worker.exit = Some(exit.status);
                     worker.unprompted = unprompted;
@@ -119,9 +122,16 @@ impl Fleet {
         }
     }
 
-    /// Kills one worker, which does not answer.
+    /// Kills one worker, which does not answer, if it has not ended by itself.
     pub(crate) fn kill_one(&self, rank: u32) {
-        self.orders.send_replace(Order::KillOne(rank));
+        let ended = self
+            .workers
+            .get(rank as usize)
+            .is_none_or(|w| w.exit.is_some());
+        self.orders.send_if_modified(|order| match order {
+            Order::Run(doomed) if !ended => doomed.insert(rank),
+            _ => false,
+        });
     }
 
     /// Waits until a worker has ended, for so long at most.
@@ -247,8 +257,11 @@ async fn mind(
             ended = child.wait() => break ended,
             changed = orders.changed() => {
                 // The fleet is gone: so is the reason to live.
-                let order = if changed.is_ok() { *orders.borrow_and_update() } else { Order::Kill };
-                obey(rank, &child, order);
+                let order = match changed {
+                    Ok(()) => orders.borrow_and_update().clone(),
+                    Err(_) => Order::Kill,
+                };
+                obey(rank, &child, &order);
                 if changed.is_err() {
                     break child.wait().await;
                 }
@@ -261,12 +274,11 @@ async fn mind(
     }
 }
 
-fn obey(rank: u32, child: &Child, order: Order) {
+fn obey(rank: u32, child: &Child, order: &Order) {
     let Some(pid) = child.id() else { return };
     match order {
-        Order::KillOne(other) if other != rank => {}
-        Order::Run => {}
+        Order::Run(doomed) if !doomed.contains(&rank) => {}
         Order::Terminate => spawn::signal(pid, libc::SIGTERM),
-        Order::Kill | Order::KillOne(_) => spawn::signal(pid, libc::SIGKILL),
+        Order::Run(_) | Order::Kill => spawn::signal(pid, libc::SIGKILL),
     }
 }

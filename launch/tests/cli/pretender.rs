@@ -12,8 +12,8 @@ use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::Failure;
 use mks2_proto::ids::{Incarnation, Token};
 use mks2_proto::v1::{
-    Directive, Failed, Finished, RegisterRequest, Report, StageChanged, StepCommitted, StepMetrics,
-    directive, report,
+    Directive, Failed, Finished, Generation, RegisterRequest, Report, StageChanged, StepCommitted,
+    StepMetrics, directive, report,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -112,14 +112,7 @@ impl Pretender {
     async fn work(&mut self) -> i32 {
         while self.generation == 0 {
             match self.next_directive().await {
-                Some(directive::Kind::Generation(generation)) => {
-                    self.generation = generation.number;
-                    let me = generation
-                        .members
-                        .iter()
-                        .find(|m| m.member_id == self.env.member_id);
-                    self.rank = me.expect("a member").rank;
-                }
+                Some(directive::Kind::Generation(generation)) => self.take_part(&generation),
                 Some(directive::Kind::Stop(_)) => {}
                 _ => return 7,
             }
@@ -151,6 +144,13 @@ impl Pretender {
         self.finish(true).await
     }
 
+    fn take_part(&mut self, generation: &Generation) {
+        self.generation = generation.number;
+        let mut members = generation.members.iter();
+        let me = members.find(|m| m.member_id == self.env.member_id);
+        self.rank = me.expect("a member").rank;
+    }
+
     async fn commit(&self, step: u64) {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let metrics = (self.rank == 0).then(|| StepMetrics {
@@ -170,7 +170,10 @@ impl Pretender {
             Err(_) => None,
             Ok(Some(directive::Kind::Stop(_))) if self.behaviour == "deaf" => None,
             Ok(Some(directive::Kind::Stop(_))) => Some(self.finish(false).await),
-            Ok(Some(directive::Kind::Generation(_))) => None,
+            Ok(Some(directive::Kind::Generation(generation))) => {
+                self.take_part(&generation);
+                None
+            }
             Ok(_) => Some(7),
         }
     }

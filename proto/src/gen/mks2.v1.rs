@@ -71,7 +71,7 @@ pub struct Report {
     pub incarnation: u64,
     #[prost(uint64, tag = "3")]
     pub generation: u64,
-    #[prost(oneof = "report::Kind", tags = "4, 5, 6, 7, 8")]
+    #[prost(oneof = "report::Kind", tags = "4, 5, 6, 7, 8, 9, 10")]
     pub kind: ::core::option::Option<report::Kind>,
 }
 /// Nested message and enum types in `Report`.
@@ -88,6 +88,10 @@ pub mod report {
         Finished(super::Finished),
         #[prost(message, tag = "8")]
         Failed(super::Failed),
+        #[prost(message, tag = "9")]
+        PeerLost(super::PeerLost),
+        #[prost(message, tag = "10")]
+        CheckpointSkipped(super::CheckpointSkipped),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -100,7 +104,8 @@ pub struct Heartbeat {
     #[prost(uint64, tag = "3")]
     pub collective: u64,
 }
-/// Sent by each member after the vote; rank 0 adds the metrics.
+/// Sent by each member after the vote; rank 0 adds the metrics. After a change of generation the
+/// last step may be told again: the news of it may have died with its teller.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepCommitted {
     #[prost(uint64, tag = "1")]
@@ -140,6 +145,9 @@ pub struct StepMetrics {
     pub data_wait_seconds: f64,
     #[prost(double, tag = "14")]
     pub comm_wait_seconds: f64,
+    /// Members of the generation that committed the step.
+    #[prost(uint32, tag = "15")]
+    pub workers: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StageChanged {
@@ -170,6 +178,24 @@ pub struct Failed {
     #[prost(uint32, tag = "4")]
     pub exit_code: u32,
 }
+/// A collective failed on a peer. The sender keeps its part of the step and waits for the next
+/// generation.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerLost {
+    /// The peer that seems to be to blame; empty when none is.
+    #[prost(string, tag = "1")]
+    pub member_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+}
+/// A checkpoint inside a stage could not be saved; training goes on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckpointSkipped {
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    #[prost(message, optional, tag = "2")]
+    pub failure: ::core::option::Option<Failed>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Directive {
     #[prost(uint64, tag = "1")]
@@ -199,6 +225,15 @@ pub struct Generation {
     pub number: u64,
     #[prost(message, repeated, tag = "2")]
     pub members: ::prost::alloc::vec::Vec<Member>,
+    /// Steps that were committed when it was formed.
+    #[prost(uint64, tag = "3")]
+    pub after_step: u64,
+    /// Members of the generation before that were lost.
+    #[prost(string, repeated, tag = "4")]
+    pub lost: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Why there is a new generation, in words.
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Member {
@@ -305,6 +340,35 @@ pub struct StatusResponse {
     /// Last checkpoints of the stages that are finished.
     #[prost(message, repeated, tag = "17")]
     pub finished_stages: ::prost::alloc::vec::Vec<CheckpointRef>,
+    /// What a person should hear of, oldest first; the latest few.
+    #[prost(message, repeated, tag = "18")]
+    pub notices: ::prost::alloc::vec::Vec<Notice>,
+    /// Members that this term has lost.
+    #[prost(uint64, tag = "19")]
+    pub members_lost: u64,
+    /// Checkpoints that this term has skipped.
+    #[prost(uint64, tag = "20")]
+    pub checkpoints_skipped: u64,
+    /// The member whose loss ended the run, if that is how it failed.
+    #[prost(string, tag = "21")]
+    pub lost_member: ::prost::alloc::string::String,
+}
+/// Something went wrong and the run went on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Notice {
+    /// From 1, growing.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Steps that were committed then.
+    #[prost(uint64, tag = "2")]
+    pub step: u64,
+    #[prost(string, tag = "3")]
+    pub what: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub why: ::prost::alloc::string::String,
+    /// The member that was lost, if that is what happened.
+    #[prost(string, tag = "5")]
+    pub lost_member: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemberStatus {
@@ -357,6 +421,8 @@ pub enum Phase {
     Updating = 7,
     Checkpointing = 8,
     Evaluating = 9,
+    /// Connecting to the members of the next generation.
+    Regrouping = 10,
 }
 impl Phase {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -375,6 +441,7 @@ impl Phase {
             Self::Updating => "PHASE_UPDATING",
             Self::Checkpointing => "PHASE_CHECKPOINTING",
             Self::Evaluating => "PHASE_EVALUATING",
+            Self::Regrouping => "PHASE_REGROUPING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -390,6 +457,7 @@ impl Phase {
             "PHASE_UPDATING" => Some(Self::Updating),
             "PHASE_CHECKPOINTING" => Some(Self::Checkpointing),
             "PHASE_EVALUATING" => Some(Self::Evaluating),
+            "PHASE_REGROUPING" => Some(Self::Regrouping),
             _ => None,
         }
     }

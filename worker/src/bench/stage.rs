@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::checkpoint::{CheckpointStore, Facts, Pool};
-use crate::collectives::tcp::Mesh;
 use crate::control::Control;
 use crate::device;
 use crate::flat::FlatLayout;
 use crate::objective::Objective;
 use crate::rehearsal::{Act, Rehearsal, Scene};
 use crate::saver::{Content, copied, table_of};
+use crate::team::Team;
 use crate::train::Trainer;
 
 /// Steps before the measured ones: exponents settle and memory is touched for the first time.
@@ -94,7 +94,11 @@ struct Measurement<'a> {
 impl Act for Measurement<'_> {
     type Output = Value;
 
-    fn play<O: Objective>(self, mut trainer: Trainer<'_, O>) -> Result<Value, Failure> {
+    fn play<O: Objective>(
+        self,
+        mut trainer: Trainer<'_, O>,
+        mut team: Team,
+    ) -> Result<Value, Failure> {
         let layout = Arc::clone(trainer.state().layout());
         let mut saving = match self.measured {
             Measured::Checkpoint => Some(Saving::new(&layout)?),
@@ -102,7 +106,7 @@ impl Act for Measurement<'_> {
         };
         let mut laps = Laps::default();
         while !trainer.is_done() {
-            laps.step(&mut trainer)?;
+            laps.step(&mut trainer, &mut team)?;
             if let Some(saving) = &mut saving {
                 saving.save(&trainer, self.runtime)?;
             }
@@ -177,9 +181,13 @@ struct Laps {
 }
 
 impl Laps {
-    fn step<O: Objective>(&mut self, trainer: &mut Trainer<O>) -> Result<(), Failure> {
+    fn step<O: Objective>(
+        &mut self,
+        trainer: &mut Trainer<O>,
+        team: &mut Team,
+    ) -> Result<(), Failure> {
         let began = Instant::now();
-        trainer.step(&self.watch, &mut Mesh::alone())?;
+        trainer.step(&self.watch, team)?;
         let seconds = began.elapsed().as_secs_f64();
         let spent = self.watch.take();
         if trainer.progress().step <= WARM_UP {

@@ -14,6 +14,7 @@ use crate::model::{
 };
 use crate::objective::{Share, TokenBatch, to_floats};
 use crate::pixels::to_pixels;
+use crate::team::Setback;
 use crate::text::TextEncoder;
 
 /// Caption loss per token over the whole corpus.
@@ -89,7 +90,7 @@ impl Pairs {
         stage: &str,
         corpus: &str,
         collective: &mut dyn Collective,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, Setback> {
         let reader = Reader::new(evaluator, stage)?;
         let rows = evaluator.rows(corpus)?;
         let shares = evaluator.in_blocks(&rows, collective, |block| {

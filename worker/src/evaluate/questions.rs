@@ -14,6 +14,7 @@ use crate::collectives::Collective;
 use crate::model::{Decoder, Experts, Pass, Read, SecondHalves};
 use crate::objective::experts::experts;
 use crate::objective::{Share, TokenBatch, to_floats};
+use crate::team::Setback;
 use crate::text::{EOS, IGNORE, TextEncoder, Tokens};
 
 /// Name under which `compare` gives the full method.
@@ -116,7 +117,7 @@ pub(super) fn measure(
     evaluator: &Evaluator,
     corpus: &str,
     collective: &mut dyn Collective,
-) -> Result<(Questions, Vec<BlockUse>), Failure> {
+) -> Result<(Questions, Vec<BlockUse>), Setback> {
     let questions = read(evaluator, corpus)?;
     let mut found = Questions {
         majority: majority(&questions),

@@ -17,6 +17,8 @@ pub(super) struct Ballot {
     pub(super) exponents: Vec<i16>,
     /// Some gradient without an exponent could not be kept: the step must be repeated.
     pub(super) dropped: bool,
+    /// How often this rank has added its lanes anew in this step.
+    pub(super) attempt: u32,
 }
 
 /// All ballots together.
@@ -28,6 +30,10 @@ pub(super) struct Tally {
     pub(super) exponents: Vec<i16>,
     /// Whether any rank has dropped a gradient.
     pub(super) dropped: bool,
+    /// The latest attempt of any rank; the exponents are those of the ranks that are in it.
+    pub(super) attempt: u32,
+    /// Whether some rank is in an earlier one.
+    pub(super) behind: bool,
 }
 
 /// Why ballots can not be counted.
@@ -68,10 +74,12 @@ pub enum BallotError {
 }
 
 impl Ballot {
-    /// Little endian: dropped u32, count u32, lanes u32 each, seen i16 each, exponents i16 each.
+    /// Little endian: dropped u32, attempt u32, count u32, lanes u32 each, seen i16 each,
+    /// exponents i16 each.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(8 + 4 * self.lanes.len() + 4 * self.seen.len());
+        let mut bytes = Vec::with_capacity(12 + 4 * self.lanes.len() + 4 * self.seen.len());
         bytes.extend(u32::from(self.dropped).to_le_bytes());
+        bytes.extend(self.attempt.to_le_bytes());
         bytes.extend((self.lanes.len() as u32).to_le_bytes());
         bytes.extend(self.lanes.iter().flat_map(|lane| lane.to_le_bytes()));
         bytes.extend(self.seen.iter().flat_map(|value| value.to_le_bytes()));
@@ -80,9 +88,9 @@ impl Ballot {
     }
 
     pub(super) fn decode(bytes: &[u8], tensors: usize) -> Option<Self> {
-        let (head, rest) = bytes.split_at_checked(8)?;
+        let (head, rest) = bytes.split_at_checked(12)?;
         let word = |at: usize| Some(u32::from_le_bytes(*head.get(at..)?.first_chunk()?));
-        let (dropped, lanes) = (word(0)?, word(4)? as usize);
+        let (dropped, attempt, lanes) = (word(0)?, word(4)?, word(8)? as usize);
         let (lanes, rest) = rest.split_at_checked(lanes.checked_mul(4)?)?;
         if rest.len() != 4 * tensors || dropped > 1 {
             return None;
@@ -106,6 +114,7 @@ impl Ballot {
             seen: numbers(seen),
             exponents: numbers(exponents),
             dropped: dropped == 1,
+            attempt,
         })
     }
 }
@@ -117,25 +126,36 @@ impl Tally {
         tensors: usize,
         lanes: u32,
     ) -> Result<Self, BallotError> {
-        let mut tally = Self {
-            seen: vec![NONE; tensors],
-            exponents: vec![NONE; tensors],
-            dropped: false,
-        };
-        let mut times = vec![0usize; lanes as usize];
-        for (rank, bytes) in ballots.iter().enumerate() {
+        let decode = |(rank, bytes): (usize, &Vec<u8>)| {
             let malformed = BallotError::Malformed {
                 rank,
                 bytes: bytes.len(),
                 tensors,
             };
-            let ballot = Ballot::decode(bytes, tensors).ok_or(malformed)?;
+            Ballot::decode(bytes, tensors).ok_or(malformed)
+        };
+        let ballots: Vec<Ballot> = ballots
+            .iter()
+            .enumerate()
+            .map(decode)
+            .collect::<Result<_, _>>()?;
+        let attempts = || ballots.iter().map(|ballot| ballot.attempt);
+        let attempt = attempts().max().unwrap_or_default();
+        let mut tally = Self {
+            seen: vec![NONE; tensors],
+            exponents: vec![NONE; tensors],
+            dropped: false,
+            attempt,
+            behind: attempts().any(|other| other < attempt),
+        };
+        let mut times = vec![0usize; lanes as usize];
+        for (rank, ballot) in ballots.iter().enumerate() {
             for &lane in &ballot.lanes {
                 *times
                     .get_mut(lane as usize)
                     .ok_or(BallotError::Lane { lane, times: 1 })? += 1;
             }
-            tally.add(rank, &ballot)?;
+            tally.add(rank, ballot)?;
         }
         match times.iter().position(|&times| times != 1) {
             Some(lane) => Err(BallotError::Lane {
@@ -150,6 +170,9 @@ impl Tally {
         self.dropped |= ballot.dropped;
         for tensor in 0..self.seen.len() {
             self.seen[tensor] = self.seen[tensor].max(ballot.seen[tensor]);
+            if ballot.attempt < self.attempt {
+                continue;
+            }
             let (expected, found) = (self.exponents[tensor], ballot.exponents[tensor]);
             if expected == NONE {
                 self.exponents[tensor] = found;
@@ -182,6 +205,7 @@ mod tests {
             seen,
             exponents,
             dropped: false,
+            attempt: 0,
         }
         .encode()
     }
@@ -198,7 +222,9 @@ mod tests {
             Tally {
                 seen: vec![5, -4],
                 exponents: vec![40, 9],
-                dropped: false
+                dropped: false,
+                attempt: 0,
+                behind: false,
             }
         );
         assert_eq!(Tally::count(&[b, a], 2, 3).unwrap(), tally);
@@ -233,12 +259,30 @@ mod tests {
     }
 
     #[test]
+    fn those_who_learned_of_an_overflow_lead_the_others() {
+        let mut ahead = Ballot {
+            lanes: vec![0],
+            seen: vec![9],
+            exponents: vec![30],
+            dropped: false,
+            attempt: 1,
+        };
+        let behind = ballot(&[1], &[9], &[40]);
+        let tally = Tally::count(&[behind.clone(), ahead.encode()], 1, 2).unwrap();
+        assert_eq!((tally.exponents, tally.behind), (vec![30], true));
+        ahead.attempt = 0;
+        let error = Tally::count(&[behind, ahead.encode()], 1, 2).unwrap_err();
+        assert!(matches!(error, BallotError::Diverged { rank: 1, .. }));
+    }
+
+    #[test]
     fn damaged_ballots_are_refused() {
         let whole = ballot(&[0], &[1], &[1]);
         for cut in 0..whole.len() {
             assert_eq!(Ballot::decode(&whole[..cut], 1), None);
         }
         assert_eq!(Ballot::decode(&whole, 2), None);
-        assert_eq!(Ballot::decode(&[0, 0, 0, 0, 255, 255, 255, 255], 1), None);
+        let endless = [[0; 8].as_slice(), &[255; 4]].concat();
+        assert_eq!(Ballot::decode(&endless, 1), None);
     }
 }

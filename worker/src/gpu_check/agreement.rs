@@ -15,6 +15,7 @@ use crate::exact::Reducer;
 use crate::flat::{Buffer, FlatLayout, FlatState};
 use crate::objective::Objective;
 use crate::rehearsal::{Act, Rehearsal};
+use crate::team::Team;
 use crate::train::Trainer;
 
 /// Largest relative difference of a loss: fp32 sums of some thousand terms in another order.
@@ -71,8 +72,12 @@ struct FirstStep;
 impl Act for FirstStep {
     type Output = Outcome;
 
-    fn play<O: Objective>(self, mut trainer: Trainer<'_, O>) -> Result<Outcome, Failure> {
-        trainer.step(&Undirected, &mut Mesh::alone())?;
+    fn play<O: Objective>(
+        self,
+        mut trainer: Trainer<'_, O>,
+        mut team: Team,
+    ) -> Result<Outcome, Failure> {
+        trainer.step(&Undirected, &mut team)?;
         let (state, loss) = (trainer.state(), trainer.progress().loss);
         let flat = state.host(Buffer::Grads)?;
         let spans = state.layout().spans().iter();

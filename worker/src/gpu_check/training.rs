@@ -9,10 +9,10 @@ use tch::Device;
 
 use super::table::{Check, Limit};
 use super::{measured, undone};
-use crate::collectives::tcp::Mesh;
 use crate::control::Control;
 use crate::objective::Objective;
 use crate::rehearsal::{Act, Rehearsal};
+use crate::team::Team;
 use crate::train::Trainer;
 
 /// Largest relative difference of the last loss: rounding grows from step to step.
@@ -77,14 +77,18 @@ struct Trained {
 impl Act for Course {
     type Output = Trained;
 
-    fn play<O: Objective>(self, mut trainer: Trainer<'_, O>) -> Result<Trained, Failure> {
+    fn play<O: Objective>(
+        self,
+        mut trainer: Trainer<'_, O>,
+        mut team: Team,
+    ) -> Result<Trained, Failure> {
         // The first step touches memory for the first time and is not timed.
-        trainer.step(&Undirected, &mut Mesh::alone())?;
+        trainer.step(&Undirected, &mut team)?;
         let before = trainer.progress().clone();
         let mut losses = vec![before.loss.unwrap_or(f64::NAN)];
         let began = Instant::now();
         while !trainer.is_done() {
-            trainer.step(&Undirected, &mut Mesh::alone())?;
+            trainer.step(&Undirected, &mut team)?;
             losses.push(trainer.progress().loss.unwrap_or(f64::NAN));
         }
         // The digest waits for the device.

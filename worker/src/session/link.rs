@@ -24,6 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 use tracing::{Span, info, warn};
 
+use super::Labelled;
 use super::shared::{Shared, assignment};
 
 /// How long the coordinator may be out of reach at the start.
@@ -61,7 +62,7 @@ type JoinResult = Result<Joined, Failure>;
 /// Starts the thread. It tells once how joining went, and when it has ended.
 pub(super) fn spawn(
     link: Link,
-    reports: mpsc::Receiver<Kind>,
+    reports: mpsc::Receiver<Labelled>,
 ) -> Result<(oneshot::Receiver<JoinResult>, StdReceiver<()>), Failure> {
     let (joined_in, joined) = oneshot::channel();
     let (ended_in, ended) = sync_channel(1);
@@ -76,7 +77,7 @@ pub(super) fn spawn(
 
 fn run(
     link: &Link,
-    reports: mpsc::Receiver<Kind>,
+    reports: mpsc::Receiver<Labelled>,
     joined: oneshot::Sender<JoinResult>,
     ended: &SyncSender<()>,
 ) {
@@ -136,7 +137,7 @@ impl Link {
         self.request.incarnation
     }
 
-    async fn live(&self, reports: mpsc::Receiver<Kind>, joined: oneshot::Sender<JoinResult>) {
+    async fn live(&self, reports: mpsc::Receiver<Labelled>, joined: oneshot::Sender<JoinResult>) {
         let (welcome, mut client) = match self.join().await {
             Ok(pair) => pair,
             Err(failure) => {
@@ -148,9 +149,7 @@ impl Link {
             Duration::from_millis(welcome.heartbeat_interval_ms.clamp(10, 60_000).into());
         let (outgoing, stream) = mpsc::channel(IN_FLIGHT);
         // The first report says whose stream it is.
-        let greeted = outgoing
-            .send(self.report(Kind::Heartbeat(self.shared.heartbeat())))
-            .await;
+        let greeted = outgoing.send(self.heartbeat()).await;
         let opened = client.session(ReceiverStream::new(stream)).await;
         let directives = match (greeted, opened) {
             (Ok(()), Ok(opened)) => opened.into_inner(),
@@ -195,18 +194,23 @@ impl Link {
         Ok((welcome.into_inner(), client))
     }
 
-    fn report(&self, kind: Kind) -> v1::Report {
+    fn report(&self, (generation, kind): Labelled) -> v1::Report {
         v1::Report {
             member_id: self.request.member_id.clone(),
             incarnation: self.request.incarnation,
-            generation: self.shared.generation(),
+            generation,
             kind: Some(kind),
         }
     }
 
+    fn heartbeat(&self) -> v1::Report {
+        let beat = Kind::Heartbeat(self.shared.heartbeat());
+        self.report((self.shared.generation(), beat))
+    }
+
     async fn work(
         &self,
-        reports: mpsc::Receiver<Kind>,
+        reports: mpsc::Receiver<Labelled>,
         outgoing: mpsc::Sender<v1::Report>,
         mut directives: Streaming<v1::Directive>,
         interval: Duration,
@@ -229,7 +233,7 @@ impl Link {
     /// Passes reports up and directives down until one side ends.
     async fn exchange(
         &self,
-        mut reports: mpsc::Receiver<Kind>,
+        mut reports: mpsc::Receiver<Labelled>,
         outgoing: &mpsc::Sender<v1::Report>,
         directives: &mut Streaming<v1::Directive>,
         interval: Duration,
@@ -246,11 +250,11 @@ impl Link {
                     Ok(None) => return End::Lost("it ended the session".to_owned()),
                     Err(status) => return End::Lost(words(&status)),
                 },
-                kind = reports.recv() => match kind {
-                    Some(kind) => self.report(kind),
+                labelled = reports.recv() => match labelled {
+                    Some(labelled) => self.report(labelled),
                     None => return End::Done,
                 },
-                _ = pulse.tick() => self.report(Kind::Heartbeat(self.shared.heartbeat())),
+                _ = pulse.tick() => self.heartbeat(),
             };
             if outgoing.send(report).await.is_err() {
                 // The stream is gone; its other half says why.

@@ -20,8 +20,9 @@ use crate::collectives::AbortFlag;
 /// What is told to the trainer.
 #[derive(Debug, Default)]
 struct News {
+    /// The latest generation.
     assignment: Option<Assignment>,
-    /// The generation, or the session, is over.
+    /// The run, or the session, is over.
     over: Option<Failure>,
     stop_reason: Option<String>,
 }
@@ -32,15 +33,15 @@ pub(super) struct Shared {
     phase: AtomicI32,
     collective: AtomicU64,
     step: AtomicU64,
+    /// The generation that the trainer works in.
     generation: AtomicU64,
     stop: AtomicBool,
     news: Mutex<News>,
     changed: Condvar,
-    abort: AbortFlag,
 }
 
-impl Shared {
-    pub(super) fn new(abort: AbortFlag) -> Self {
+impl Default for Shared {
+    fn default() -> Self {
         Self {
             phase: AtomicI32::new(Phase::Starting as i32),
             collective: AtomicU64::new(0),
@@ -49,10 +50,11 @@ impl Shared {
             stop: AtomicBool::new(false),
             news: Mutex::default(),
             changed: Condvar::new(),
-            abort,
         }
     }
+}
 
+impl Shared {
     pub(super) fn set_phase(&self, phase: Phase, collective: u64) {
         self.phase.store(phase as i32, Ordering::Relaxed);
         self.collective.store(collective, Ordering::Relaxed);
@@ -60,6 +62,10 @@ impl Shared {
 
     pub(super) fn set_step(&self, step: u64) {
         self.step.store(step, Ordering::Relaxed);
+    }
+
+    pub(super) fn step(&self) -> u64 {
+        self.step.load(Ordering::Relaxed)
     }
 
     pub(super) fn heartbeat(&self) -> v1::Heartbeat {
@@ -82,11 +88,13 @@ impl Shared {
         self.lock().over.clone()
     }
 
-    /// A generation was announced.
+    /// A generation was announced: the one before is over.
     pub(super) fn assign(&self, assignment: Assignment) {
-        self.generation
-            .store(assignment.generation, Ordering::Release);
-        self.lock().assignment = Some(assignment);
+        let reason = assignment.reason.clone();
+        let before = self.lock().assignment.replace(assignment);
+        if let Some(before) = before {
+            before.abort.abort(reason);
+        }
         self.changed.notify_all();
     }
 
@@ -99,21 +107,26 @@ impl Shared {
     /// Nothing more will come; the first reason stays. Collectives give up at once.
     pub(super) fn end(&self, failure: Failure) {
         let reason = failure.what.clone();
-        self.lock().over.get_or_insert(failure);
-        self.abort.abort(reason);
+        let mut news = self.lock();
+        news.over.get_or_insert(failure);
+        if let Some(assignment) = &news.assignment {
+            assignment.abort.abort(reason);
+        }
+        drop(news);
         self.changed.notify_all();
     }
 
-    pub(super) fn wait_generation(&self) -> Result<Assignment, Failure> {
+    pub(super) fn wait_generation(&self, after: u64) -> Result<Assignment, Failure> {
         let mut news = self.lock();
         loop {
             if let Some(failure) = &news.over {
                 return Err(failure.clone());
             }
-            if let Some(assignment) = &news.assignment {
-                return Ok(assignment.clone());
+            if let Some(next) = news.assignment.as_ref().filter(|a| a.generation > after) {
+                self.generation.store(next.generation, Ordering::Release);
+                return Ok(next.clone());
             }
-            if let Some(reason) = &news.stop_reason {
+            if let (None, Some(reason)) = (&news.assignment, &news.stop_reason) {
                 return Err(stopped_before_start(reason));
             }
             news = self
@@ -185,6 +198,8 @@ pub(super) fn assignment(
             .iter()
             .map(address)
             .collect::<Result<_, _>>()?,
+        reason: generation.reason.clone(),
+        abort: AbortFlag::new(),
     })
 }
 

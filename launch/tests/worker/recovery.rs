@@ -1,0 +1,126 @@
+//! P8: a worker dies at any moment, the others finish the same step, and no bit differs.
+
+use std::time::Duration;
+
+use crate::chance::Chance;
+use crate::lab::{Ended, Lab, TOTAL, awaited, ended, signal, workers_of};
+
+/// A run in which workers die on order: `ACT@PHASE@STEP@MEMBER`, separated by commas.
+fn train_with(lab: &Lab, run: &str, workers: usize, mishaps: &str) -> Ended {
+    let mut command = lab.train(run, workers, &[]);
+    command.env("MKS2_TEST_MISHAP", mishaps);
+    ended(command)
+}
+
+/// The run is done, every loss was told, and the outcome is that of the quiet run.
+#[track_caller]
+fn survives(lab: &Lab, run: &str, workers: usize, mishaps: &str) {
+    let ended = train_with(lab, run, workers, mishaps);
+    ended.done();
+    lab.equals_quiet(run);
+    let losses = mishaps.split(',').count();
+    for mishap in mishaps.split(',') {
+        let member = mishap.rsplit('@').next().expect("a member");
+        let told = format!("{member} was lost");
+        assert!(ended.err.contains(&told), "{told}: {}", ended.err);
+    }
+    assert_eq!(lab.report(run)["failures"], losses as u64);
+}
+
+// Steps 1 to 8 are the bootstrap's, 9 to 16 the memory's, the others those of mixtures.
+
+#[test]
+fn deaths_while_loading_computing_and_voting() {
+    let mishaps = "kill@loading@3@worker-3,kill@computing@10@worker-0,kill@voting@18@worker-2";
+    survives(&Lab::enter(), "deaths-1", 4, mishaps);
+}
+
+#[test]
+fn deaths_while_gathering_reducing_and_updating() {
+    let mishaps = "kill@gathering@4@worker-0,kill@reducing@12@worker-1,kill@updating@20@worker-3";
+    survives(&Lab::enter(), "deaths-2", 4, mishaps);
+}
+
+#[test]
+fn deaths_of_the_one_that_saves() {
+    // Checkpoints are due after every third step; the eighth is a stage's last one.
+    let mishaps = "kill@checkpointing@4@worker-0,kill@checkpointing@9@worker-1";
+    survives(&Lab::enter(), "deaths-3", 3, mishaps);
+}
+
+#[test]
+fn a_death_while_the_others_regroup() {
+    let mishaps = "kill@reducing@6@worker-2,kill@regrouping@6@worker-0";
+    survives(&Lab::enter(), "deaths-4", 3, mishaps);
+}
+
+#[test]
+fn a_panic_and_a_process_that_stands_still() {
+    let mishaps = "panic@computing@11@worker-0,stop@reducing@19@worker-1";
+    survives(&Lab::enter(), "deaths-5", 3, mishaps);
+}
+
+#[test]
+fn the_second_of_two_dies_in_the_vote() {
+    survives(&Lab::enter(), "deaths-6", 2, "kill@voting@13@worker-1");
+}
+
+#[test]
+fn a_death_in_an_evaluation_changes_no_number() {
+    let lab = Lab::enter();
+    ended(lab.train_and_evaluate("measured", 2)).done();
+    let mut command = lab.train_and_evaluate("measured-again", 3);
+    let step = TOTAL + 1;
+    command.env(
+        "MKS2_TEST_MISHAP",
+        format!("kill@evaluating@{step}@worker-0"),
+    );
+    let ended = ended(command);
+    assert!(
+        ended.done().err.contains("worker-0 was lost"),
+        "{}",
+        ended.err
+    );
+    assert_eq!(
+        lab.report("measured-again")["evaluation"],
+        lab.report("measured")["evaluation"]
+    );
+}
+
+#[test]
+#[expect(
+    clippy::print_stdout,
+    reason = "a failed test shows what had been drawn"
+)]
+fn deaths_of_single_workers_at_random_moments() {
+    let lab = Lab::enter();
+    let mut chance = Chance::new();
+    lab.quiet();
+    let mut launcher = lab.train("decimated", 4, &[]).spawn().expect("mks2 starts");
+    let mut killed = 0;
+    for round in 1..=3 {
+        let at = round * TOTAL / 4 + chance.below(4);
+        let more = Duration::from_millis(chance.below(120) as u64);
+        if !lab.reaches("decimated", at, &mut launcher) {
+            break;
+        }
+        std::thread::sleep(more);
+        let workers = workers_of(launcher.id());
+        let unlucky = chance.below(workers.len().max(1));
+        println!(
+            "{} workers, number {unlucky} killed {more:?} after step {at}",
+            workers.len()
+        );
+        if workers.len() > 1 {
+            signal(workers[unlucky], "KILL");
+            killed += 1;
+        }
+    }
+    awaited(launcher).done();
+    lab.equals_quiet("decimated");
+    // One that is killed in its very last moments is no loss.
+    let failures = lab.report("decimated")["failures"]
+        .as_u64()
+        .expect("a number");
+    assert!(failures <= killed, "{failures} of {killed}");
+}

@@ -1,0 +1,120 @@
+//! Deaths on order, for tests: what happens to a worker at a named moment of its run.
+//!
+//! `MKS2_TEST_MISHAP` holds any number of `ACT@PHASE@STEP@MEMBER`, separated by commas. When that
+//! member enters that phase (as in the wire's `Phase`, without its prefix) in the step of that
+//! number, counted from 1 over all stages, it is killed (`kill`), stopped (`stop`), or panics
+//! (`panic`). Without the variable nothing happens.
+#![allow(unsafe_code)]
+
+use mks2_proto::failure::Failure;
+use mks2_proto::v1::Phase;
+
+/// The variable.
+pub(super) const VARIABLE: &str = "MKS2_TEST_MISHAP";
+
+/// What happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Kill,
+    Stop,
+    Panic,
+}
+
+/// One death on order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mishap {
+    act: Act,
+    phase: Phase,
+    step: u64,
+}
+
+/// What was ordered for one member.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mishaps(Vec<Mishap>);
+
+impl Mishaps {
+    /// Those of `member` in the environment.
+    ///
+    /// # Errors
+    /// When the variable cannot be understood.
+    pub(super) fn read(member: &str) -> Result<Self, Failure> {
+        match std::env::var(VARIABLE) {
+            Ok(text) => Self::parse(&text, member).ok_or_else(|| {
+                Failure::usage(
+                    format!("{VARIABLE}={text} cannot be understood"),
+                    "it is a list of ACT@PHASE@STEP@MEMBER",
+                    "use for example kill@voting@12@worker-1, or unset it",
+                )
+            }),
+            Err(_) => Ok(Self::default()),
+        }
+    }
+
+    fn parse(text: &str, member: &str) -> Option<Self> {
+        let mut mine = Vec::new();
+        for one in text.split(',') {
+            let mut words = one.split('@');
+            let act = match words.next()? {
+                "kill" => Act::Kill,
+                "stop" => Act::Stop,
+                "panic" => Act::Panic,
+                _ => return None,
+            };
+            let phase = format!("PHASE_{}", words.next()?.to_uppercase());
+            let phase = Phase::from_str_name(&phase)?;
+            let step = words.next()?.parse().ok()?;
+            if words.next()? == member {
+                mine.push(Mishap { act, phase, step });
+            }
+        }
+        Some(Self(mine))
+    }
+
+    /// Does what is ordered for a phase of a step.
+    #[inline]
+    pub(super) fn at(&self, phase: Phase, step: u64) {
+        for mishap in &self.0 {
+            if (mishap.phase, mishap.step) == (phase, step) {
+                mishap.act.happen();
+            }
+        }
+    }
+}
+
+impl Act {
+    #[expect(clippy::panic, reason = "ordered by a test")]
+    fn happen(self) {
+        let signal = match self {
+            Self::Kill => libc::SIGKILL,
+            Self::Stop => libc::SIGSTOP,
+            Self::Panic => panic!("a panic on order of {VARIABLE}"),
+        };
+        // SAFETY: sends a signal to this very process; no memory is touched.
+        unsafe { libc::kill(libc::getpid(), signal) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_read_for_one_member() {
+        let text = "kill@voting@12@worker-1,stop@loading@3@worker-0";
+        let mishaps = Mishaps::parse(text, "worker-1").expect("well formed");
+        let expected = Mishap {
+            act: Act::Kill,
+            phase: Phase::Voting,
+            step: 12,
+        };
+        assert_eq!(mishaps.0, [expected]);
+        for wrong in [
+            "",
+            "kill",
+            "kill@nowhere@1@worker-0",
+            "hug@voting@1@worker-0",
+        ] {
+            assert!(Mishaps::parse(wrong, "worker-0").is_none(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Where a worker stands in a run, as it tells the others.
+
+/// A place in the job graph. Later ones are greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Point {
+    /// Number of the stage in the job.
+    pub stage: u32,
+    /// The part of it.
+    pub part: Part,
+}
+
+/// A part of a stage. Each has collectives of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Part {
+    /// Before the first step; an evaluation is all here.
+    #[default]
+    Start = 0,
+    /// From the first step to the last.
+    Steps = 1,
+    /// After the last one, or after the one at which the run stops.
+    Border = 2,
+}
+
+/// Where a worker stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Standing {
+    /// What it is doing.
+    pub point: Point,
+    /// Steps that it has committed, over all stages.
+    pub committed: u64,
+    /// The lanes' sums of the last of them (see [`LaneLoss`](crate::objective::LaneLoss)), for
+    /// whoever has to commit it yet.
+    pub sums: Vec<f64>,
+}
+
+impl Standing {
+    /// Little endian: stage u32, part u8, committed u64, sums f64 each.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.point.stage.to_le_bytes().to_vec();
+        bytes.push(self.point.part as u8);
+        bytes.extend(self.committed.to_le_bytes());
+        bytes.extend(self.sums.iter().flat_map(|sum| sum.to_le_bytes()));
+        bytes
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (stage, rest) = bytes.split_first_chunk()?;
+        let (part, rest) = rest.split_first()?;
+        let (committed, rest) = rest.split_first_chunk()?;
+        let part = match part {
+            0 => Part::Start,
+            1 => Part::Steps,
+            2 => Part::Border,
+            _ => return None,
+        };
+        let (sums, odd) = rest.as_chunks();
+        odd.is_empty().then(|| Self {
+            point: Point {
+                stage: u32::from_le_bytes(*stage),
+                part,
+            },
+            committed: u64::from_le_bytes(*committed),
+            sums: sums.iter().map(|sum| f64::from_le_bytes(*sum)).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_standing_survives_the_wire(
+            stage: u32,
+            part in prop_oneof![Just(Part::Start), Just(Part::Steps), Just(Part::Border)],
+            committed: u64,
+            sums in prop::collection::vec(-1e9..1e9, 0..5),
+        ) {
+            let standing = Standing { point: Point { stage, part }, committed, sums };
+            prop_assert_eq!(Standing::decode(&standing.encode()), Some(standing.clone()));
+            let whole = standing.encode();
+            for cut in 0..13 {
+                prop_assert_eq!(Standing::decode(&whole[..cut]), None);
+            }
+        }
+
+        #[test]
+        fn garbage_is_refused_or_read_but_never_panics(bytes: Vec<u8>) {
+            let _ = Standing::decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn points_are_in_the_order_of_a_run() {
+        let at = |stage, part| Point { stage, part };
+        assert!(at(0, Part::Start) < at(0, Part::Steps));
+        assert!(at(0, Part::Border) < at(1, Part::Start));
+    }
+}
