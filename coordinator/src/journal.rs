@@ -34,7 +34,7 @@ use mks2_proto::{
 use object_store::{ObjectStore, path::Path};
 use serde::{Deserialize, Serialize};
 
-pub use history::{Ending, History, Origin};
+pub use history::{Ending, History, Origin, Working};
 pub use record::{Entry, GenerationMember, Record};
 pub use replay::replay;
 

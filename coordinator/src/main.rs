@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Parser;
@@ -47,6 +48,9 @@ struct Arguments {
     /// A run that is there already: auto, never, or the step of a checkpoint.
     #[arg(long, value_name = "WHAT", default_value = "auto")]
     resume: Resume,
+    /// How long a coordinator that takes over waits for the workers of the one before.
+    #[arg(long, value_name = "SECONDS", default_value = "15")]
+    reunion: u32,
     /// Set a key of the job file; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -120,7 +124,11 @@ async fn coordinate(arguments: &Arguments) -> Result<Outcome, Failure> {
         workers: arguments.workers,
         token: token.clone(),
         resume: arguments.resume,
-        limits: Limits::default(),
+        reunite: true,
+        limits: Limits {
+            reunion: Duration::from_secs(arguments.reunion.into()),
+            ..Limits::default()
+        },
     };
     let running = Coordinator::start(settings).await?;
     let _published = folder

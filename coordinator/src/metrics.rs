@@ -103,7 +103,7 @@ pub enum Sink {
 
 impl Sink {
     /// Opens the metrics of a run directory and cuts them back to a step: what came after it
-    /// will be computed again.
+    /// will be computed again. Tells the last step that is left, 0 for none.
     ///
     /// # Errors
     /// When the file or object cannot be read or written.
@@ -112,7 +112,7 @@ impl Sink {
         root: &Path,
         local: Option<&FilePath>,
         last_step: u64,
-    ) -> Result<Self, Failure> {
+    ) -> Result<(Self, u64), Failure> {
         match local {
             Some(folder) => open_file(&folder.join(FILE_NAME), last_step),
             None => {
@@ -120,14 +120,15 @@ impl Sink {
                 let there = store::get_if_there(&*store, &path)
                     .await?
                     .unwrap_or_default();
-                let lines = up_to(&there, last_step);
+                let (lines, last) = up_to(&there, last_step);
                 let dirty = lines.len() != there.len();
-                Ok(Self::Spool {
+                let spool = Self::Spool {
                     store,
                     path,
                     lines,
                     dirty,
-                })
+                };
+                Ok((spool, last))
             }
         }
     }
@@ -173,13 +174,13 @@ impl Sink {
     }
 }
 
-fn open_file(path: &FilePath, last_step: u64) -> Result<Sink, Failure> {
+fn open_file(path: &FilePath, last_step: u64) -> Result<(Sink, u64), Failure> {
     let failed = |error| Failure::io(format!("{} cannot be written", path.display()), error);
     let there = match fs::read(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         other => other.map_err(failed)?,
     };
-    let kept = up_to(&there, last_step);
+    let (kept, last) = up_to(&there, last_step);
     if kept.len() != there.len() {
         let fresh = path.with_extension("jsonl.new");
         fs::write(&fresh, &kept).map_err(failed)?;
@@ -190,28 +191,28 @@ fn open_file(path: &FilePath, last_step: u64) -> Result<Sink, Failure> {
         .append(true)
         .open(path)
         .map_err(failed)?;
-    Ok(Sink::File {
-        file,
-        path: path.to_owned(),
-    })
+    let path = path.to_owned();
+    Ok((Sink::File { file, path }, last))
 }
 
-/// The lines whose step is not after `last_step`. The rest, and a line that a crash left
-/// unfinished, go.
-fn up_to(text: &[u8], last_step: u64) -> Vec<u8> {
+/// The lines whose step is not after `last_step`, and the last step among them. The rest, and a
+/// line that a crash left unfinished, go.
+fn up_to(text: &[u8], last_step: u64) -> (Vec<u8>, u64) {
     #[derive(Deserialize)]
     struct Step {
         step: u64,
     }
-    let keep = |line: &&[u8]| {
-        line.ends_with(b"\n")
-            && serde_json::from_slice::<Step>(line).is_ok_and(|line| line.step <= last_step)
-    };
-    text.split_inclusive(|byte| *byte == b'\n')
-        .filter(keep)
-        .flatten()
-        .copied()
-        .collect()
+    let (mut kept, mut last) = (Vec::new(), 0);
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let step = serde_json::from_slice::<Step>(line).map(|line| line.step);
+        if let Some(step) = step.ok().filter(|step| *step <= last_step)
+            && line.ends_with(b"\n")
+        {
+            kept.extend_from_slice(line);
+            last = last.max(step);
+        }
+    }
+    (kept, last)
 }
 
 #[cfg(test)]
@@ -247,9 +248,10 @@ mod tests {
     }
 
     async fn sink(folder: Option<&FilePath>, store: &Arc<dyn ObjectStore>, step: u64) -> Sink {
-        Sink::open(store.clone(), &Path::from("run"), folder, step)
-            .await
-            .expect("a sink")
+        let opened = Sink::open(store.clone(), &Path::from("run"), folder, step).await;
+        let (sink, last) = opened.expect("a sink");
+        assert!(last <= step);
+        sink
     }
 
     async fn write_three(folder: Option<&FilePath>, store: &Arc<dyn ObjectStore>) {

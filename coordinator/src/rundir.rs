@@ -23,7 +23,7 @@ use serde::Serialize;
 mod difference;
 
 use crate::{
-    journal::{Ending, Entry, History, Journal, Origin, Place, Replayed, replay},
+    journal::{Ending, Entry, History, Journal, Origin, Place, Replayed, Working, replay},
     lock::make_folder,
     metrics::Sink,
 };
@@ -63,6 +63,8 @@ pub(crate) struct Claim<'a> {
     pub(crate) job_toml: &'a str,
     pub(crate) corpora: &'a BTreeMap<String, String>,
     pub(crate) resume: Resume,
+    /// Members of an earlier term may be alive.
+    pub(crate) reunite: bool,
     pub(crate) writer: Incarnation,
 }
 
@@ -75,6 +77,8 @@ pub(crate) struct RunDir {
     pub(crate) run_id: RunId,
     /// An earlier term had ended the job.
     pub(crate) was_finished: bool,
+    /// The generation that may be at work, and the last step in the metrics.
+    pub(crate) restored: Option<(Working, u64)>,
 }
 
 /// `run.json`.
@@ -106,7 +110,14 @@ impl RunDir {
         check(claim, &digest, &replayed.history, &place).await?;
         let was_finished = replayed.history.ending == Some(Ending::Finished);
         let mut journal = take_term(replayed, claim.writer).await?;
-        for folder in ["journal", "checkpoints", "objects"] {
+        let may_work = claim.reunite && claim.resume == Resume::Auto;
+        let working = journal.history().working.clone().filter(|_| may_work);
+        // Members that are alive may be writing their parts at this moment.
+        let folders: &[&str] = match working {
+            Some(_) => &["journal", "checkpoints"],
+            None => &["journal", "checkpoints", "objects"],
+        };
+        for folder in folders {
             local
                 .iter()
                 .for_each(|run| delete_staged(&run.join(folder)));
@@ -119,8 +130,17 @@ impl RunDir {
             .checkpoints
             .latest()
             .map_or(0, |latest| latest.step);
-        let metrics = Sink::open(place.store.clone(), &place.root, local.as_deref(), step).await?;
+        // Steps after the checkpoint are void, unless somebody goes on from them.
+        let last_step = if working.is_some() { u64::MAX } else { step };
+        let (metrics, measured) = Sink::open(
+            place.store.clone(),
+            &place.root,
+            local.as_deref(),
+            last_step,
+        )
+        .await?;
         Ok(Self {
+            restored: working.map(|working| (working, measured)),
             place,
             journal,
             metrics,

@@ -54,6 +54,9 @@ pub struct Settings {
     pub token: Token,
     /// What to do with a run that is there already.
     pub resume: Resume,
+    /// Workers of an earlier coordinator may be alive and are awaited. Not where they are this
+    /// process's own children: they died with their parent.
+    pub reunite: bool,
     /// When things are late.
     pub limits: Limits,
 }
@@ -120,6 +123,7 @@ impl Coordinator {
             job_toml: &settings.job_toml,
             corpora: &settings.corpora,
             resume: settings.resume,
+            reunite: settings.reunite,
             writer,
         })
         .await?;
@@ -155,6 +159,7 @@ fn launch(
         metrics,
         run_id,
         was_finished,
+        restored: _,
     } = rundir;
     let scribe = Scribe {
         place,
@@ -251,6 +256,7 @@ fn config(settings: &Settings, rundir: &RunDir) -> Config {
         keep_last: settings.job.checkpoint.keep_last as usize,
         last_generation: history.generation,
         checkpoints: history.checkpoints.clone(),
+        restored: rundir.restored.clone(),
         limits: settings.limits,
     }
 }
@@ -270,6 +276,7 @@ fn welcome(settings: &Settings, rundir: &RunDir) -> v1::RegisterResponse {
             .cloned()
             .map(Into::into)
             .collect(),
+        orphanage_ms: ms(settings.limits.orphanage),
     }
 }
 

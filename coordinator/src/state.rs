@@ -7,6 +7,7 @@ mod member;
 mod membership;
 mod progress;
 mod recovery;
+mod reunion;
 mod run;
 mod view;
 
@@ -17,7 +18,7 @@ use std::{
 
 use mks2_proto::{
     failure::Failure,
-    ids::{Generation, MemberId, RunId, Term},
+    ids::{Generation, Incarnation, MemberId, RunId, Term},
     v1,
 };
 
@@ -28,7 +29,10 @@ pub use event::{
 use member::Member;
 use run::Run;
 
-use crate::{assign::Assignment, journal::Entry};
+use crate::{
+    assign::Assignment,
+    journal::{Entry, Working},
+};
 
 /// What the machine knows from the start.
 #[derive(Clone, Debug)]
@@ -55,6 +59,9 @@ pub struct Config {
     pub last_generation: Generation,
     /// The checkpoints that are there; the run starts from the latest.
     pub checkpoints: Checkpoints,
+    /// A generation of an earlier term whose members may be alive, and the last step of which
+    /// metrics were written. They keep working, and are awaited.
+    pub restored: Option<(Working, u64)>,
     /// When things are late.
     pub limits: Limits,
 }
@@ -63,6 +70,10 @@ pub struct Config {
 ///
 /// | from | what happens | to |
 /// |---|---|---|
+/// | (start) | a generation of an earlier term was at work | active, in that generation |
+/// | (start) | otherwise | waiting |
+/// | active | none of an earlier term's members comes back in time | waiting |
+/// | active | some of them do not come back | as if they were lost |
 /// | waiting | the last expected member opens its stream | active, in the first generation |
 /// | waiting | somebody asks to stop | stopped |
 /// | waiting | a member fails by itself | failed, with its words |
@@ -107,12 +118,22 @@ pub struct Machine {
     checkpoints_skipped: u64,
     /// Steps whose manifests are being written, and who else waits for them.
     writing: BTreeMap<u64, Vec<Ticket>>,
+    /// Until when members of an earlier term are awaited.
+    reunion: Option<Duration>,
+    /// Processes that did not come back until then.
+    too_late: Vec<Incarnation>,
 }
 
 impl Machine {
-    /// A run that waits for its members.
+    /// A run that waits for its members, or awaits those of an earlier term.
     #[must_use]
     pub fn new(config: Config) -> Self {
+        let mut machine = Self::waiting(config);
+        machine.restore();
+        machine
+    }
+
+    fn waiting(config: Config) -> Self {
         let step = config
             .checkpoints
             .latest()
@@ -135,6 +156,8 @@ impl Machine {
             members_lost: 0,
             checkpoints_skipped: 0,
             writing: BTreeMap::new(),
+            reunion: None,
+            too_late: Vec::new(),
             config,
         }
     }

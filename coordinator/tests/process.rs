@@ -7,6 +7,7 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use mks2_coordinator::contact::Contact;
@@ -42,7 +43,7 @@ impl Process {
                 "--job",
                 concat!(env!("CARGO_MANIFEST_DIR"), "/tests/job.toml"),
             ])
-            .args(["--workers", "1", "--run"])
+            .args(["--workers", "1", "--reunion", "2", "--run"])
             .arg(run)
             .env("MKS2_TOKEN", TOKEN);
         command
@@ -80,22 +81,39 @@ async fn killed_and_started_again_it_goes_on_under_the_next_term() {
     commit(&mut member, 3, "look", false)
         .await
         .expect("committed");
+    for step in 1..=4 {
+        member.committed(step).await;
+    }
+    measured(folder.path(), 4).await;
     first.child.kill().expect("killed");
     first.child.wait().expect("reaped");
-    drop(member);
 
+    // The member is back: its generation goes on under the next term.
     let mut second = Process::start(folder.path());
     let mut member = Member::join(&target_at(&second.endpoint), 0).await;
     assert_eq!(
         (member.welcome.term, member.generation().await.number),
-        (2, 2)
+        (2, 1)
+    );
+    member.committed(4).await;
+    member.committed(5).await;
+    measured(folder.path(), 5).await;
+    second.child.kill().expect("killed");
+    second.child.wait().expect("reaped");
+    drop(member);
+
+    // Nobody is back: new members start from the checkpoint, in the next generation.
+    let mut third = Process::start(folder.path());
+    let mut member = Member::join_as(&target_at(&third.endpoint), 0, 8).await;
+    assert_eq!(
+        (member.welcome.term, member.generation().await.number),
+        (3, 2)
     );
     assert_eq!(
         member.welcome.resume_from.as_ref().map(|from| from.step),
         Some(3)
     );
-
-    second.terminate();
+    third.terminate();
     let stop = member.next().await;
     assert!(
         matches!(stop, Some(directive::Kind::Stop(StopRequested { .. }))),
@@ -105,7 +123,22 @@ async fn killed_and_started_again_it_goes_on_under_the_next_term() {
         .send(Kind::Finished(mks2_proto::v1::Finished { complete: false }))
         .await;
     member.leave().await;
-    assert_eq!(second.child.wait().expect("ended").code(), Some(130));
+    assert_eq!(third.child.wait().expect("ended").code(), Some(130));
+}
+
+/// Waits until the metrics have these steps, each once.
+async fn measured(run: &Path, steps: u64) {
+    let began = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+        let step = |line| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
+        let there: Vec<_> = text.lines().filter_map(step).collect();
+        if there == (1..=steps).collect::<Vec<_>>() {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "{there:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[test]

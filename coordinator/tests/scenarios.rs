@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path, time::Duration};
 
 use mks2_coordinator::{
-    journal::Entry,
+    journal::{Entry, GenerationMember, Working},
     state::{
         Action, Checkpoint, Checkpoints, Config, Event, Identity, Limits, Machine, Refused,
         Registration, StreamId, Ticket,
@@ -99,8 +99,34 @@ fn config(text: &str) -> Config {
         keep_last: usize::try_from(number("keep_last", 2)).expect("few"),
         last_generation: Generation(number("generation", 0)),
         checkpoints,
-        limits: Limits::default(),
+        restored: restored(&options),
+        limits: Limits {
+            reunion: Duration::from_secs(5),
+            ..Limits::default()
+        },
     }
+}
+
+/// `working=2 measured=7`: that many members, worker-0 with incarnation 10 and so on, were at work
+/// in `generation` under an earlier coordinator, which has measured so many steps.
+fn restored(options: &BTreeMap<&str, &str>) -> Option<(Working, u64)> {
+    let number = |key: &str| -> Option<u64> { options.get(key)?.parse().ok() };
+    let members = u32::try_from(number("working")?).expect("few");
+    let lanes = u32::try_from(number("lanes").unwrap_or(8)).expect("few");
+    let member = |rank: u32| GenerationMember {
+        member: MemberId::new(&format!("worker-{rank}")).expect("good"),
+        incarnation: Incarnation(10 + u64::from(rank)),
+        host: "host-a".into(),
+        data_address: format!("127.0.0.1:{}", 9010 + rank),
+        lanes: (rank * lanes / members..(rank + 1) * lanes / members).collect(),
+    };
+    let working = Working {
+        generation: Generation(number("generation")?),
+        members: (0..members).map(member).collect(),
+        after_step: 0,
+        stop: None,
+    };
+    Some((working, number("measured").unwrap_or_default()))
 }
 
 fn checkpoint(step: u64, stage: &str, is_final: bool) -> Checkpoint {
@@ -209,13 +235,14 @@ fn heartbeat(line: &str) -> v1::Heartbeat {
             format!("PHASE_{}", phase.to_uppercase())
         });
     let phase = v1::Phase::from_str_name(&name).expect("a phase").into();
-    let collective = options
-        .get("collective")
-        .map_or(0, |text| text.parse().expect("a number"));
+    let number = |key: &str| {
+        let text = options.get(key);
+        text.map_or(0, |text| text.parse().expect("a number"))
+    };
     v1::Heartbeat {
-        step: 0,
+        step: number("step"),
         phase,
-        collective,
+        collective: number("collective"),
     }
 }
 

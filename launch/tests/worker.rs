@@ -16,3 +16,5 @@ mod outputs;
 mod recovery;
 #[path = "worker/refusals.rs"]
 mod refusals;
+#[path = "worker/succession.rs"]
+mod succession;

@@ -16,7 +16,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-pub use refusal::{failure, refusal, status};
+pub use refusal::{failure, is_transient, refusal, status};
 
 use crate::{failure::Failure, ids::Token, telemetry, v1::coordinator_client::CoordinatorClient};
 
@@ -82,7 +82,7 @@ impl Target {
             .timeout(self.request_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(2))
-            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(3))
             .keep_alive_while_idle(true))
     }
 }

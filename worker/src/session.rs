@@ -10,10 +10,13 @@
 //!    heartbeats carry what the trainer said last.
 //! 2. Each generation has a flag that its collectives poll. The next generation raises it, and so
 //!    does the end of the run: a blocked trainer gives up at once.
-//! 3. Without its coordinator a worker stops: the run resumes from the latest checkpoint.
+//! 3. Without its coordinator a worker goes on, and looks for it or its successor for a while. What
+//!    it has to say waits; the last steps that it told are told again, since their news may have
+//!    died with the coordinator.
 //! 4. Each report carries the generation in which it was written.
 
 mod link;
+mod mail;
 mod mishap;
 mod shared;
 
@@ -24,16 +27,17 @@ use std::{
 };
 
 use mks2_proto::{
-    dial::{self, Client},
+    dial,
     env::WorkerEnv,
     failure::{ExitCode, Failure},
     v1::{self, CheckpointRef, Phase, StepMetrics, report::Kind},
 };
 use tokio::sync::mpsc::{self, error::TrySendError};
+use tonic::Status;
 use tracing::debug;
 
 use crate::collectives::AbortFlag;
-use link::{Joined, Link};
+use link::Link;
 use mishap::Mishaps;
 use shared::Shared;
 
@@ -43,6 +47,8 @@ const REPORTS: usize = 256;
 const REPORT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the end of a session waits for the coordinator to take the last report.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// Pause before a commit is tried again for want of a coordinator.
+const COMMIT_RETRY: Duration = Duration::from_millis(200);
 /// How long a worker whose peers failed waits to be told which one it was.
 const CAUSE_PATIENCE: Duration = Duration::from_secs(4);
 
@@ -74,7 +80,6 @@ type Labelled = (u64, Kind);
 #[derive(Debug)]
 pub struct Session {
     welcome: v1::RegisterResponse,
-    client: Client,
     member_id: String,
     incarnation: u64,
     shared: Arc<Shared>,
@@ -85,7 +90,8 @@ pub struct Session {
 
 impl Session {
     /// Registers with the coordinator that the environment names, trying again while it cannot
-    /// be reached, and opens the stream. `data_address` is where this worker's data plane
+    /// be reached, and opens the stream. The environment may name several addresses of it,
+    /// separated by commas: they are tried in turn, now and whenever it is lost. `data_address` is where this worker's data plane
     /// listens.
     ///
     /// # Errors
@@ -97,10 +103,9 @@ impl Session {
         let link = Link::new(env, data_address, Arc::clone(&shared))?;
         let incarnation = link.incarnation();
         let (joined, ended) = link::spawn(link, outgoing)?;
-        let Joined { welcome, client } = joined.await.map_err(|_| thread_died())??;
+        let welcome = joined.await.map_err(|_| thread_died())??;
         Ok(Self {
             welcome,
-            client,
             member_id: env.member_id.clone(),
             incarnation,
             shared,
@@ -197,7 +202,8 @@ impl Session {
     }
 
     /// Makes a checkpoint whose parts are stored the run's latest one. Returns those that the
-    /// retention policy has let go.
+    /// retention policy has let go. While there is no coordinator it tries again: a commit that is
+    /// there already does no harm.
     ///
     /// # Errors
     /// When the coordinator refuses it, or cannot write the manifest; the checkpoint does not
@@ -214,11 +220,24 @@ impl Session {
             checkpoint: Some(checkpoint),
             manifest,
         };
-        let answer = self.client.clone().commit_checkpoint(request).await;
-        Ok(answer
-            .map_err(|status| dial::failure(&status))?
-            .into_inner()
-            .released)
+        let began = Instant::now();
+        let patience = Duration::from_millis(self.welcome.orphanage_ms.into());
+        loop {
+            let status = match self.shared.client() {
+                Some(mut client) => match client.commit_checkpoint(request.clone()).await {
+                    Ok(answer) => return Ok(answer.into_inner().released),
+                    Err(status) => status,
+                },
+                None => Status::unavailable("the coordinator is out of reach"),
+            };
+            if !dial::is_transient(&status) || began.elapsed() > patience {
+                return Err(dial::failure(&status));
+            }
+            if let Some(over) = self.shared.over() {
+                return Err(over);
+            }
+            tokio::time::sleep(COMMIT_RETRY).await;
+        }
     }
 
     /// Reports the end of this worker's part, the job done (`complete`) or stopped on request,

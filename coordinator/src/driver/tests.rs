@@ -35,6 +35,7 @@ fn stage(limits: Limits) -> Stage {
         keep_last: 1,
         last_generation: Generation(0),
         checkpoints: Checkpoints::default(),
+        restored: None,
         limits,
     });
     let (status, watch) = watch::channel(machine.status(Duration::ZERO));

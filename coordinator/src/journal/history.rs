@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mks2_proto::ids::{Generation, RunId, Term};
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, Record};
+use super::{Entry, Record, record::GenerationMember};
 use crate::state::Checkpoints;
 
 /// The run that a directory belongs to.
@@ -33,6 +33,19 @@ pub enum Ending {
     Failed,
 }
 
+/// A generation that no record has ended: its members may be alive, whoever coordinated them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Working {
+    /// Its number.
+    pub generation: Generation,
+    /// Its members, in the order of ranks.
+    pub members: Vec<GenerationMember>,
+    /// Steps that were committed when it was formed.
+    pub after_step: u64,
+    /// Why the run was asked to stop, if it was.
+    pub stop: Option<String>,
+}
+
 /// The sum of all records up to one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
@@ -46,6 +59,9 @@ pub struct History {
     pub checkpoints: Checkpoints,
     /// How the last term that worked in the run ended.
     pub ending: Option<Ending>,
+    /// The generation at work.
+    #[serde(default)]
+    pub working: Option<Working>,
 }
 
 impl History {
@@ -70,10 +86,22 @@ impl History {
                     corpora: corpora.clone(),
                 });
                 self.ending = None;
+                self.working = None;
             }
-            Entry::GenerationFormed { generation, .. } => {
+            Entry::GenerationFormed {
+                generation,
+                members,
+                after_step,
+                ..
+            } => {
                 self.generation = *generation;
                 self.ending = None;
+                self.working = Some(Working {
+                    generation: *generation,
+                    members: members.clone(),
+                    after_step: *after_step,
+                    stop: self.working.take().and_then(|before| before.stop),
+                });
             }
             Entry::CheckpointCommitted {
                 checkpoint,
@@ -85,12 +113,22 @@ impl History {
             Entry::RunRewound { dropped, .. } => {
                 self.checkpoints.remove(dropped);
                 self.ending = None;
+                self.working = None;
             }
-            Entry::StopRequested { .. } => {}
-            Entry::RunStopped { .. } => self.ending = Some(Ending::Stopped),
-            Entry::RunFinished { .. } => self.ending = Some(Ending::Finished),
-            Entry::RunFailed { .. } => self.ending = Some(Ending::Failed),
+            Entry::StopRequested { reason } => {
+                if let Some(working) = &mut self.working {
+                    working.stop = Some(reason.clone());
+                }
+            }
+            Entry::RunStopped { .. } => self.end(Ending::Stopped),
+            Entry::RunFinished { .. } => self.end(Ending::Finished),
+            Entry::RunFailed { .. } => self.end(Ending::Failed),
         }
+    }
+
+    fn end(&mut self, ending: Ending) {
+        self.ending = Some(ending);
+        self.working = None;
     }
 
     /// Why a record cannot follow: terms and generations only grow, a term begins with its

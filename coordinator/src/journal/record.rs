@@ -91,6 +91,9 @@ pub struct GenerationMember {
     pub incarnation: Incarnation,
     /// Its machine.
     pub host: String,
+    /// Where its data plane listens.
+    #[serde(default)]
+    pub data_address: String,
     /// The lanes that it holds, ascending.
     pub lanes: Vec<u32>,
 }
@@ -104,6 +107,7 @@ impl Entry {
                 member: MemberId::new(&member.member_id).ok()?,
                 incarnation: Incarnation(member.incarnation),
                 host: member.host.clone(),
+                data_address: member.data_address.clone(),
                 lanes: member.lanes.clone(),
             })
         };

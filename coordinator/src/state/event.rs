@@ -140,6 +140,10 @@ pub struct Limits {
     pub silence: Duration,
     /// How long a worker's complaint about another one waits for that other's own fate.
     pub complaint_grace: Duration,
+    /// How long a new coordinator waits for the members of the one before.
+    pub reunion: Duration,
+    /// How long members look for a coordinator that they have lost, while they go on.
+    pub orphanage: Duration,
     /// The coordinator's own pulse. If it pauses for much longer (the machine slept), nobody
     /// else is blamed for that time.
     pub tick: Duration,
@@ -151,6 +155,8 @@ impl Default for Limits {
             heartbeat_interval: Duration::from_millis(100),
             silence: Duration::from_millis(800),
             complaint_grace: Duration::from_millis(500),
+            reunion: Duration::from_secs(15),
+            orphanage: Duration::from_secs(300),
             tick: Duration::from_millis(50),
         }
     }

@@ -8,6 +8,7 @@ use mks2_proto::{
 };
 
 use super::{Registration, StreamId};
+use crate::journal::GenerationMember;
 
 /// A worker process that registered.
 #[derive(Clone, Debug)]
@@ -46,18 +47,45 @@ impl Member {
         }
     }
 
+    /// One of an earlier term's generation, which is awaited until then.
+    pub(crate) fn restored(known: GenerationMember, until: Duration, step: u64) -> Self {
+        Self {
+            incarnation: known.incarnation,
+            host: known.host,
+            pid: 0,
+            data_address: known.data_address,
+            device: String::new(),
+            stream: None,
+            heard: until,
+            committed: step,
+            phase: Phase::Unspecified,
+            collective: 0,
+            finished: None,
+        }
+    }
+
+    /// It is back, or says again who it is.
+    pub(crate) fn introduce(&mut self, registration: Registration) {
+        self.host = registration.host;
+        self.pid = registration.pid;
+        self.data_address = registration.data_address;
+        self.device = registration.device;
+    }
+
     /// Takes over what a heartbeat says, if it speaks of the present generation.
     pub(crate) fn beat(&mut self, beat: Heartbeat, current: bool) {
         if current {
             self.phase = beat.phase();
             self.collective = beat.collective;
+            self.committed = self.committed.max(beat.step);
         }
     }
 
     /// What it was doing last, in words.
     pub(crate) fn doing(&self, generation: Generation) -> String {
         let phase = match self.phase {
-            Phase::Unspecified | Phase::Starting => "starting",
+            Phase::Unspecified => "at work",
+            Phase::Starting => "starting",
             Phase::Loading => "loading samples",
             Phase::Gathering => "gathering features",
             Phase::Computing => "computing",

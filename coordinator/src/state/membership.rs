@@ -26,10 +26,11 @@ impl Machine {
             return vec![Action::Refuse(ticket, refused)];
         }
         let id = registration.who.member.clone();
-        let known = self.members.get(&id);
-        if known.is_some_and(|m| m.incarnation == registration.who.incarnation) {
+        if let Some(known) = self.member_mut(&registration.who) {
+            known.introduce(registration);
             return vec![Action::Accept(ticket)];
         }
+        let known = self.members.get(&id);
         let replaced = known.and_then(|member| member.stream);
         let member = Member::new(registration, now, self.step);
         self.members.insert(id, member);
@@ -59,6 +60,10 @@ impl Machine {
         }
         if known == Some(registration.who.incarnation) {
             return Ok(());
+        }
+        self.refuse_the_late(&registration.who)?;
+        if self.reunion.is_some() {
+            return Err(self.not_now(&format!("{id} cannot join yet")));
         }
         let started = self.run.active().is_some();
         match known {

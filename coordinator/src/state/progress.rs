@@ -27,6 +27,8 @@ impl Machine {
         match kind {
             Kind::Heartbeat(beat) => {
                 member.beat(beat, current);
+                let committed = member.committed;
+                self.step = self.step.max(committed);
                 return Vec::new();
             }
             Kind::Failed(failed) => return self.member_failed(&who.member, failed.into()),
@@ -59,8 +61,7 @@ impl Machine {
         if self.run.is_over() {
             return Err(self.run_over("the message comes too late"));
         }
-        let of_this_term =
-            self.config.last_generation < generation && generation <= self.generation;
+        let of_this_term = self.oldest_generation() <= generation && generation <= self.generation;
         if of_this_term && self.run.active().is_some() {
             return Ok(());
         }
@@ -73,6 +74,14 @@ impl Machine {
             self.resume_words(),
         );
         Err(refused(RefusalReason::StaleGeneration, failure))
+    }
+
+    /// The first generation whose members can be there.
+    fn oldest_generation(&self) -> Generation {
+        match self.config.restored {
+            Some(_) => Generation(1),
+            None => Generation(self.config.last_generation.0 + 1),
+        }
     }
 
     /// Steps come one after the other; known ones may be told again.

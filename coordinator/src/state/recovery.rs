@@ -84,7 +84,7 @@ impl Machine {
         })
     }
 
-    fn loss(&self, id: &MemberId, how: &str) -> Failure {
+    pub(super) fn loss(&self, id: &MemberId, how: &str) -> Failure {
         let rank = self
             .run
             .active()
@@ -94,7 +94,12 @@ impl Machine {
             .members
             .get(id)
             .map_or_else(Default::default, |member| {
-                let place = format!(" on {}, process {}", member.host, member.pid);
+                let process = match member.pid {
+                    // Known from the journal alone.
+                    0 => String::new(),
+                    pid => format!(", process {pid}"),
+                };
+                let place = format!(" on {}{process}", member.host);
                 (place, member.doing(self.generation))
             });
         Failure::run_failed(
@@ -113,7 +118,8 @@ impl Machine {
                 member.heard = (member.heard + pause).min(now);
             }
         }
-        let mut actions = self.lose_the_silent(now);
+        let mut actions = self.end_of_reunion(now);
+        actions.extend(self.lose_the_silent(now));
         actions.extend(self.end_of_grace(now));
         actions
     }

@@ -91,6 +91,7 @@ fn machine() -> Machine {
         keep_last: 1,
         last_generation: Generation(0),
         checkpoints: Checkpoints::default(),
+        restored: None,
         limits: Limits::default(),
     })
 }

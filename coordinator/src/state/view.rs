@@ -101,6 +101,12 @@ impl Machine {
     }
 
     fn at_work(&self, active: &Active) -> String {
+        if self.reunion.is_some() {
+            let (here, all) = (self.attached().count(), self.members.len());
+            return format!(
+                "a new coordinator waits for the workers of the one before: {here} of {all} are back"
+            );
+        }
         if let Some(quarrel) = &active.quarrel {
             return format!("workers cannot reach each other: {}", quarrel.words());
         }

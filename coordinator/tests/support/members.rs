@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use mks2_coordinator::{Coordinator, Limits, Resume, Running, Settings};
 use mks2_proto::{
-    dial::{Client, PROTOCOL, Target},
+    dial::{self, Client, PROTOCOL, Target},
     ids::Token,
     job::Job,
     v1::{self, directive, report::Kind},
@@ -56,6 +56,7 @@ pub(crate) fn settings(run: &Path, workers: u32) -> Settings {
         workers,
         token: token(),
         resume: Resume::Auto,
+        reunite: false,
         limits: Limits::default(),
     }
 }
@@ -75,6 +76,7 @@ pub(crate) fn target_at(endpoint: &str) -> Target {
 /// A member without a trainer.
 pub(crate) struct Member {
     pub(crate) id: String,
+    incarnation: u64,
     pub(crate) generation: u64,
     pub(crate) welcome: v1::RegisterResponse,
     client: Client,
@@ -92,12 +94,17 @@ impl Member {
     }
 
     pub(crate) async fn join(target: &Target, number: u64) -> Self {
+        Self::join_as(target, number, 7).await
+    }
+
+    /// The process `incarnation` of a member; it waits while a new coordinator wants it to.
+    pub(crate) async fn join_as(target: &Target, number: u64, incarnation: u64) -> Self {
         let mut client = target.connect().await.expect("connected");
         let id = format!("worker-{number}");
         let request = v1::RegisterRequest {
             run_id: String::new(),
             member_id: id.clone(),
-            incarnation: 7,
+            incarnation,
             host: "localhost".into(),
             pid: 1,
             data_address: format!("127.0.0.1:{}", 9000 + number),
@@ -106,13 +113,20 @@ impl Member {
             protocol: PROTOCOL,
             program_version: "0".into(),
         };
-        let welcome = client
-            .register(request)
-            .await
-            .expect("accepted")
-            .into_inner();
+        let began = std::time::Instant::now();
+        let welcome = loop {
+            match client.register(request.clone()).await {
+                Ok(welcome) => break welcome.into_inner(),
+                Err(status) => {
+                    let patient = began.elapsed() < PATIENCE;
+                    assert!(dial::is_transient(&status) && patient, "{status:?}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        };
         let (reports, outgoing) = mpsc::channel(8);
-        let report = report(&id, 0, Kind::Heartbeat(v1::Heartbeat::default()));
+        let beat = Kind::Heartbeat(v1::Heartbeat::default());
+        let report = report(&id, incarnation, 0, beat);
         reports.send(report).await.expect("room");
         let opened = client
             .session(ReceiverStream::new(outgoing))
@@ -121,6 +135,7 @@ impl Member {
         let directives = opened.into_inner();
         Self {
             id,
+            incarnation,
             generation: 0,
             welcome,
             client,
@@ -130,7 +145,7 @@ impl Member {
     }
 
     pub(crate) async fn send(&self, kind: Kind) {
-        let report = report(&self.id, self.generation, kind);
+        let report = report(&self.id, self.incarnation, self.generation, kind);
         self.reports.send(report).await.expect("the stream is open");
     }
 
@@ -141,6 +156,13 @@ impl Member {
             .expect("in time")
             .expect("no error")
             .and_then(|directive| directive.kind)
+    }
+
+    /// Says that it has committed a step.
+    pub(crate) async fn committed(&self, step: u64) {
+        let metrics = Some(v1::StepMetrics::default());
+        self.send(Kind::StepCommitted(v1::StepCommitted { step, metrics }))
+            .await;
     }
 
     /// The generation that is announced.
@@ -176,9 +198,11 @@ impl Member {
     /// Sends heartbeats until the member is dropped.
     pub(crate) fn keep_beating(&self) {
         let (reports, id) = (self.reports.downgrade(), self.id.clone());
+        let incarnation = self.incarnation;
         tokio::spawn(async move {
             while let Some(reports) = reports.upgrade() {
-                let beat = report(&id, 1, Kind::Heartbeat(v1::Heartbeat::default()));
+                let beat = Kind::Heartbeat(v1::Heartbeat::default());
+                let beat = report(&id, incarnation, 1, beat);
                 if reports.send(beat).await.is_err() {
                     return;
                 }
@@ -189,10 +213,10 @@ impl Member {
     }
 }
 
-fn report(member_id: &str, generation: u64, kind: Kind) -> v1::Report {
+fn report(member_id: &str, incarnation: u64, generation: u64, kind: Kind) -> v1::Report {
     v1::Report {
         member_id: member_id.into(),
-        incarnation: 7,
+        incarnation,
         generation,
         kind: Some(kind),
     }

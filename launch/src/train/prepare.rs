@@ -81,6 +81,7 @@ impl Prepared {
             workers: args.workers,
             token: self.token.clone(),
             resume: args.resume,
+            reunite: false,
             limits: Limits::default(),
         }
     }

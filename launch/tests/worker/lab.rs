@@ -42,12 +42,19 @@ fn root() -> &'static Path {
 }
 
 fn mks2(arguments: &[&str]) -> Command {
-    let program = Path::new(env!("CARGO_BIN_EXE_mks2"));
-    let worker = program.with_file_name("mks2-worker");
-    let built = worker.is_file();
-    assert!(built, "build mks2-worker first: cargo build --workspace");
-    let mut command = Command::new(program);
-    command.args(arguments).current_dir(root());
+    program("mks2-worker");
+    let mut command = program("mks2");
+    command.args(arguments);
+    command
+}
+
+/// A program of this workspace.
+pub(crate) fn program(name: &str) -> Command {
+    let path = Path::new(env!("CARGO_BIN_EXE_mks2")).with_file_name(name);
+    let built = path.is_file();
+    assert!(built, "build {name} first: cargo build --workspace");
+    let mut command = Command::new(path);
+    command.current_dir(root());
     for name in ["MKS2_WORKER", "MKS2_LOG", "MKS2_LOG_FORMAT", "RUST_LOG"] {
         command.env_remove(name);
     }
@@ -107,7 +114,26 @@ impl Lab {
 
     fn train_job(&self, job: &Path, run: &str, workers: usize, more: &[&str]) -> Command {
         let mut command = mks2(&["train"]);
-        command.arg(job).arg("--run").arg(self.path(run));
+        command.arg(job);
+        self.complete(&mut command, run, workers);
+        for setting in more {
+            command.arg("--set").arg(setting);
+        }
+        command
+    }
+
+    /// A coordinator for the job without its evaluation, as a process of its own.
+    pub(crate) fn coordinate(&self, run: &str, workers: usize, listen: &str) -> Command {
+        let mut command = program("mks2-coordinator");
+        command.arg("--job").arg(self.path("small.toml"));
+        command.args(["--listen", listen]);
+        self.complete(&mut command, run, workers);
+        command
+    }
+
+    /// What every run of the small job is told.
+    fn complete(&self, command: &mut Command, run: &str, workers: usize) {
+        command.arg("--run").arg(self.path(run));
         command.arg("--workers").arg(workers.to_string());
         let mut set = |setting: String| {
             command.arg("--set").arg(setting);
@@ -121,11 +147,7 @@ impl Lab {
         }
         set("checkpoint.every_steps=3".into());
         set(format!("checkpoint.keep_last={KEEP_LAST}"));
-        for setting in more {
-            set((*setting).into());
-        }
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
     }
 
     /// The report of a run that nobody disturbed.
@@ -162,6 +184,34 @@ impl Lab {
         let report = self.report(run);
         assert_eq!(digests(&report), digests(self.quiet()));
         assert_eq!(report["weights_digest"], self.quiet()["weights_digest"]);
+    }
+
+    /// As [`Lab::equals_quiet`], for a run that has no report.
+    #[track_caller]
+    pub(crate) fn has_weights_of_quiet(&self, run: &str) {
+        let steps: Vec<u64> = (1..=TOTAL as u64).collect();
+        assert_eq!(self.steps(run), steps, "each step is in the metrics once");
+        let finals = |run| {
+            let mut manifests = self.manifests(run);
+            manifests.retain(|manifest| manifest["final"] == true);
+            let digest = |manifest: &Value| manifest["weights_digest"].clone();
+            manifests.iter().map(digest).collect::<Vec<_>>()
+        };
+        self.quiet();
+        assert_eq!(finals(run).len(), STEPS.len());
+        assert_eq!(finals(run), finals("quiet"));
+    }
+
+    /// The entries of one kind in a run's journal.
+    pub(crate) fn journal(&self, run: &str, kind: &str) -> Vec<Value> {
+        let folder = std::fs::read_dir(self.path(run).join("journal")).expect("a journal");
+        let mut paths: Vec<_> = folder.map(|entry| entry.expect("read").path()).collect();
+        paths.sort();
+        let read = |path: &PathBuf| -> Value {
+            serde_json::from_slice(&std::fs::read(path).expect("read")).expect("JSON")
+        };
+        let entries = paths.iter().map(|path| read(path)["entry"].clone());
+        entries.filter(|entry| entry["kind"] == kind).collect()
     }
 
     /// Manifests of the checkpoints, by ascending steps.

@@ -88,10 +88,6 @@ fn a_death_in_an_evaluation_changes_no_number() {
 }
 
 #[test]
-#[expect(
-    clippy::print_stdout,
-    reason = "a failed test shows what had been drawn"
-)]
 fn deaths_of_single_workers_at_random_moments() {
     let lab = Lab::enter();
     let mut chance = Chance::new();

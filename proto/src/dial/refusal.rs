@@ -22,6 +22,22 @@ struct RpcStatus {
     details: Vec<prost_types::Any>,
 }
 
+/// Whether the same request may succeed later: nobody answered, or a new coordinator is not ready.
+#[must_use]
+pub fn is_transient(status: &Status) -> bool {
+    match refusal(status) {
+        Some(refusal) => refusal.reason() == RefusalReason::Reunion,
+        None => matches!(
+            status.code(),
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::Cancelled
+                | Code::Unknown
+                | Code::Internal
+        ),
+    }
+}
+
 /// The status that carries a refusal; its message is the three lines in one.
 #[must_use]
 pub fn status(refusal: &Refusal) -> Status {
@@ -57,6 +73,7 @@ fn code(reason: RefusalReason) -> Code {
         | RefusalReason::StaleGeneration
         | RefusalReason::OutOfOrder
         | RefusalReason::RunOver => Code::FailedPrecondition,
+        RefusalReason::Reunion => Code::Unavailable,
     }
 }
 

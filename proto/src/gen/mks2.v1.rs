@@ -46,6 +46,9 @@ pub struct RegisterResponse {
     /// Last checkpoints of stages that are already finished, by stage.
     #[prost(message, repeated, tag = "7")]
     pub finished_stages: ::prost::alloc::vec::Vec<CheckpointRef>,
+    /// How long a member that loses the coordinator looks for it, or for its successor.
+    #[prost(uint32, tag = "8")]
+    pub orphanage_ms: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointRef {
@@ -526,6 +529,8 @@ pub enum RefusalReason {
     Malformed = 11,
     /// The run directory's store failed or another coordinator has taken the run.
     Storage = 12,
+    /// A new coordinator waits for the members of the one before; try again.
+    Reunion = 13,
 }
 impl RefusalReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -547,6 +552,7 @@ impl RefusalReason {
             Self::RunOver => "REFUSAL_REASON_RUN_OVER",
             Self::Malformed => "REFUSAL_REASON_MALFORMED",
             Self::Storage => "REFUSAL_REASON_STORAGE",
+            Self::Reunion => "REFUSAL_REASON_REUNION",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -565,6 +571,7 @@ impl RefusalReason {
             "REFUSAL_REASON_RUN_OVER" => Some(Self::RunOver),
             "REFUSAL_REASON_MALFORMED" => Some(Self::Malformed),
             "REFUSAL_REASON_STORAGE" => Some(Self::Storage),
+            "REFUSAL_REASON_REUNION" => Some(Self::Reunion),
             _ => None,
         }
     }

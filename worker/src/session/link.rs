@@ -10,7 +10,7 @@ use std::{
 };
 
 use mks2_proto::{
-    dial::{self, Client, PROTOCOL, Target},
+    dial::{self, PROTOCOL, Target},
     env::WorkerEnv,
     failure::{ExitCode, Failure},
     ids::{Incarnation, Token},
@@ -21,30 +21,28 @@ use tokio::{
     time::MissedTickBehavior,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
-use tracing::{Span, info, warn};
+use tonic::{Status, Streaming};
+use tracing::{Span, debug, info, warn};
 
 use super::Labelled;
+use super::mail::Mail;
 use super::shared::{Shared, assignment};
 
 /// How long the coordinator may be out of reach at the start.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+/// How long one attempt may take: the next address may be the right one.
+const ATTEMPT: Duration = Duration::from_secs(3);
 const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LONGEST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_millis(500);
 /// How long the coordinator has to end its side of the stream.
 const LAST_WORDS: Duration = Duration::from_secs(4);
 /// Reports on their way into the stream.
 const IN_FLIGHT: usize = 64;
 
-/// The registration's result.
-pub(super) struct Joined {
-    pub(super) welcome: v1::RegisterResponse,
-    pub(super) client: Client,
-}
-
 /// Everything that the thread needs.
 pub(super) struct Link {
-    target: Target,
+    /// The coordinator's addresses, in the order in which they are tried.
+    targets: Vec<Target>,
     request: v1::RegisterRequest,
     shared: Arc<Shared>,
 }
@@ -57,7 +55,13 @@ enum End {
     Lost(String),
 }
 
-type JoinResult = Result<Joined, Failure>;
+type JoinResult = Result<v1::RegisterResponse, Failure>;
+
+/// An open stream.
+struct Line {
+    outgoing: mpsc::Sender<v1::Report>,
+    directives: Streaming<v1::Directive>,
+}
 
 /// Starts the thread. It tells once how joining went, and when it has ended.
 pub(super) fn spawn(
@@ -127,7 +131,11 @@ impl Link {
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         Ok(Self {
-            target: Target::new(&env.coordinator, token),
+            targets: env
+                .coordinator
+                .split(',')
+                .map(|endpoint| Target::new(endpoint.trim(), token.clone()))
+                .collect(),
             request,
             shared,
         })
@@ -138,7 +146,7 @@ impl Link {
     }
 
     async fn live(&self, reports: mpsc::Receiver<Labelled>, joined: oneshot::Sender<JoinResult>) {
-        let (welcome, mut client) = match self.join().await {
+        let (welcome, line) = match self.join(JOIN_PATIENCE).await {
             Ok(pair) => pair,
             Err(failure) => {
                 let _gone = joined.send(Err(failure));
@@ -147,51 +155,64 @@ impl Link {
         };
         let interval =
             Duration::from_millis(welcome.heartbeat_interval_ms.clamp(10, 60_000).into());
-        let (outgoing, stream) = mpsc::channel(IN_FLIGHT);
-        // The first report says whose stream it is.
-        let greeted = outgoing.send(self.heartbeat()).await;
-        let opened = client.session(ReceiverStream::new(stream)).await;
-        let directives = match (greeted, opened) {
-            (Ok(()), Ok(opened)) => opened.into_inner(),
-            (_, Err(status)) => {
-                let _gone = joined.send(Err(dial::failure(&status)));
-                return;
-            }
-            (Err(_), Ok(_)) => return,
-        };
-        if joined.send(Ok(Joined { welcome, client })).is_ok() {
-            self.work(reports, outgoing, directives, interval).await;
+        let patience = Duration::from_millis(welcome.orphanage_ms.into());
+        if joined.send(Ok(welcome)).is_ok() {
+            self.work(Mail::new(reports), line, interval, patience)
+                .await;
         }
     }
 
-    /// Connects and registers, again and again while the coordinator is out of reach.
-    async fn join(&self) -> Result<(v1::RegisterResponse, Client), Failure> {
+    /// Connects, registers and opens the stream, again and again while the coordinator is out of
+    /// reach.
+    async fn join(&self, patience: Duration) -> Result<(v1::RegisterResponse, Line), Failure> {
         let began = Instant::now();
         let mut wait = FIRST_RETRY;
+        let mut targets = self.targets.iter().cycle();
         loop {
-            let failure = match self.register().await {
+            let Some(target) = targets.next() else {
+                return Err(coordinator_lost("it has no address"));
+            };
+            let attempt = tokio::time::timeout(ATTEMPT, self.attach(target));
+            let silent = |_| Err((coordinator_lost("it does not answer"), true));
+            let failure = match attempt.await.unwrap_or_else(silent) {
                 Ok(joined) => return Ok(joined),
-                Err((failure, again)) if !again || began.elapsed() > JOIN_PATIENCE => {
+                Err((failure, again)) if !again || began.elapsed() > patience => {
                     return Err(failure);
                 }
                 Err((failure, _)) => failure,
             };
-            info!(why = %failure.why, "the coordinator is out of reach; trying again");
+            debug!(why = %failure.why, "the coordinator is out of reach; trying again");
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(LONGEST_RETRY);
         }
     }
 
     /// One attempt; the flag says whether another one makes sense.
-    async fn register(&self) -> Result<(v1::RegisterResponse, Client), (Failure, bool)> {
-        let connected = self.target.connect().await;
+    async fn attach(
+        &self,
+        target: &Target,
+    ) -> Result<(v1::RegisterResponse, Line), (Failure, bool)> {
+        let connected = target.connect().await;
         let mut client = connected.map_err(|failure| {
             let again = failure.exit == ExitCode::Environment;
             (failure, again)
         })?;
+        let told = |status: Status| (dial::failure(&status), dial::is_transient(&status));
         let answer = client.register(self.request.clone()).await;
-        let welcome = answer.map_err(|status| (dial::failure(&status), is_transient(&status)))?;
-        Ok((welcome.into_inner(), client))
+        let welcome = answer.map_err(told)?.into_inner();
+        let (outgoing, stream) = mpsc::channel(IN_FLIGHT);
+        // The first report says whose stream it is.
+        if outgoing.send(self.heartbeat()).await.is_err() {
+            return Err((coordinator_lost("its stream is closed"), true));
+        }
+        let opened = client.session(ReceiverStream::new(stream)).await;
+        let directives = opened.map_err(told)?.into_inner();
+        self.shared.set_client(Some(client));
+        let line = Line {
+            outgoing,
+            directives,
+        };
+        Ok((welcome, line))
     }
 
     fn report(&self, (generation, kind): Labelled) -> v1::Report {
@@ -208,41 +229,39 @@ impl Link {
         self.report((self.shared.generation(), beat))
     }
 
-    async fn work(
-        &self,
-        reports: mpsc::Receiver<Labelled>,
-        outgoing: mpsc::Sender<v1::Report>,
-        mut directives: Streaming<v1::Directive>,
-        interval: Duration,
-    ) {
-        match self
-            .exchange(reports, &outgoing, &mut directives, interval)
-            .await
-        {
-            End::Done => {
-                drop(outgoing);
-                let rest = async { while let Ok(Some(_)) = directives.message().await {} };
-                if tokio::time::timeout(LAST_WORDS, rest).await.is_err() {
-                    warn!("the coordinator did not end the session");
-                }
+    /// Lives with a coordinator, and without one while it is looked for.
+    async fn work(&self, mut mail: Mail, mut line: Line, interval: Duration, patience: Duration) {
+        loop {
+            let why = match self.exchange(&mut mail, &mut line, interval).await {
+                End::Done => return part(line).await,
+                End::Lost(_) if self.shared.over().is_some() => return,
+                End::Lost(why) => why,
+            };
+            self.shared.set_client(None);
+            warn!(
+                why,
+                "the coordinator was lost; the work goes on, and it is looked for"
+            );
+            let found = tokio::select! {
+                found = self.join(patience) => found,
+                full = mail.collect() => Err(full),
+            };
+            match found {
+                Ok((_, found)) => line = found,
+                Err(failure) => return self.shared.end(failure),
             }
-            End::Lost(why) => self.shared.end(coordinator_lost(&why)),
+            mail.tell_again();
+            info!("the coordinator is back");
         }
     }
 
     /// Passes reports up and directives down until one side ends.
-    async fn exchange(
-        &self,
-        mut reports: mpsc::Receiver<Labelled>,
-        outgoing: &mpsc::Sender<v1::Report>,
-        directives: &mut Streaming<v1::Directive>,
-        interval: Duration,
-    ) -> End {
+    async fn exchange(&self, mail: &mut Mail, line: &mut Line, interval: Duration) -> End {
         let mut pulse = tokio::time::interval(interval);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let report = tokio::select! {
-                directive = directives.message() => match directive {
+            let (report, labelled) = tokio::select! {
+                directive = line.directives.message() => match directive {
                     Ok(Some(directive)) => {
                         self.heed(directive);
                         continue;
@@ -250,15 +269,19 @@ impl Link {
                     Ok(None) => return End::Lost("it ended the session".to_owned()),
                     Err(status) => return End::Lost(words(&status)),
                 },
-                labelled = reports.recv() => match labelled {
-                    Some(labelled) => self.report(labelled),
+                labelled = mail.next() => match labelled {
+                    Some(labelled) => (self.report(labelled.clone()), Some(labelled)),
                     None => return End::Done,
                 },
-                _ = pulse.tick() => self.heartbeat(),
+                _ = pulse.tick() => (self.heartbeat(), None),
             };
-            if outgoing.send(report).await.is_err() {
+            let sent = line.outgoing.send(report).await.is_ok();
+            if let Some(labelled) = labelled {
+                mail.handled(labelled, sent);
+            }
+            if !sent {
                 // The stream is gone; its other half says why.
-                return match directives.message().await {
+                return match line.directives.message().await {
                     Ok(Some(directive)) => {
                         self.heed(directive);
                         End::Lost("it closed the session".to_owned())
@@ -290,12 +313,17 @@ impl Link {
     }
 }
 
-fn is_transient(status: &Status) -> bool {
-    dial::refusal(status).is_none()
-        && matches!(
-            status.code(),
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
-        )
+/// Ends the stream in an orderly way.
+async fn part(line: Line) {
+    let Line {
+        outgoing,
+        mut directives,
+    } = line;
+    drop(outgoing);
+    let rest = async { while let Ok(Some(_)) = directives.message().await {} };
+    if tokio::time::timeout(LAST_WORDS, rest).await.is_err() {
+        warn!("the coordinator did not end the session");
+    }
 }
 
 fn aborted(abort: v1::Abort) -> Failure {

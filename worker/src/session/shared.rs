@@ -10,6 +10,7 @@ use std::{
 };
 
 use mks2_proto::{
+    dial::Client,
     failure::Failure,
     v1::{self, Phase},
 };
@@ -25,6 +26,8 @@ struct News {
     /// The run, or the session, is over.
     over: Option<Failure>,
     stop_reason: Option<String>,
+    /// The coordinator that is connected now, if one is.
+    client: Option<Client>,
 }
 
 /// Shared state; every method may be called from any thread.
@@ -84,6 +87,14 @@ impl Shared {
         self.stop.load(Ordering::Acquire)
     }
 
+    pub(super) fn client(&self) -> Option<Client> {
+        self.lock().client.clone()
+    }
+
+    pub(super) fn set_client(&self, client: Option<Client>) {
+        self.lock().client = client;
+    }
+
     pub(super) fn over(&self) -> Option<Failure> {
         self.lock().over.clone()
     }
@@ -91,7 +102,17 @@ impl Shared {
     /// A generation was announced: the one before is over.
     pub(super) fn assign(&self, assignment: Assignment) {
         let reason = assignment.reason.clone();
-        let before = self.lock().assignment.replace(assignment);
+        let mut news = self.lock();
+        // A new coordinator announces the generation that it found.
+        if news
+            .assignment
+            .as_ref()
+            .is_some_and(|known| known.generation >= assignment.generation)
+        {
+            return;
+        }
+        let before = news.assignment.replace(assignment);
+        drop(news);
         if let Some(before) = before {
             before.abort.abort(reason);
         }

@@ -1,0 +1,129 @@
+//! A new coordinator and the members of the one before: they go on with their step, and find it.
+//!
+//! The journal knows the generation at work, not how far it has come; its members tell that when
+//! they are back. Who is not back in time is lost. If nobody is, they died with the coordinator,
+//! and the run waits for new members, from the latest checkpoint.
+
+use std::time::Duration;
+
+use mks2_proto::failure::Failure;
+
+use super::{
+    Action, Identity, Machine, Refused,
+    member::Member,
+    refused,
+    run::{Active, Run},
+};
+use crate::{assign::Share, journal::Working};
+use mks2_proto::{ids::Rank, v1::RefusalReason};
+
+impl Machine {
+    /// Takes up the generation of an earlier term.
+    pub(super) fn restore(&mut self) {
+        let Some((working, measured)) = self.config.restored.clone() else {
+            return;
+        };
+        let until = self.config.limits.reunion;
+        let Working {
+            generation,
+            members,
+            after_step,
+            stop,
+        } = working;
+        self.generation = generation;
+        self.step = self.step.max(after_step);
+        self.measured = measured;
+        self.assignment = (0..)
+            .map(Rank)
+            .zip(&members)
+            .map(|(rank, member)| Share {
+                member: member.member.clone(),
+                rank,
+                lanes: member.lanes.clone(),
+            })
+            .collect();
+        let step = self.step;
+        self.members = members
+            .into_iter()
+            .map(|known| (known.member.clone(), Member::restored(known, until, step)))
+            .collect();
+        self.reunion = Some(until);
+        self.run = Run::Active(Active {
+            generation,
+            assignment: self.assignment.clone(),
+            stop,
+            quarrel: None,
+            after_step,
+            lost: Vec::new(),
+            reason: "the coordinator was replaced".to_owned(),
+        });
+    }
+
+    /// Strangers have to wait until it is known who is back.
+    pub(super) fn not_now(&self, what: &str) -> Refused {
+        let failure = Failure::run_failed(
+            what,
+            "a new coordinator waits for the workers of the one before",
+            "it tries again by itself",
+        );
+        refused(RefusalReason::Reunion, failure)
+    }
+
+    /// A process of an earlier term may be steps ahead of those that have taken its place.
+    pub(super) fn refuse_the_late(&self, who: &Identity) -> Result<(), Refused> {
+        if !self.too_late.contains(&who.incarnation) {
+            return Ok(());
+        }
+        let failure = Failure::run_failed(
+            format!("{} cannot come back", who.member),
+            "the run went on without it after its coordinator was replaced",
+            "start a new process in its place",
+        );
+        Err(refused(RefusalReason::UnknownMember, failure))
+    }
+
+    /// The reunion ends when all are back, or it is late.
+    pub(super) fn end_of_reunion(&mut self, now: Duration) -> Vec<Action> {
+        let Some(until) = self.reunion else {
+            return Vec::new();
+        };
+        let absent = |member: &Member| member.stream.is_none() && member.finished.is_none();
+        let missing: Vec<_> = self
+            .members
+            .iter()
+            .filter(|(_, member)| absent(member))
+            .map(|(id, _)| id.clone())
+            .collect();
+        if !missing.is_empty() && now < until {
+            return Vec::new();
+        }
+        self.reunion = None;
+        if missing.is_empty() {
+            return Vec::new();
+        }
+        let incarnations = missing.iter().filter_map(|id| self.members.get(id));
+        self.too_late = incarnations.map(|member| member.incarnation).collect();
+        let late = format!("it did not come back within {:.1} s", until.as_secs_f64());
+        if missing.len() == self.members.len() {
+            return self.wait_for_others(missing.len(), &late);
+        }
+        for id in &missing {
+            let failure = self.loss(id, &late);
+            self.members.remove(id);
+            self.members_lost += 1;
+            self.notice(&failure, Some(id.clone()));
+        }
+        self.form_generation(missing, "some workers did not come back".to_owned())
+    }
+
+    /// Nobody is left of the earlier term.
+    fn wait_for_others(&mut self, number: usize, late: &str) -> Vec<Action> {
+        let what = format!("the {number} workers of the coordinator before are gone");
+        self.notice(&Failure::run_failed(what, late, ""), None);
+        self.members.clear();
+        self.assignment.clear();
+        self.run = Run::Waiting;
+        self.step = self.resume_from().map_or(0, |from| from.step);
+        Vec::new()
+    }
+}
