@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::process::Command;
 
+use crate::rights;
 use crate::support::{Ended, JOB, Place, SLEEPER};
 
 fn refused(mut command: Command, code: i32, words: &[&str]) {
@@ -185,4 +186,25 @@ fn in_a_shell(mut shell: Command, place: &Place) -> std::io::Result<Ended> {
     let ended = Ended::from(shell.output()?);
     assert!(!ended.err.contains("panicked"), "{}", ended.err);
     Ok(ended)
+}
+
+#[test]
+fn a_run_directory_without_the_right_to_write_is_refused() {
+    let place = Place::new();
+    let worker = place.worker(SLEEPER);
+    for (run, what) in [
+        ("locked/run", "cannot be made"),
+        ("locked", "cannot be written"),
+    ] {
+        let mut command = rights::mks2_beside_locked(&place.path("."));
+        place.settle(&mut command);
+        command
+            .args(["train", "job.toml", "--run", run])
+            .env("MKS2_WORKER", &worker);
+        refused(
+            command,
+            5,
+            &[run, what, "permission denied", "the right to it"],
+        );
+    }
 }
