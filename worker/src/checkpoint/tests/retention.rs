@@ -10,7 +10,9 @@ use object_store::path::Path;
 use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
 use super::faulty::Faulty;
-use super::{CheckpointStore, assert_holds, checkpoints, expected, facts, memory, save, snapshot};
+use super::{
+    CheckpointStore, assert_holds, checkpoints, commit, expected, facts, memory, save, snapshot,
+};
 use crate::checkpoint::{CheckpointEntry, manifest_path};
 
 /// What the coordinator releases: all but the `keep_last` latest inside stages, never the latest.
@@ -54,7 +56,7 @@ async fn a_sweep_deletes_what_nobody_needs_and_nothing_else() {
     let swept = release(&checkpoints, 1).await.unwrap();
     assert_eq!(swept.manifests, 2);
     assert!(swept.objects > 0 && swept.bytes > 0);
-    checkpoints.commit(&under_way).await.unwrap();
+    commit(&checkpoints, &under_way).await.unwrap();
     for step in [200, 400, 500] {
         assert_holds(&checkpoints, step).await;
     }
