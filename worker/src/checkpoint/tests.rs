@@ -18,7 +18,7 @@ use super::{
     Checkpoint, CheckpointError, CheckpointStore, Expected, Facts, Kind, Manifest, Pool, Slot,
     Snapshot, Table, Uploaded, manifest_path,
 };
-use faulty::Faulty;
+use faulty::faulty;
 
 /// Three parameters with padding between them, out of name order.
 fn table() -> Arc<Table> {
@@ -377,7 +377,7 @@ async fn an_upload_that_fails_is_an_error_of_the_store() {
     save(&checkpoints(Arc::clone(&inner)), 100, false)
         .await
         .unwrap();
-    let broken = checkpoints(Arc::new(Faulty::new(Arc::clone(&inner), 2)));
+    let broken = checkpoints(faulty(Arc::clone(&inner), 2));
     let error = broken
         .upload(snapshot(200), facts(200, false))
         .await

@@ -9,7 +9,7 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
-use super::faulty::Faulty;
+use super::faulty::faulty;
 use super::{
     CheckpointStore, assert_holds, checkpoints, commit, expected, facts, memory, save, snapshot,
 };
@@ -117,8 +117,8 @@ proptest! {
             let mut committed = Vec::new();
             for kill in [first_kill, second_kill] {
                 let next = committed.last().map_or(1, |step| step + 1);
-                let faulty = Arc::new(Faulty::new(Arc::clone(&inner), kill));
-                run_until_killed(faulty, next, &mut committed).await;
+                let dying = faulty(Arc::clone(&inner), kill);
+                run_until_killed(dying, next, &mut committed).await;
                 let healthy = checkpoints(Arc::clone(&inner));
                 let there: Vec<u64> =
                     healthy.list().await.unwrap().iter().map(|entry| entry.step).collect();
