@@ -6,6 +6,9 @@ use std::process::Command;
 use crate::rights;
 use crate::support::{Ended, JOB, Place, SLEEPER};
 
+/// A worker where none should come to be started; the run ends soon if it is.
+const NEVER_STARTED: &str = "exit 1";
+
 fn refused(mut command: Command, code: i32, words: &[&str]) {
     Ended::from(command.output().expect("runs")).refused(code, words);
 }
@@ -182,7 +185,7 @@ fn in_a_shell(mut shell: Command, place: &Place) -> std::io::Result<Ended> {
     place.settle(&mut shell);
     shell
         .arg(env!("CARGO_BIN_EXE_mks2"))
-        .env("MKS2_WORKER", place.worker(SLEEPER));
+        .env("MKS2_WORKER", place.worker(NEVER_STARTED));
     let ended = Ended::from(shell.output()?);
     assert!(!ended.err.contains("panicked"), "{}", ended.err);
     Ok(ended)
@@ -191,7 +194,7 @@ fn in_a_shell(mut shell: Command, place: &Place) -> std::io::Result<Ended> {
 #[test]
 fn a_run_directory_without_the_right_to_write_is_refused() {
     let place = Place::new();
-    let worker = place.worker(SLEEPER);
+    let worker = place.worker(NEVER_STARTED);
     for (run, what) in [
         ("locked/run", "cannot be made"),
         ("locked", "cannot be written"),
