@@ -6,12 +6,11 @@
 //! `cargo xtask setup` makes).
 
 use std::env;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-/// What `tch` is generated from; another version has other signatures.
-const VERSION: &str = "2.11.0";
+#[path = "build/version.rs"]
+mod version;
 
 fn main() {
     for name in [
@@ -37,72 +36,31 @@ fn libtorch() -> Result<PathBuf, String> {
     let root = env::var_os("LIBTORCH").map(PathBuf::from).ok_or_else(|| {
         "LIBTORCH is not set: build inside the checkout after `cargo xtask setup`".to_owned()
     })?;
-    let version_file = root.join("build-version");
+    let version_file = root.join(version::VERSION_FILE);
     println!("cargo::rerun-if-changed={}", version_file.display());
     let lib = env::var_os("LIBTORCH_LIB")
         .map_or_else(|| root.clone(), PathBuf::from)
         .join("lib");
-    let lib = with_libtorch(&lib)?;
-    match fs::read_to_string(&version_file) {
-        Ok(version) => check_version(&version, &root)?,
-        // A system-wide libtorch has no such file; torch-sys takes it too.
-        Err(_) if root.join("include/torch").is_dir() => {}
-        Err(error) => {
-            return Err(format!(
-                "{} is unreadable ({error}): {CURE}",
-                version_file.display()
-            ));
-        }
-    }
-    Ok(lib)
-}
-
-const CURE: &str = "run `cargo xtask setup`, or set LIBTORCH to a libtorch 2.11.0";
-
-fn with_libtorch(lib: &Path) -> Result<PathBuf, String> {
-    match fs::canonicalize(lib) {
-        Ok(lib) if lib.join("libtorch_cpu.so").is_file() => Ok(lib),
-        _ => Err(format!(
-            "libtorch {VERSION} is not at {}: {CURE}",
-            lib.display()
-        )),
-    }
-}
-
-fn check_version(found: &str, place: &Path) -> Result<(), String> {
-    let found = found.trim();
-    let release = found.split('+').next().unwrap_or(found);
-    if release == VERSION {
-        return Ok(());
-    }
-    Err(format!(
-        "libtorch at {} is {found}, not {VERSION}: {CURE}",
-        place.display()
-    ))
+    version::of_folder(&root, &lib).map_err(|wrong| {
+        let version = version::VERSION;
+        format!("{wrong}: run `cargo xtask setup`, or set LIBTORCH to a libtorch {version}")
+    })
 }
 
 /// Asks the interpreter that torch-sys asks: `python` of an active virtual environment, else
 /// `python3`.
 fn from_python() -> Result<PathBuf, String> {
-    const ASK: &str = "import torch, os; print(torch.__version__); \
-                       print(os.path.join(os.path.dirname(torch.__file__), 'lib'))";
-    const CURE: &str = "activate an environment with torch 2.11.0, or unset LIBTORCH_USE_PYTORCH \
-                        and run `cargo xtask setup`";
     let python = if env::var_os("VIRTUAL_ENV").is_some() {
         "python"
     } else {
         "python3"
     };
-    let failed = |why: String| format!("LIBTORCH_USE_PYTORCH is set, but {why}: {CURE}");
     let output = Command::new(python)
-        .args(["-c", ASK])
-        .output()
-        .map_err(|error| failed(format!("{python} does not start ({error})")))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut lines = text.lines();
-    let (Some(version), Some(lib)) = (lines.next(), lines.next()) else {
-        return Err(failed(format!("{python} can not import torch")));
+        .args(["-c", version::ASK_PYTHON])
+        .output();
+    let folder = match output {
+        Ok(output) => version::of_python(&String::from_utf8_lossy(&output.stdout)),
+        Err(error) => Err(format!("{python} does not start ({error})")),
     };
-    check_version(version, Path::new(lib))?;
-    with_libtorch(Path::new(lib))
+    folder.map_err(|wrong| version::python_refused(&wrong))
 }

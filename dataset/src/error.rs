@@ -167,6 +167,8 @@ pub enum Trouble {
     NoRight,
     /// No space left.
     Full,
+    /// A file may not grow as far as this one must.
+    TooLarge,
     /// A part of the path is a file.
     NotAFolder,
     /// The object was changed meanwhile.
@@ -192,6 +194,9 @@ impl Trouble {
             }
             Self::NoRight => "give this user the right to it, or choose another place",
             Self::Full => "free space, or choose another place; what is complete stays valid",
+            Self::TooLarge => {
+                "raise the limit (`ulimit -f` shows it) or choose another place; what is complete stays valid"
+            }
             Self::NotAFolder => "choose a path whose parents are folders",
             Self::Changed => "wait until nothing else writes there, then start again",
             Self::Other => "check that the store can be reached, then start again",
@@ -362,26 +367,36 @@ mod tests {
         assert!(failure.cure.contains("mks2 data import"));
     }
 
-    #[test]
-    fn a_full_disk_is_a_storage_failure_with_its_own_cure() {
-        let io = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    /// What is said when a local file cannot be written.
+    fn of_file(kind: std::io::ErrorKind) -> Failure {
         let generic = object_store::Error::Generic {
             store: "test",
-            source: Box::new(io),
+            source: Box::new(std::io::Error::from(kind)),
         };
         let failure = Failure::from(Error::store("written", "/x", &generic));
         assert_eq!(failure.exit, ExitCode::Storage);
-        assert!(failure.cure.contains("free space"));
+        failure
+    }
+
+    #[test]
+    fn a_full_disk_is_a_storage_failure_with_its_own_cure() {
+        let failure = of_file(std::io::ErrorKind::StorageFull);
+        assert_eq!(failure.why, "no space left there");
+        assert!(failure.cure.contains("free space"), "{failure}");
+    }
+
+    #[test]
+    fn a_limit_of_file_sizes_has_nothing_to_do_with_reaching_a_store() {
+        let failure = of_file(std::io::ErrorKind::FileTooLarge);
+        assert!(failure.why.contains("too large"), "{failure}");
+        assert!(failure.cure.contains("ulimit -f"), "{failure}");
+        assert!(!failure.cure.contains("reached"), "{failure}");
     }
 
     #[test]
     fn a_local_folder_without_rights_has_nothing_to_do_with_credentials() {
-        let io = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-        let generic = object_store::Error::Generic {
-            store: "test",
-            source: Box::new(io),
-        };
-        let failure = Failure::from(Error::store("written", "/x", &generic));
+        let failure = of_file(std::io::ErrorKind::PermissionDenied);
+        assert_eq!(failure.why, "permission denied");
         assert!(failure.cure.contains("the right to it"), "{failure}");
         assert!(!failure.cure.contains("AWS"), "{failure}");
     }

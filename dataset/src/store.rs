@@ -22,6 +22,8 @@ use url::Url;
 
 use crate::error::{Error, Result};
 
+#[cfg(test)]
+pub(crate) mod injected;
 mod words;
 
 pub(crate) use words::bucket_of;

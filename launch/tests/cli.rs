@@ -10,6 +10,8 @@ mod plan;
 mod pretender;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "support/rights.rs"]
+mod rights;
 #[path = "cli/runs.rs"]
 mod runs;
 #[path = "cli/supervision.rs"]

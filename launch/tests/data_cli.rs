@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "support/rights.rs"]
+mod rights;
+
 fn mks2(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mks2"));
     command
@@ -248,6 +251,25 @@ fn failures_have_three_lines_and_their_exit_code() {
             "nothing bad was found: {said}"
         );
     }
+}
+
+#[test]
+fn a_place_without_the_right_to_write_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("x.jsonl");
+    std::fs::write(&source, "{\"caption\": \"ok\"}\n").unwrap();
+    let mut command = rights::mks2_beside_locked(folder.path());
+    command
+        .args(["data", "import", "x.jsonl", "--out", "locked/corpus"])
+        .current_dir(folder.path())
+        .env_remove("MKS2_LOG_FORMAT");
+    let output = command.output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    for word in ["locked/corpus", "permission denied", "the right to it"] {
+        assert!(said.contains(word), "'{word}' is not in: {said}");
+    }
+    assert_eq!(said.lines().count(), 3, "{said}");
 }
 
 #[test]

@@ -17,11 +17,12 @@ use serde_json::{Value, json};
 use tch::nn::OptimizerConfig;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::collectives::tcp::{DataListener, Mesh, Roster};
+use crate::collectives::tcp::Mesh;
 use crate::collectives::{AbortFlag, Collective, Limits};
 use crate::exact::{ReduceError, reduce_slices};
 use crate::flat::{Buffer, FlatLayout, FlatState};
 use crate::optim::{AdamW, OptimError};
+use crate::rehearsal::mesh;
 
 /// Ranks and sizes of a measurement of collectives.
 #[derive(Clone, Debug)]
@@ -44,19 +45,11 @@ pub struct CollectiveBench {
 /// # Errors
 /// When the ranks can not connect or exchange, or a sum is wrong.
 pub fn collectives(bench: &CollectiveBench) -> Result<Value, ReduceError> {
-    let listener = DataListener::bind(bench.addresses[bench.rank])?;
-    let roster = Roster {
-        run_id: "bench".into(),
-        token: "bench".into(),
-        generation: 1,
-        rank: bench.rank,
-        addresses: bench.addresses.clone(),
-    };
     let limits = Limits {
         shared_memory: bench.shared_memory,
         ..Limits::default()
     };
-    let mut mesh = Mesh::form(&listener, &roster, &limits, &AbortFlag::new())?;
+    let mut mesh = mesh::form(bench.rank, &bench.addresses, &limits, &AbortFlag::new())?;
     let world = mesh.world() as f32;
     let len = bench.bytes / 4;
     let layout = FlatLayout::new(&[ParamSpec {

@@ -1,6 +1,8 @@
 //! One stage of a job in this process alone: the job's model and corpora, all lanes, the trainer of
 //! a run. Only the weights are fresh, those of the stages before included. Measurements and the
-//! checks of a device work with it.
+//! checks of a device work with it; `mesh` connects several processes for them.
+
+pub(crate) mod mesh;
 
 use std::collections::BTreeMap;
 use std::path::Path;

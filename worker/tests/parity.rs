@@ -1,12 +1,14 @@
 //! Forward and gradients agree with independent implementations in PyTorch: transformers for the
 //! decoder and the visual encoder, `tests/reference/mks2_reference.py` for the rest and for the
-//! losses of both stages. fp32, relative error below 1e-5 per tensor.
+//! losses of the stages. fp32, relative error below 1e-5 per tensor.
 
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot read its fixture has failed"
 )]
 
+#[path = "parity/bootstrap.rs"]
+mod bootstrap;
 #[path = "parity/fixture.rs"]
 mod fixture;
 
@@ -129,22 +131,25 @@ fn the_visual_memory_agrees_in_both_forms() {
 
 #[test]
 fn the_retrieval_loss_agrees_however_its_rows_are_dealt() {
-    let fixture = Fixture::load("retrieval");
-    let weights = fixture.weights();
-    let heads = RetrievalHeads::new(fixture.model(), &weights).unwrap();
-    let (text, images) = (fixture.input("text"), fixture.input("images"));
-    let part = |first: i64, rows: i64| {
-        let last_bnd = text.narrow(0, first, rows).unsqueeze(1);
-        let states = States {
-            last_bnd,
-            after_blocks: vec![],
-            scores: vec![],
+    // With a projection of the image features, and without one.
+    for name in ["retrieval", "retrieval_unprojected"] {
+        let fixture = Fixture::load(name);
+        let weights = fixture.weights();
+        let heads = RetrievalHeads::new(fixture.model(), &weights).unwrap();
+        let (text, images) = (fixture.input("text"), fixture.input("images"));
+        let part = |first: i64, rows: i64| {
+            let last_bnd = text.narrow(0, first, rows).unsqueeze(1);
+            let states = States {
+                last_bnd,
+                after_blocks: vec![],
+                scores: vec![],
+            };
+            heads.loss_rows(&states, &images, first).unwrap()
         };
-        heads.loss_rows(&states, &images, first).unwrap()
-    };
-    let loss = (part(0, 2) + part(2, 3)) / 5.0;
-    fixture.check_output("loss", &loss);
-    fixture.check_gradients(&loss, &weights, &[("text", &text)]);
+        let loss = (part(0, 2) + part(2, 3)) / 5.0;
+        fixture.check_output("loss", &loss);
+        fixture.check_gradients(&loss, &weights, &[("text", &text)]);
+    }
 }
 
 #[test]

@@ -41,14 +41,10 @@ pub(crate) fn with_pip() -> Outcome<PathBuf> {
     )))
 }
 
-/// Version and folder of the torch that the user's Python imports.
-pub(crate) fn torch() -> Outcome<Option<(String, PathBuf)>> {
-    const ASK: &str = "import os, torch; print(torch.__version__); \
-                       print(os.path.dirname(torch.__file__))";
-    let output = shell::output(shell::program(found()?).args(["-c", ASK]))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut lines = text.lines().map(str::to_owned);
-    Ok(lines.next().zip(lines.next().map(PathBuf::from)))
+/// What the user's Python prints when it runs these words; nothing if they fail.
+pub(crate) fn answer(words: &str) -> Outcome<String> {
+    let output = shell::output(shell::program(found()?).args(["-c", words]))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The interpreter of an environment with exactly the packages of a requirements file. It is made

@@ -14,10 +14,11 @@ use crate::python;
 use crate::ui;
 
 mod machine;
+#[path = "../../worker/build/version.rs"]
+mod version;
 mod wheels;
 
-/// What `tch` is made for.
-pub(crate) const VERSION: &str = "2.11.0";
+use version::{VERSION, VERSION_FILE};
 
 /// `cargo xtask setup`
 pub(crate) fn run() -> Outcome {
@@ -26,11 +27,11 @@ pub(crate) fn run() -> Outcome {
     Ok(())
 }
 
-/// Makes sure that the worker can be built, and returns the folder of libtorch.
+/// Makes sure that the worker can be built, and returns where libtorch is.
 pub(crate) fn ensure() -> Outcome<PathBuf> {
     machine::compiler()?;
     if env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
-        return of_python();
+        return of_python(&python::answer(version::ASK_PYTHON)?);
     }
     if let Some(own) = env::var_os("LIBTORCH").map(PathBuf::from) {
         // Cargo sets the variable to the link for everything that it runs.
@@ -50,40 +51,18 @@ fn link() -> PathBuf {
     places::root().join(".libtorch")
 }
 
-fn of_user(place: PathBuf) -> Outcome<PathBuf> {
-    let version = fs::read_to_string(place.join("build-version")).unwrap_or_default();
-    let here = place.join("lib/libtorch_cpu.so").is_file();
-    if here && version.trim().split('+').next() == Some(VERSION) {
-        return Ok(place);
+fn of_user(root: PathBuf) -> Outcome<PathBuf> {
+    match version::of_folder(&root, &root.join("lib")) {
+        Ok(_) => Ok(root),
+        Err(wrong) => Err(Fault::environment(format!(
+            "LIBTORCH is set, but {wrong}: point it at a libtorch {VERSION}, or unset it and run \
+             `cargo xtask setup`"
+        ))),
     }
-    let found = match (here, version.trim()) {
-        (false, _) => "holds no lib/libtorch_cpu.so".to_owned(),
-        (true, "") => "has no build-version file".to_owned(),
-        (true, version) => format!("is version {version}"),
-    };
-    Err(Fault::environment(format!(
-        "LIBTORCH={} {found}, but {VERSION} is needed: point it at a libtorch {VERSION}, or unset \
-         it and run `cargo xtask setup`",
-        place.display()
-    )))
 }
 
-fn of_python() -> Outcome<PathBuf> {
-    let cure = format!(
-        "activate an environment with torch {VERSION}, or unset LIBTORCH_USE_PYTORCH and run \
-         `cargo xtask setup`"
-    );
-    let Some((version, place)) = python::torch()? else {
-        return Err(Fault::environment(format!(
-            "LIBTORCH_USE_PYTORCH is set, but Python cannot import torch: {cure}"
-        )));
-    };
-    if version.split('+').next() == Some(VERSION) {
-        return Ok(place);
-    }
-    Err(Fault::environment(format!(
-        "Python's torch is {version}, not {VERSION}: {cure}"
-    )))
+fn of_python(answer: &str) -> Outcome<PathBuf> {
+    version::of_python(answer).map_err(|wrong| Fault::environment(version::python_refused(&wrong)))
 }
 
 fn fetch(cached: &Path) -> Outcome {
@@ -168,10 +147,68 @@ mod tests {
         );
     }
 
+    /// A folder that looks like a libtorch.
+    fn libtorch(version: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("lib")).expect("made");
+        fs::write(folder.path().join("lib/libtorch_cpu.so"), b"").expect("written");
+        fs::write(folder.path().join(VERSION_FILE), version).expect("written");
+        folder
+    }
+
+    #[track_caller]
+    fn refused(outcome: Outcome<PathBuf>, words: &[&str]) {
+        let fault = outcome.expect_err("it does not fit");
+        assert_eq!(fault.exit, crate::fault::ENVIRONMENT);
+        let sentence = fault.to_string();
+        for word in words.iter().chain(&["cargo xtask setup"]) {
+            assert!(sentence.contains(word), "'{word}' is not in: {sentence}");
+        }
+    }
+
     #[test]
     fn a_libtorch_of_the_user_must_be_there_and_of_the_right_version() {
-        let fault = of_user("/nonexistent".into()).expect_err("nothing is there");
-        assert_eq!(fault.exit, crate::fault::ENVIRONMENT);
-        assert!(fault.to_string().contains("cargo xtask setup"));
+        let missing = of_user("/nonexistent".into());
+        refused(missing, &["LIBTORCH is set", "/nonexistent/lib", VERSION]);
+        let older = libtorch("2.10.0+cpu\n");
+        let place = older.path().display().to_string();
+        let words = [place.as_str(), "is 2.10.0+cpu, not 2.11.0", "unset it"];
+        refused(of_user(older.path().into()), &words);
+        for right in ["2.11.0", "2.11.0+cu128\n"] {
+            let right = libtorch(right);
+            let taken = of_user(right.path().into()).expect("it fits");
+            assert_eq!(taken, right.path());
+        }
+    }
+
+    #[test]
+    fn without_its_version_only_a_libtorch_with_headers_is_taken() {
+        let unnamed = libtorch("");
+        fs::remove_file(unnamed.path().join(VERSION_FILE)).expect("removed");
+        refused(
+            of_user(unnamed.path().into()),
+            &[VERSION_FILE, "unreadable"],
+        );
+        fs::create_dir_all(unnamed.path().join("include/torch")).expect("made");
+        of_user(unnamed.path().into()).expect("as Debian installs it");
+    }
+
+    #[test]
+    fn the_torch_of_a_python_must_be_there_and_of_the_right_version() {
+        let folder = libtorch("not looked at");
+        let root = folder.path().display();
+        refused(
+            of_python(""),
+            &["LIBTORCH_USE_PYTORCH is set", "can not import torch"],
+        );
+        let older = of_python(&format!("2.10.0+cpu\n{root}\n"));
+        refused(
+            older,
+            &["is 2.10.0+cpu, not 2.11.0", "activate an environment"],
+        );
+        let empty = of_python("2.11.0+cpu\n/nonexistent\n");
+        refused(empty, &["is not at /nonexistent/lib"]);
+        let right = of_python(&format!("2.11.0+cpu\n{root}\n")).expect("it fits");
+        assert!(right.ends_with("lib"), "{}", right.display());
     }
 }

@@ -20,8 +20,9 @@ use crate::manifest::{MANIFEST_FILE, Manifest, ShardEntry, VERSION, shard_path};
 use crate::plan::{CorpusShape, Plan};
 use crate::reader::Corpus;
 use crate::row::Row;
+use crate::store::injected::Injected;
 use crate::{shard, store};
-use troubled::{Reads, Troubled};
+use troubled::{Reads, Trouble};
 
 const SIDE: u32 = 8;
 
@@ -87,7 +88,8 @@ async fn write(store: &dyn ObjectStore, root: &str, rows: u64, red: u8) {
 
 struct Bed {
     runtime: Runtime,
-    store: Troubled,
+    store: Arc<dyn ObjectStore>,
+    trouble: Arc<Trouble>,
     corpora: Vec<Corpus>,
     plan: Plan,
 }
@@ -99,15 +101,16 @@ fn bed() -> Bed {
         .enable_all()
         .build()
         .unwrap();
-    let store = Troubled::new(Arc::new(InMemory::new()));
-    let shared: Arc<dyn ObjectStore> = Arc::new(store.clone());
+    let trouble = Arc::new(Trouble::none());
+    let store = Injected::new(Arc::new(InMemory::new()), Arc::clone(&trouble));
+    let store: Arc<dyn ObjectStore> = Arc::new(store);
     let corpora: Vec<Corpus> = runtime.block_on(async {
-        write(&*shared, "a", 150, 1).await;
-        write(&*shared, "b", 40, 2).await;
-        let a = Corpus::open_in(Arc::clone(&shared), Path::from("a"), "mem://a")
+        write(&*store, "a", 150, 1).await;
+        write(&*store, "b", 40, 2).await;
+        let a = Corpus::open_in(Arc::clone(&store), Path::from("a"), "mem://a")
             .await
             .unwrap();
-        let b = Corpus::open_in(Arc::clone(&shared), Path::from("b"), "mem://b")
+        let b = Corpus::open_in(Arc::clone(&store), Path::from("b"), "mem://b")
             .await
             .unwrap();
         vec![a, b]
@@ -120,6 +123,7 @@ fn bed() -> Bed {
     Bed {
         runtime,
         store,
+        trouble,
         corpora,
         plan,
     }
@@ -235,7 +239,7 @@ fn without_a_side_nothing_is_decoded() {
 #[test]
 fn a_read_that_fails_says_where_and_may_be_tried_again() {
     let bed = bed();
-    bed.store.set(Reads::Fail);
+    bed.trouble.set(Reads::Fail);
     let loader = bed.loader(&[0, 1], &settings());
     let error = loader.next(0, 1).unwrap_err();
     let failure = Failure::from(error);
@@ -243,20 +247,19 @@ fn a_read_that_fails_says_where_and_may_be_tried_again() {
     assert!(failure.why.contains("row group"), "{failure}");
     assert!(failure.why.contains("shards/part-0000"), "{failure}");
     assert!(failure.why.contains("connection reset"), "{failure}");
-    bed.store.set(Reads::Slow);
+    bed.trouble.set(Reads::Slow);
     assert_is_what_the_plan_says(&bed.plan, &loader.next(0, 1).unwrap());
 }
 
 #[test]
 fn a_damaged_shard_is_named() {
     let bed = bed();
-    let shared: Arc<dyn ObjectStore> = Arc::new(bed.store.clone());
     bed.runtime.block_on(async {
         for shard in 0..4 {
             let path = store::under(&Path::from("a"), &shard_path(shard)).unwrap();
-            let mut file = store::get(&*shared, &path).await.unwrap().to_vec();
+            let mut file = store::get(&*bed.store, &path).await.unwrap().to_vec();
             file.iter_mut().take(2000).for_each(|byte| *byte ^= 0x5a);
-            store::put(&*shared, &path, file.into()).await.unwrap();
+            store::put(&*bed.store, &path, file.into()).await.unwrap();
         }
     });
     let loader = bed.loader(&[0, 1, 2, 3], &settings());
@@ -274,7 +277,7 @@ fn a_damaged_shard_is_named() {
 #[test]
 fn a_store_that_never_answers_ends_in_an_error_and_dropping_does_not_wait() {
     let bed = bed();
-    bed.store.set(Reads::Stall);
+    bed.trouble.set(Reads::Stall);
     let impatient = Settings {
         timeout: Duration::from_millis(50),
         ..settings()

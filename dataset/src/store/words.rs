@@ -1,5 +1,6 @@
 //! What may be said of stores: locations and errors without secrets.
 
+use std::io::ErrorKind;
 use std::sync::OnceLock;
 
 use url::Url;
@@ -143,14 +144,7 @@ pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
             | object_store::Error::Unauthenticated { .. },
             _,
         ) => Trouble::Denied,
-        (
-            _,
-            Some(std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem),
-        ) => Trouble::NoRight,
-        (_, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) => {
-            Trouble::Full
-        }
-        (_, Some(std::io::ErrorKind::NotADirectory)) => Trouble::NotAFolder,
+        (_, Some(kind)) => of_system(kind),
         _ => Trouble::Other,
     };
     let words = match (trouble, io) {
@@ -159,7 +153,7 @@ pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
         (Trouble::NoCredentials, _) => "no credentials were found: neither in the environment nor \
             from a service of this machine"
             .to_owned(),
-        (_, Some(io)) => io.to_string(),
+        (_, Some(io)) => system_words(io),
         _ => own_words,
     };
     let line = redact(&words)
@@ -167,6 +161,29 @@ pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
         .collect::<Vec<_>>()
         .join(" ");
     (trouble, line.chars().take(MAX_DETAIL_CHARS).collect())
+}
+
+/// The trouble behind an error of the operating system.
+fn of_system(kind: ErrorKind) -> Trouble {
+    match kind {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Trouble::NoRight,
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Trouble::Full,
+        ErrorKind::FileTooLarge => Trouble::TooLarge,
+        ErrorKind::NotADirectory => Trouble::NotAFolder,
+        _ => Trouble::Other,
+    }
+}
+
+/// An error of the operating system in the words that local files get everywhere else.
+fn system_words(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "no space left there".to_owned(),
+        ErrorKind::FileTooLarge => {
+            "too large a file for a limit of this process or the file system".to_owned()
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// The operating system's error at the bottom of a chain of errors.

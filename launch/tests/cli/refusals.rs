@@ -3,7 +3,11 @@
 use std::net::TcpListener;
 use std::process::Command;
 
+use crate::rights;
 use crate::support::{Ended, JOB, Place, SLEEPER};
+
+/// A worker where none should come to be started; the run ends soon if it is.
+const NEVER_STARTED: &str = "exit 1";
 
 fn refused(mut command: Command, code: i32, words: &[&str]) {
     Ended::from(command.output().expect("runs")).refused(code, words);
@@ -129,40 +133,81 @@ fn a_taken_port_is_an_environment_failure() {
 
 #[test]
 fn a_full_disk_is_a_storage_failure() {
-    // A file system of its own that is full from the start, in a namespace of its own.
+    // A mount namespace lets root have a file system of its own, a user namespace anybody. Where a
+    // machine gives neither, a limit of the process refuses the write, at least.
+    let as_root = ["--mount", "--propagation", "private"];
+    let as_anybody = [["--user", "--map-root-user"].as_slice(), &as_root].concat();
+    let full = on_a_full_disk(&as_anybody).or_else(|| on_a_full_disk(&as_root));
+    match full {
+        Some(ended) => ended.refused(5, &["no space left"]),
+        None => {
+            println!("no mount namespace here: a limit of file sizes takes the full disk's place");
+            within_a_limit(1).refused(5, &["too large", "ulimit -f"]);
+        }
+    }
+}
+
+/// `mks2 train` where the run directory is a file system that is full from the start; none if the
+/// machine gives no namespace for it.
+fn on_a_full_disk(namespaces: &[&str]) -> Option<Ended> {
     let place = Place::new();
     std::fs::create_dir(place.path("run")).expect("made");
-    let worker = place.worker(SLEEPER);
-    let script = format!(
-        "mount -t tmpfs -o size=16k,nr_inodes=64 none run || exit 99; \
-         head -c 16384 /dev/zero > run/filler; exec {} train job.toml --run run",
-        env!("CARGO_BIN_EXE_mks2"),
-    );
+    let script = "mount -t tmpfs -o size=16k,nr_inodes=64 none run && touch mounted || exit 99; \
+         head -c 16384 /dev/zero > run/filler; exec \"$0\" train job.toml --run run";
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]);
-    command
-        .current_dir(place.path("."))
-        .env("MKS2_WORKER", worker);
-    match command.output() {
-        Ok(output) if output.status.code() == Some(5) => {
-            Ended::from(output).refused(5, &["no space left"]);
-        }
-        Ok(output) if matches!(output.status.code(), Some(1 | 99)) => {
-            let words = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(
-                words.contains("unshare") || words.contains("mount"),
-                "{words}"
-            );
-            println!(
-                "not tested: this machine gives no mount namespace ({})",
-                words.trim()
-            );
-        }
-        Ok(output) => panic!(
-            "{:?}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        ),
-        Err(error) => println!("not tested: there is no unshare here ({error})"),
+    command.args(namespaces).args(["sh", "-c", script]);
+    let ended = in_a_shell(command, &place).ok()?;
+    place.path("mounted").exists().then_some(ended)
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_a_storage_failure() {
+    // No byte may be written: the first file fails, the lock of the run directory.
+    within_a_limit(0).refused(5, &["run", "too large"]);
+    // The lock and the journal fit, the job file does not.
+    within_a_limit(1).refused(5, &["config.resolved.toml", "too large", "ulimit -f"]);
+}
+
+/// `mks2 train` of which no file may grow beyond so many blocks of 512 bytes.
+fn within_a_limit(blocks: u32) -> Ended {
+    let place = Place::new();
+    // The signal would kill the program before it could say anything.
+    let script = format!(
+        "ulimit -f {blocks} && trap '' XFSZ || exit 99; exec \"$0\" train job.toml --run run"
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]);
+    in_a_shell(command, &place).expect("sh runs")
+}
+
+/// Runs a shell whose `$0` is `mks2`, to its end.
+fn in_a_shell(mut shell: Command, place: &Place) -> std::io::Result<Ended> {
+    place.settle(&mut shell);
+    shell
+        .arg(env!("CARGO_BIN_EXE_mks2"))
+        .env("MKS2_WORKER", place.worker(NEVER_STARTED));
+    let ended = Ended::from(shell.output()?);
+    assert!(!ended.err.contains("panicked"), "{}", ended.err);
+    Ok(ended)
+}
+
+#[test]
+fn a_run_directory_without_the_right_to_write_is_refused() {
+    let place = Place::new();
+    let worker = place.worker(NEVER_STARTED);
+    for (run, what) in [
+        ("locked/run", "cannot be made"),
+        ("locked", "cannot be written"),
+    ] {
+        let mut command = rights::mks2_beside_locked(&place.path("."));
+        place.settle(&mut command);
+        command
+            .args(["train", "job.toml", "--run", run])
+            .env("MKS2_WORKER", &worker);
+        refused(
+            command,
+            5,
+            &[run, what, "permission denied", "the right to it"],
+        );
     }
 }

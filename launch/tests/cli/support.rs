@@ -82,10 +82,14 @@ impl Place {
     /// `mks2` in this folder, with a quiet environment.
     pub(crate) fn mks2(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mks2"));
+        command.args(arguments);
+        self.settle(&mut command);
         command
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null());
+    }
+
+    /// Gives a program this folder and a quiet environment.
+    pub(crate) fn settle(&self, command: &mut Command) {
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
         for name in [
             "MKS2_WORKER",
             "MKS2_TOKEN",
@@ -95,7 +99,6 @@ impl Place {
         ] {
             command.env_remove(name);
         }
-        command
     }
 
     /// Runs `mks2` to its end.

@@ -78,12 +78,6 @@ pub enum CheckpointError {
         /// The checkpoint's seed.
         found: u64,
     },
-    /// Another checkpoint of the same step is committed already.
-    #[error("{path} exists and holds another state")]
-    Committed {
-        /// Path in the run directory.
-        path: String,
-    },
     /// Buffers and table that do not belong together: a fault of the program.
     #[error("{0}")]
     Internal(String),
@@ -127,7 +121,6 @@ impl CheckpointError {
             Self::OtherSeed { .. } => {
                 "set the job's seed to the checkpoint's, or use another run directory"
             }
-            Self::Committed { .. } => "use another run directory, or `--resume auto`",
             Self::Store(_) | Self::Internal(_) => "look at the reason, then `--resume auto`",
         }
     }

@@ -176,17 +176,6 @@ impl Manifest {
             .flat_map(|part| &part.tensors)
             .map(|entry| (entry.name.as_str(), &entry.shape[..]))
     }
-
-    /// Whether both hold the same state of the same step; seconds may differ.
-    #[must_use]
-    pub fn same_state(&self, other: &Self) -> bool {
-        let timeless = |manifest: &Self| {
-            let mut copy = manifest.clone();
-            copy.facts.seconds = 0.0;
-            copy
-        };
-        timeless(self) == timeless(other)
-    }
 }
 
 /// Digest of a manifest's bytes, in hex: what the coordinator's journal holds.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use mks2_dataset::store::{self, Created};
+use mks2_dataset::store;
 
 use super::manifest::{Facts, Manifest, Part, VERSION, digest};
 use super::parts::{self, PartPlan};
@@ -122,27 +122,6 @@ impl CheckpointStore {
             reused_bytes,
             elapsed,
             lease,
-        })
-    }
-
-    /// Creates a manifest, create-only: the commit, where no coordinator does it. A manifest of
-    /// the same state that is there already counts as created.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Committed`] if another state is committed for the step, or trouble with
-    /// the store.
-    pub async fn commit(&self, uploaded: &Uploaded) -> Result<()> {
-        let path = store::under(&self.root, &uploaded.path)?;
-        let bytes = uploaded.bytes.clone();
-        if store::put_create_only(&*self.store, &path, bytes).await? == Created::New {
-            return Ok(());
-        }
-        let there = store::get(&*self.store, &path).await?;
-        if Manifest::parse(&uploaded.path, &there)?.same_state(&uploaded.manifest) {
-            return Ok(());
-        }
-        Err(CheckpointError::Committed {
-            path: uploaded.path.clone(),
         })
     }
 

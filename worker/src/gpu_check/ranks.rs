@@ -16,9 +16,10 @@ use tch::{Device, Tensor};
 
 use super::table::Check;
 use crate::collectives::nccl::NcclMesh;
-use crate::collectives::tcp::{DataListener, Mesh, Roster, free_address};
+use crate::collectives::tcp::free_address;
 use crate::collectives::{AbortFlag, Collective, CollectiveError, Limits, schedule};
 use crate::device;
+use crate::rehearsal::mesh;
 
 /// Elements of the summed buffers: no multiple of any world.
 const LEN: usize = 1_000_003;
@@ -133,16 +134,8 @@ fn report_of((rank, output): (usize, std::io::Result<Output>)) -> Result<Report,
 /// One rank: forms the mesh, joins NCCL, and compares what comes out with what must.
 pub(super) fn run(rank: &Rank, out: &mut dyn Write) -> Result<(), Failure> {
     let device = device::choose(&format!("cuda:{}", rank.gpu), 0)?;
-    let listener = DataListener::bind(rank.addresses[rank.rank])?;
-    let roster = Roster {
-        run_id: "gpu-check".into(),
-        token: "gpu-check".into(),
-        generation: 1,
-        rank: rank.rank,
-        addresses: rank.addresses.clone(),
-    };
     let (limits, abort) = (Limits::default(), AbortFlag::new());
-    let mesh = Mesh::form(&listener, &roster, &limits, &abort)?;
+    let mesh = mesh::form(rank.rank, &rank.addresses, &limits, &abort)?;
     let mut nccl = NcclMesh::new(mesh, rank.gpu, &limits, &abort)?;
     let report = exchange(&mut nccl, device)?;
     let line = serde_json::to_string(&report)

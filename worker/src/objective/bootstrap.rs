@@ -43,10 +43,14 @@ pub struct BootstrapObjective<'a> {
 
 /// Inputs of one lane.
 pub struct Lane {
-    texts: TokenBatch,
-    names: TokenBatch,
-    pixels_bcyx: Tensor,
-    second_bcyx: Option<Tensor>,
+    /// Texts of the language model.
+    pub texts: TokenBatch,
+    /// Texts of the CLIP.
+    pub names: TokenBatch,
+    /// Pictures as the encoder wants them.
+    pub pixels_bcyx: Tensor,
+    /// The same pictures, shifted otherwise; where the stage compares views.
+    pub second_bcyx: Option<Tensor>,
 }
 
 /// Features of a lane: texts, pictures, and the pictures' second views where there are any.
@@ -91,6 +95,18 @@ impl<'a> BootstrapObjective<'a> {
             features.push(self.vision.forward(pixels_bcyx)?.global_be);
         }
         Ok(features)
+    }
+
+    /// What all lanes must know of one.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn share(&self, lane: &Lane) -> Result<Share, Failure> {
+        let features = no_grad(|| self.features(lane))?;
+        Ok(Share {
+            counts: vec![lane.texts.targets as f64],
+            features: to_floats(&Tensor::cat(&features, 1))?,
+        })
     }
 
     fn has_views(&self) -> bool {
@@ -140,11 +156,7 @@ impl Objective for BootstrapObjective<'_> {
                 false => None,
             },
         };
-        let features = to_floats(&Tensor::cat(&no_grad(|| self.features(&lane))?, 1))?;
-        let share = Share {
-            counts: vec![lane.texts.targets as f64],
-            features,
-        };
+        let share = self.share(&lane)?;
         Ok((lane, share))
     }
 

@@ -19,6 +19,7 @@ pub(crate) struct Case {
     pub(crate) vocab_size: u32,
     pub(crate) model: Option<job::Model>,
     pub(crate) experts: Option<job::Experts>,
+    pub(crate) bootstrap: Option<job::Bootstrap>,
 }
 
 /// One file: shapes, settings and named tensors.

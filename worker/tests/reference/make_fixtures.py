@@ -16,7 +16,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from mks2_reference import IGNORE, MKS2, Config, Experts, RetrievalHead, TextTower, clip_loss
+from mks2_reference import (
+    IGNORE,
+    MKS2,
+    Config,
+    Experts,
+    RetrievalHead,
+    TextTower,
+    bootstrap_losses,
+    clip_loss,
+)
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaConfig, LlamaForCausalLM
 
@@ -203,17 +212,18 @@ def memory(out: Path, form: str) -> None:
     probed(path, {"model": model}, used, {"h": h}, outputs)
 
 
-def retrieval(out: Path) -> None:
+def retrieval(out: Path, name: str, **settings) -> None:
     torch.manual_seed(8)
-    config = Config.from_json(MODEL, VOCAB)
-    head = RetrievalHead(config)
+    model = shapes(retrieval=settings)
+    head = RetrievalHead(Config.from_json(model, VOCAB))
     randomize(head, 8)
     inputs = {"text": leaf(5, 16), "images": leaf(5, 10)}
     loss = head(**inputs)
     weights = {f"retrieval.{n}": p for n, p in head.named_parameters()}
     leaves = weights | {f"input/{n}": x for n, x in inputs.items() if n == "text"}
     groups = {"weight": weights, "input": inputs, "output": {"loss": loss}}
-    write(out / "retrieval.safetensors", {"model": MODEL}, groups | {"grad": gradients(loss, leaves)})
+    path = out / f"{name}.safetensors"
+    write(path, {"model": model}, groups | {"grad": gradients(loss, leaves)})
 
 
 def mixture(out: Path, name: str, memories: list, form: str = "plain", **settings) -> None:
@@ -232,15 +242,45 @@ def mixture(out: Path, name: str, memories: list, form: str = "plain", **setting
     probed(path, case, used, {"h": h}, {"last": last}, wanted=trained)
 
 
-def stage(path: Path, case: dict, mks2: MKS2, batch: SimpleNamespace, losses: dict) -> None:
+def stage(path: Path, case: dict, weights: dict, batch: SimpleNamespace, losses: dict) -> None:
     loss = sum(losses.values())
+    trained = {name: p for name, p in weights.items() if p.requires_grad}
     groups = {
-        "weight": dict(mks2.named_parameters()),
+        "weight": weights,
         "input": vars(batch),
         "output": losses | {"loss": loss},
-        "grad": gradients(loss, mks2.trained()),
+        "grad": gradients(loss, trained),
     }
     write(path, case, groups)
+
+
+def bootstrap_stage(out: Path) -> None:
+    """Language model and CLIP with a second view of each picture, one block each but for the
+    encoder; both sides of the CLIP are trained."""
+    one = {"num_hidden_layers": 1}
+    model = shapes(decoder=one, text_tower=one, vision={"num_hidden_layers": 2})
+    settings = {"view_weight": 0.7, "view_temperature": 0.3}
+    mks2 = build(model, 15)
+    tower = TextTower(Config.from_json(model, VOCAB))
+    randomize(tower, 16)
+    ids = torch.randint(VOCAB, (4, 7))
+    labels = torch.full_like(ids, IGNORE)
+    for row, length in enumerate([7, 4, 5, 2]):
+        labels[row, : length - 1] = ids[row, 1:length]
+    batch = SimpleNamespace(
+        ids=ids,
+        labels=labels,
+        names=torch.randint(VOCAB, (4, 7)),
+        ends=torch.tensor([6, 2, 4, 3]),
+        pixels=torch.randn(4, 3, 12, 12),
+        second=torch.randn(4, 3, 12, 12),
+    )
+    weight, temperature = settings["view_weight"], settings["view_temperature"]
+    losses = bootstrap_losses(mks2, tower, batch, weight, temperature)
+    losses = dict(zip(["language", "contrastive", "views"], losses))
+    weights = dict(mks2.named_parameters()) | dict(tower.named_parameters())
+    case = {"model": model, "bootstrap": settings}
+    stage(out / "stage_bootstrap.safetensors", case, weights, batch, losses)
 
 
 def memory_stage(out: Path, form: str, extra: list) -> None:
@@ -262,7 +302,7 @@ def memory_stage(out: Path, form: str, extra: list) -> None:
     caption, text_to_image = mks2.memory_loss(batch)
     losses = {"caption": caption, "retrieval": text_to_image}
     path = out / f"stage_memory_{form}.safetensors"
-    stage(path, {"model": model}, mks2, batch, losses)
+    stage(path, {"model": model}, dict(mks2.named_parameters()), batch, losses)
 
 
 def experts_stage(out: Path) -> None:
@@ -278,7 +318,8 @@ def experts_stage(out: Path) -> None:
     batch = SimpleNamespace(ids=torch.randint(VOCAB, (3, 7)), labels=labels)
     case = {"model": model, "experts": vars(settings)}
     path = out / "stage_experts.safetensors"
-    stage(path, case, mks2, batch, {"answer": mks2.experts_loss(batch)})
+    losses = {"answer": mks2.experts_loss(batch)}
+    stage(path, case, dict(mks2.named_parameters()), batch, losses)
 
 
 def main() -> None:
@@ -295,10 +336,12 @@ def main() -> None:
     bridge(out)
     memory(out, "plain")
     memory(out, "gated")
-    retrieval(out)
+    retrieval(out, "retrieval")
+    retrieval(out, "retrieval_unprojected", project_images=False, dim=10)
     mixture(out, "lora", [], adapt_attention=True)
     mixture(out, "mixture_2", ["see"])
     mixture(out, "mixture_3", ["see", "hear"], form="gated", adapt_attention=True)
+    bootstrap_stage(out)
     memory_stage(out, "plain", [])
     memory_stage(out, "gated", [1, 2])
     experts_stage(out)

@@ -475,6 +475,26 @@ def clip_loss(text: Tensor, images: Tensor, logit_scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def view_loss(one: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """Each picture's first view against the second views of all, and the other way round: the
+    contrastive loss of Chen et al. 2020 with the other view's batch as negatives."""
+    similarity = F.cosine_similarity(one[:, None], other[None, :], dim=-1) / temperature
+    from_one = similarity.diagonal() - similarity.logsumexp(dim=1)
+    from_other = similarity.diagonal() - similarity.logsumexp(dim=0)
+    return -(from_one.mean() + from_other.mean()) / 2
+
+
+def bootstrap_losses(model: MKS2, tower: TextTower, batch, weight: float, temperature: float):
+    """The stage before both of the paper: language model, CLIP of names and first views, and
+    `weight` times the loss between the two views. Position i predicts labels[i]."""
+    last, _ = model.model(model.model.embed_tokens(batch.ids))
+    language = model.next_token_loss(last, batch.labels)
+    first, second = model.see(batch.pixels)[1], model.see(batch.second)[1]
+    names = tower(batch.names, batch.ends)
+    contrastive = clip_loss(names, first, tower.logit_scale)
+    return language, contrastive, weight * view_loss(first, second, temperature)
+
+
 # --- training -------------------------------------------------------------------------------
 
 

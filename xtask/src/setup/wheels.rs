@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::VERSION;
+use super::{VERSION, VERSION_FILE};
 use crate::fault::{Fault, Outcome};
 use crate::shell;
 
@@ -79,7 +79,7 @@ pub(super) fn is_complete(folder: &Path) -> bool {
         && folder
             .join("include/torch/csrc/api/include/torch/torch.h")
             .is_file()
-        && fs::read_to_string(folder.join("build-version")).is_ok_and(|v| v.trim() == VERSION)
+        && fs::read_to_string(folder.join(VERSION_FILE)).is_ok_and(|v| v.trim() == VERSION)
 }
 
 /// Downloads the wheels into `folder`; one that is there already is not fetched again.
@@ -178,7 +178,7 @@ pub(super) fn unpack(python: &Path, wheels: &[PathBuf], folder: &Path) -> Outcom
         ))
     })?;
     symlink("libtorch_cpu.so", folder.join("lib/libtorch.so"))
-        .and_then(|()| fs::write(folder.join("build-version"), format!("{VERSION}\n")))
+        .and_then(|()| fs::write(folder.join(VERSION_FILE), format!("{VERSION}\n")))
         .map_err(|error| Fault::file("write", folder, &error))?;
     if is_complete(folder) {
         return Ok(());

@@ -9,8 +9,10 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
-use super::faulty::Faulty;
-use super::{CheckpointStore, assert_holds, checkpoints, expected, facts, memory, save, snapshot};
+use super::faulty::faulty;
+use super::{
+    CheckpointStore, assert_holds, checkpoints, commit, expected, facts, memory, save, snapshot,
+};
 use crate::checkpoint::{CheckpointEntry, manifest_path};
 
 /// What the coordinator releases: all but the `keep_last` latest inside stages, never the latest.
@@ -54,7 +56,7 @@ async fn a_sweep_deletes_what_nobody_needs_and_nothing_else() {
     let swept = release(&checkpoints, 1).await.unwrap();
     assert_eq!(swept.manifests, 2);
     assert!(swept.objects > 0 && swept.bytes > 0);
-    checkpoints.commit(&under_way).await.unwrap();
+    commit(&checkpoints, &under_way).await.unwrap();
     for step in [200, 400, 500] {
         assert_holds(&checkpoints, step).await;
     }
@@ -115,8 +117,8 @@ proptest! {
             let mut committed = Vec::new();
             for kill in [first_kill, second_kill] {
                 let next = committed.last().map_or(1, |step| step + 1);
-                let faulty = Arc::new(Faulty::new(Arc::clone(&inner), kill));
-                run_until_killed(faulty, next, &mut committed).await;
+                let dying = faulty(Arc::clone(&inner), kill);
+                run_until_killed(dying, next, &mut committed).await;
                 let healthy = checkpoints(Arc::clone(&inner));
                 let there: Vec<u64> =
                     healthy.list().await.unwrap().iter().map(|entry| entry.step).collect();
