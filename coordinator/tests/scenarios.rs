@@ -289,6 +289,7 @@ fn record(entry: &Entry) -> String {
         Entry::GenerationFormed {
             generation,
             members,
+            ..
         } => {
             format!("generation {generation} of {} members", members.len())
         }

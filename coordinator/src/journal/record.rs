@@ -35,6 +35,12 @@ pub enum Entry {
         generation: Generation,
         /// Its members, in the order of ranks.
         members: Vec<GenerationMember>,
+        /// Steps that were committed when it was formed.
+        #[serde(default)]
+        after_step: u64,
+        /// Members of the generation before it that were lost.
+        #[serde(default)]
+        lost: Vec<MemberId>,
     },
     /// A checkpoint counts. With `final`, its stage has ended.
     CheckpointCommitted {
@@ -85,10 +91,8 @@ pub struct GenerationMember {
     pub incarnation: Incarnation,
     /// Its machine.
     pub host: String,
-    /// Its first lane.
-    pub first_lane: u32,
-    /// How many lanes it holds.
-    pub lanes: u32,
+    /// The lanes that it holds, ascending.
+    pub lanes: Vec<u32>,
 }
 
 impl Entry {
@@ -100,13 +104,14 @@ impl Entry {
                 member: MemberId::new(&member.member_id).ok()?,
                 incarnation: Incarnation(member.incarnation),
                 host: member.host.clone(),
-                first_lane: member.lanes.first().copied().unwrap_or_default(),
-                lanes: u32::try_from(member.lanes.len()).unwrap_or(u32::MAX),
+                lanes: member.lanes.clone(),
             })
         };
         Self::GenerationFormed {
             generation: Generation(announced.number),
             members: announced.members.iter().filter_map(member).collect(),
+            after_step: 0,
+            lost: Vec::new(),
         }
     }
 

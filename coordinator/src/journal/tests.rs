@@ -127,6 +127,8 @@ fn generation(number: u64) -> Entry {
     Entry::GenerationFormed {
         generation: Generation(number),
         members: Vec::new(),
+        after_step: 0,
+        lost: Vec::new(),
     }
 }
 
