@@ -41,7 +41,8 @@ fn root() -> &'static Path {
     crates.parent().expect("a checkout")
 }
 
-fn mks2(arguments: &[&str]) -> Command {
+/// The program under test, in the checkout.
+pub(crate) fn mks2(arguments: &[&str]) -> Command {
     let program = Path::new(env!("CARGO_BIN_EXE_mks2"));
     let worker = program.with_file_name("mks2-worker");
     let built = worker.is_file();
@@ -266,7 +267,7 @@ impl Ended {
     }
 
     #[track_caller]
-    fn with_code(&self, code: i32) -> &Self {
+    pub(crate) fn with_code(&self, code: i32) -> &Self {
         let (out, err) = (&self.out, &self.err);
         assert_eq!(self.code, Some(code), "stdout:\n{out}\nstderr:\n{err}");
         self
