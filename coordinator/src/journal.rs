@@ -17,6 +17,7 @@
 //! 4. A snapshot says nothing that the records do not say; it only shortens the replay.
 
 mod history;
+mod raw;
 mod record;
 mod replay;
 
@@ -35,6 +36,7 @@ use object_store::{ObjectStore, path::Path};
 use serde::{Deserialize, Serialize};
 
 pub use history::{Ending, History, Origin, Working};
+pub use raw::{Raw, read_raw};
 pub use record::{Entry, GenerationMember, Record};
 pub use replay::replay;
 
@@ -108,33 +110,35 @@ pub struct Place {
 
 impl Place {
     fn record(&self, number: u64) -> Path {
-        self.root
-            .clone()
-            .join("journal")
-            .join(format!("{number:020}.json"))
+        self.root.clone().join("journal").join(file_name(number))
     }
 
     fn snapshot(&self, number: u64) -> Path {
         self.root
             .clone()
             .join("journal")
-            .join(format!("snapshot-{number:020}.json"))
+            .join(format!("snapshot-{}", file_name(number)))
     }
+}
+
+/// The name of a record in the folder `journal`.
+pub(crate) fn file_name(number: u64) -> String {
+    format!("{number:020}.json")
 }
 
 /// The sum of the records up to one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Snapshot {
-    number: u64,
+pub(crate) struct Snapshot {
+    pub(crate) number: u64,
     /// Digest of that record.
-    last: String,
-    history: History,
+    pub(crate) last: String,
+    pub(crate) history: History,
     /// blake3 in hex of the snapshot as compact JSON with an empty digest.
-    digest: String,
+    pub(crate) digest: String,
 }
 
 impl Snapshot {
-    fn expected_digest(&self) -> Result<String, serde_json::Error> {
+    pub(crate) fn expected_digest(&self) -> Result<String, serde_json::Error> {
         let blank = Self {
             digest: String::new(),
             ..self.clone()

@@ -16,6 +16,7 @@
 //! | `scribe` | the one task that writes |
 //! | `service` | gRPC, the token, the streams of members |
 //! | [`metrics`] | `metrics.jsonl` |
+//! | [`ledger`] | what journal, metrics and checkpoints prove of a run: pure |
 //! | [`contact`] | how to reach the coordinator of a live run |
 //! | [`lock`] | one coordinator per local run directory |
 
@@ -23,6 +24,7 @@ pub mod assign;
 pub mod contact;
 mod driver;
 pub mod journal;
+pub mod ledger;
 pub mod lock;
 pub mod metrics;
 mod rundir;

@@ -77,12 +77,14 @@ impl Scribe {
                 | Entry::RunFinished { .. }
                 | Entry::RunStopped { .. }
         );
+        // The lines first: a step that a record counts must not lack its line after a crash between
+        // the two, while lines beyond the latest record are cut off at the next start.
+        if is_border {
+            self.flush().await;
+        }
         match self.journal.append(entry).await {
             Ok(number) => {
                 tracing::debug!(number, "journal record written");
-                if is_border {
-                    self.flush().await;
-                }
                 Done::Fine
             }
             Err(error) => Done::Broken(error.into()),
@@ -120,5 +122,50 @@ impl Scribe {
             Err(_) => {}
             Ok(()) => self.metrics_failed = false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mks2_proto::ids::Incarnation;
+    use object_store::path::Path;
+
+    use super::*;
+    use crate::journal::replay;
+
+    async fn office(place: &Place, writer: u64) -> Journal {
+        let replayed = replay(place.clone()).await.expect("whole");
+        let journal = replayed.take_term(Incarnation(writer)).await;
+        journal.expect("the term")
+    }
+
+    /// In a store without append, lines are put at a border: whoever dies between the two writes
+    /// must not leave a record that counts steps without lines.
+    #[tokio::test]
+    async fn lines_are_durable_before_the_record_that_counts_their_steps() {
+        let (store, _) = store::open("memory://scribe").expect("memory");
+        let place = Place {
+            store: store.clone(),
+            root: Path::from("scribe"),
+        };
+        let journal = office(&place, 1).await;
+        let metrics = Sink::open(store.clone(), &place.root, None, 0).await;
+        let mut scribe = Scribe {
+            place: place.clone(),
+            journal,
+            metrics: metrics.expect("a sink"),
+            metrics_failed: false,
+        };
+        // The record cannot be written: it is another coordinator's.
+        office(&place, 2).await;
+        let line = scribe.write(Task::Line(b"{\"step\":1}\n".to_vec())).await;
+        assert!(matches!(line, Done::Fine));
+        let record = scribe
+            .write(Task::Record(Entry::RunStopped { step: 1 }))
+            .await;
+        assert!(matches!(record, Done::Broken(_)));
+        let path = place.root.clone().join(crate::metrics::FILE_NAME);
+        let lines = store::get(&*store, &path).await.expect("there");
+        assert_eq!(&lines[..], b"{\"step\":1}\n");
     }
 }

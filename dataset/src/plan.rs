@@ -24,11 +24,13 @@ mod mixture;
 mod permutation;
 #[cfg(test)]
 mod tests;
+mod uses;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 pub use error::PlanError;
+pub use uses::Use;
 
 use epoch::{EpochOrder, Window};
 use mixture::Mixture;
@@ -131,17 +133,24 @@ impl Plan {
     /// them. Steps count from 0 within the stage. A lane that the plan does not have yields none.
     #[must_use]
     pub fn rows(&self, step: u64, lane: u32) -> Rows {
-        let first = step.saturating_mul(u64::from(self.inner.microbatch));
-        let count = if lane < self.inner.lanes {
-            u64::from(self.inner.microbatch)
+        self.rows_over(step..step.saturating_add(1), lane)
+    }
+
+    /// The samples that `lane` contributes to some steps, step after step: the same as
+    /// [`Plan::rows`] of each, several times faster.
+    #[must_use]
+    pub fn rows_over(&self, steps: Range<u64>, lane: u32) -> Rows {
+        let slot = |step: u64| step.saturating_mul(u64::from(self.inner.microbatch));
+        let last = if lane < self.inner.lanes {
+            steps.end
         } else {
-            0
+            steps.start
         };
         let cursors = vec![None; self.inner.sources.len()];
         Rows {
             plan: self.clone(),
             lane,
-            slots: first..first.saturating_add(count),
+            slots: slot(steps.start)..slot(last.max(steps.start)),
             cursors,
         }
     }

@@ -7,11 +7,11 @@ use arrow::array::RecordBatch;
 use futures::{FutureExt, TryStreamExt};
 use object_store::ObjectStore;
 use object_store::path::Path;
-use parquet::arrow::ParquetRecordBatchStreamBuilder;
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
+use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
 
 use crate::error::{Error, Result};
-use crate::manifest::{MANIFEST_FILE, Manifest, ShardEntry};
+use crate::manifest::{Address, MANIFEST_FILE, Manifest, ShardEntry};
 use crate::row::Row;
 use crate::{shard, store};
 
@@ -123,7 +123,7 @@ impl Corpus {
         let expected = manifest.rows_of_group(group);
         let (place, entry) = self.locate("row group", group, manifest.groups(), group)?;
         let first = group * u64::from(manifest.row_group_rows);
-        let reading = self.read_batches(place.shard, entry, place.group);
+        let reading = self.read_batches(place, entry, None);
         let batches = isolated(entry, reading).await?;
         let damaged = |detail: String| corrupt(entry, detail);
         let mut rows = Vec::with_capacity(usize::try_from(expected).unwrap_or_default());
@@ -138,6 +138,21 @@ impl Corpus {
             )));
         }
         Ok(rows)
+    }
+
+    /// Reads the keys of one row group, and no other column.
+    ///
+    /// # Errors
+    /// As [`Corpus::read_group`].
+    pub async fn read_keys(&self, group: u64) -> Result<Vec<String>> {
+        let groups = self.manifest().groups();
+        let (place, entry) = self.locate("row group", group, groups, group)?;
+        let batches = isolated(entry, self.read_batches(place, entry, Some("key"))).await?;
+        let mut keys = Vec::new();
+        for batch in &batches {
+            keys.extend(shard::keys(batch).map_err(|detail| corrupt(entry, detail))?);
+        }
+        Ok(keys)
     }
 
     /// Reads one row. Reads its whole group: for inspection, not for training.
@@ -163,7 +178,7 @@ impl Corpus {
         index: u64,
         count: u64,
         group: u64,
-    ) -> Result<(crate::manifest::Address, &ShardEntry)> {
+    ) -> Result<(Address, &ShardEntry)> {
         let manifest = self.manifest();
         let first = group.saturating_mul(u64::from(manifest.row_group_rows));
         let beyond = || Error::OutOfRange {
@@ -179,14 +194,16 @@ impl Corpus {
         Ok((place, manifest.shards.get(place.shard).ok_or_else(beyond)?))
     }
 
+    /// A row group with all its columns, or with one.
     async fn read_batches(
         &self,
-        index: usize,
+        place: Address,
         entry: &ShardEntry,
-        group: usize,
+        column: Option<&str>,
     ) -> Result<Vec<RecordBatch>> {
+        let group = place.group;
         let mut reader = self.reader(entry)?;
-        let footer = self.footer(index, entry, &mut reader).await?;
+        let footer = self.footer(place.shard, entry, &mut reader).await?;
         if group >= footer.metadata().num_row_groups() {
             let found = footer.metadata().num_row_groups();
             return Err(corrupt(
@@ -194,8 +211,13 @@ impl Corpus {
                 format!("it has {found} row groups, not {}", group + 1),
             ));
         }
+        let columns = match column {
+            None => ProjectionMask::all(),
+            Some(name) => ProjectionMask::columns(footer.parquet_schema(), [name]),
+        };
         let stream = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, footer)
             .with_row_groups(vec![group])
+            .with_projection(columns)
             .with_batch_size(self.manifest().row_group_rows as usize)
             .build()
             .map_err(|error| self.unreadable(entry, &error))?;

@@ -193,6 +193,13 @@ pub(crate) fn from_batch(batch: &RecordBatch, first: u64) -> Result<Vec<Row>, St
     (0..batch.num_rows()).map(row).collect()
 }
 
+/// The keys of a batch.
+pub(crate) fn keys(batch: &RecordBatch) -> Result<Vec<String>, String> {
+    let keys = texts(batch, "key")?;
+    let key = |at| text(keys, at).ok_or_else(|| format!("row {at} of its group has no key"));
+    (0..batch.num_rows()).map(key).collect()
+}
+
 fn column<'a, T: 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a T, String> {
     batch
         .column_by_name(name)

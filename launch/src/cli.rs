@@ -109,6 +109,9 @@ pub(crate) enum Command {
     Watch(WatchArgs),
     /// Make the report of a run again and print its numbers
     Report(ReportArgs),
+    /// Prove what a run has done with every row, or look up a step or a row
+    #[command(subcommand)]
+    Ledger(crate::ledger::LedgerCommand),
     /// Show, describe or check the settings of a job
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -7,6 +7,7 @@
 //! | [`plan`] | what a job would do, without doing it |
 //! | [`status`] | `status` and `watch`, of a local or a remote run |
 //! | [`data`] | corpora: import, inspect, verify |
+//! | [`ledger`] | proofs from what a run has left: rows, steps, checkpoints |
 //! | [`summary`], [`report`] | the closing table; `report.json` and `report.html` |
 //! | [`config`] | settings with their origins, the schema, the check |
 //! | [`progress`] | bars on a terminal, plain lines elsewhere |
@@ -15,6 +16,7 @@
 mod cli;
 mod config;
 mod data;
+mod ledger;
 mod output;
 mod plan;
 mod progress;
@@ -78,6 +80,7 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Plan(options) => on_runtime(plan::run(&options, output)),
         Command::Status(options) => on_runtime(status::run(&options, output)),
         Command::Watch(options) => on_runtime(status::watch(&options, output)),
+        Command::Ledger(command) => on_runtime(ledger::run(command, output)),
         Command::Report(options) => on_runtime(summary::print(
             &options.run,
             options.json || output.is_json(),

@@ -10,6 +10,8 @@ mod chance;
 mod interruptions;
 #[path = "worker/lab.rs"]
 mod lab;
+#[path = "worker/ledger.rs"]
+mod ledger;
 #[path = "worker/outputs.rs"]
 mod outputs;
 #[path = "worker/recovery.rs"]

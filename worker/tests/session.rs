@@ -251,7 +251,9 @@ async fn a_coordinator_that_never_comes_back_ends_the_run_after_a_while() {
     let noticed = until_raised(&abort).await;
     assert!(noticed < Duration::from_secs(4), "{noticed:?}");
     let cause = first.aborted().expect("a cause");
-    assert!(cause.what.contains("coordinator"), "{cause}");
+    assert_eq!(cause.exit, ExitCode::RunFailed);
+    assert!(cause.what.contains("coordinator was lost"), "{cause}");
+    assert!(cause.cure.contains("resumes"), "{cause}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,7 +38,7 @@ pub async fn replay(place: Place) -> Result<Replayed, JournalError> {
 }
 
 /// Numbers of the records and of the snapshots.
-async fn list(place: &Place) -> Result<(BTreeSet<u64>, BTreeSet<u64>), JournalError> {
+pub(super) async fn list(place: &Place) -> Result<(BTreeSet<u64>, BTreeSet<u64>), JournalError> {
     let folder = place.root.clone().join("journal");
     let listed: Result<Vec<_>, _> = place.store.list(Some(&folder)).try_collect().await;
     let listed = match listed {

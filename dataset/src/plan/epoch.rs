@@ -59,6 +59,12 @@ impl EpochOrder {
         self.groups.apply(position) * u64::from(self.shape.group_rows) + offset
     }
 
+    /// The place of `row`, before the shuffle inside windows.
+    pub(crate) fn place_of(&self, row: u64) -> u64 {
+        let group_rows = u64::from(self.shape.group_rows);
+        self.start(self.groups.invert(row / group_rows)) + row % group_rows
+    }
+
     /// The window of the stretch `stretch` (its number and its places) that `place` lies in.
     pub(crate) fn window(&self, number: u32, stretch: &Range<u64>, place: u64) -> Window {
         let first = self.locate(stretch.start).0;
@@ -103,5 +109,10 @@ impl Window {
     /// The place whose row is used at `place`.
     pub(crate) fn shuffled(&self, place: u64) -> u64 {
         self.places.start + self.order.apply(place - self.places.start)
+    }
+
+    /// The place at which the row of `place` is used.
+    pub(crate) fn unshuffled(&self, place: u64) -> u64 {
+        self.places.start + self.order.invert(place - self.places.start)
     }
 }

@@ -109,6 +109,24 @@ impl Mixture {
             })
     }
 
+    /// The slot of the draw number `nth` (from 0) of `source`, if it is among the first `slots`.
+    pub(crate) fn slot_of(&self, source: u16, nth: u64, slots: u64) -> Option<u64> {
+        if self.count(source, slots) <= nth {
+            return None;
+        }
+        // The last slot before which there are `nth` draws and behind which there is one more.
+        let (mut low, mut high) = (0, slots);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if self.count(source, middle) <= nth {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Some(low)
+    }
+
     /// Notes the path to each leaf below `node`.
     fn trace(&mut self, node: u32, path: &mut Vec<(u32, bool)>) {
         match self.nodes[node as usize] {
@@ -151,6 +169,9 @@ mod tests {
                 for slot in begin..begin + 200 {
                     let (source, before) = mixture.source(slot);
                     prop_assert_eq!(before, counts[usize::from(source)]);
+                    prop_assert_eq!(mixture.slot_of(source, before, slot), None);
+                    prop_assert_eq!(mixture.slot_of(source, before, slot + 1), Some(slot));
+                    prop_assert_eq!(mixture.slot_of(source, before, 4 * slot + 9), Some(slot));
                     counts[usize::from(source)] += 1;
                 }
                 for (source, count) in counts.iter().enumerate() {

@@ -136,7 +136,10 @@ pub(crate) async fn rows(url: &str) -> Vec<Row> {
     let corpus = Corpus::open(url).await.unwrap();
     let mut rows = Vec::new();
     for group in 0..corpus.groups() {
-        rows.extend(corpus.read_group(group).await.unwrap());
+        let whole = corpus.read_group(group).await.unwrap();
+        let keys: Vec<String> = whole.iter().map(|row| row.key.clone()).collect();
+        assert_eq!(corpus.read_keys(group).await.unwrap(), keys);
+        rows.extend(whole);
     }
     rows
 }

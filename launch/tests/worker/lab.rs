@@ -41,7 +41,8 @@ fn root() -> &'static Path {
     crates.parent().expect("a checkout")
 }
 
-fn mks2(arguments: &[&str]) -> Command {
+/// The program under test, in the checkout.
+pub(crate) fn mks2(arguments: &[&str]) -> Command {
     program("mks2-worker");
     let mut command = program("mks2");
     command.args(arguments);
@@ -316,7 +317,7 @@ impl Ended {
     }
 
     #[track_caller]
-    fn with_code(&self, code: i32) -> &Self {
+    pub(crate) fn with_code(&self, code: i32) -> &Self {
         let (out, err) = (&self.out, &self.err);
         assert_eq!(self.code, Some(code), "stdout:\n{out}\nstderr:\n{err}");
         self

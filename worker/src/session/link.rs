@@ -248,6 +248,10 @@ impl Link {
             };
             match found {
                 Ok((_, found)) => line = found,
+                Err(failure) if failure.exit == ExitCode::Environment => {
+                    let why = format!("{}: {}", failure.what, failure.why);
+                    return self.shared.end(coordinator_lost(&why));
+                }
                 Err(failure) => return self.shared.end(failure),
             }
             mail.tell_again();
