@@ -153,7 +153,7 @@ mod tests {
         let mut scribe = Scribe {
             place: place.clone(),
             journal,
-            metrics: metrics.expect("a sink"),
+            metrics: metrics.expect("a sink").0,
             metrics_failed: false,
         };
         // The record cannot be written: it is another coordinator's.

@@ -240,6 +240,10 @@ fn io_words(error: &std::io::Error) -> (String, &'static str) {
             "no space left there".into(),
             "free space, or choose another place",
         ),
+        ErrorKind::FileTooLarge => (
+            "the file is too large for a limit of this process or of the file system".into(),
+            "raise the limit (`ulimit -f` shows it), or choose another place",
+        ),
         ErrorKind::ReadOnlyFilesystem => (
             "the file system is read-only".into(),
             "choose a place that can be written",

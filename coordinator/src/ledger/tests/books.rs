@@ -53,6 +53,7 @@ fn formed(number: u64, after_step: u64, members: &[(&str, &[u32])], lost: &[&str
         member: id(name),
         incarnation: Incarnation(7),
         host: "here".into(),
+        data_address: "127.0.0.1:9000".into(),
         lanes: lanes.to_vec(),
     };
     Entry::GenerationFormed {
