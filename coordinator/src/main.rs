@@ -48,6 +48,9 @@ struct Arguments {
     /// A run that is there already: auto, never, or the step of a checkpoint.
     #[arg(long, value_name = "WHAT", default_value = "auto")]
     resume: Resume,
+    /// How long the others wait for a worker that is alive and does not move.
+    #[arg(long, value_name = "SECONDS", default_value = "600")]
+    stall_limit: u32,
     /// How long a coordinator that takes over waits for the workers of the one before.
     #[arg(long, value_name = "SECONDS", default_value = "15")]
     reunion: u32,
@@ -126,6 +129,7 @@ async fn coordinate(arguments: &Arguments) -> Result<Outcome, Failure> {
         resume: arguments.resume,
         reunite: true,
         limits: Limits {
+            stall: Duration::from_secs(arguments.stall_limit.into()),
             reunion: Duration::from_secs(arguments.reunion.into()),
             ..Limits::default()
         },

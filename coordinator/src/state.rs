@@ -9,6 +9,7 @@ mod progress;
 mod recovery;
 mod reunion;
 mod run;
+mod stalls;
 mod view;
 
 use std::{
@@ -82,6 +83,7 @@ pub struct Config {
 /// | active | the only member is lost | failed, naming it |
 /// | active | a member fails by its own trouble | as if it were lost |
 /// | active | a member fails by what would hit all | failed, with its words |
+/// | active | the others wait for a member for too long | as if it were lost |
 /// | active | members complain of each other, and nothing happens to any | active, in the next generation, of the same |
 /// | active | they complain again before a step was committed | as if the most blamed were lost |
 /// | active | all members have finished, the job done | finished |
@@ -120,6 +122,8 @@ pub struct Machine {
     writing: BTreeMap<u64, Vec<Ticket>>,
     /// Until when members of an earlier term are awaited.
     reunion: Option<Duration>,
+    /// Who holds the others up, in words.
+    stalled: Option<String>,
     /// Processes that did not come back until then.
     too_late: Vec<Incarnation>,
 }
@@ -158,6 +162,7 @@ impl Machine {
             writing: BTreeMap::new(),
             reunion: None,
             too_late: Vec::new(),
+            stalled: None,
             config,
         }
     }

@@ -102,6 +102,7 @@ fn config(text: &str) -> Config {
         restored: restored(&options),
         limits: Limits {
             reunion: Duration::from_secs(5),
+            stall: Duration::from_secs(number("stall", 600)),
             ..Limits::default()
         },
     }

@@ -179,6 +179,10 @@ pub(crate) struct TrainArgs {
     /// refuse (never), or go on from a step
     #[arg(long, default_value = "auto", value_name = "auto|never|STEP")]
     pub(crate) resume: Resume,
+    /// How long the others wait for a worker that is alive and does not move, before they go on
+    /// without it
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub(crate) stall_limit: u32,
     /// Where the coordinator listens; port 0 takes any free one
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS", value_parser = address)]
     pub(crate) listen: SocketAddr,

@@ -25,6 +25,8 @@ pub(crate) struct Progress {
     last_reason: String,
     /// Number of the last notice that was shown.
     noticed: u64,
+    /// Whom the others wait for, as it was shown last.
+    stalled: String,
 }
 
 /// A stage at work.
@@ -59,6 +61,7 @@ impl Progress {
             waiting: None,
             last_reason: String::new(),
             noticed: 0,
+            stalled: String::new(),
         }
     }
 
@@ -68,6 +71,12 @@ impl Progress {
             if notice.number > self.noticed {
                 self.noticed = notice.number;
                 self.output.warning(&notice.what, &notice.why);
+            }
+        }
+        if status.stalled != self.stalled {
+            self.stalled.clone_from(&status.stalled);
+            if !self.stalled.is_empty() {
+                self.output.note(&self.stalled);
             }
         }
         match status.state() {

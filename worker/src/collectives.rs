@@ -309,7 +309,8 @@ impl AbortFlag {
 pub struct Limits {
     /// For connecting to all peers and their proofs.
     pub connect: Duration,
-    /// Longest time in which nothing arrives from a peer that is waited for.
+    /// Longest time in which nothing arrives from a peer that is waited for. Long: the coordinator
+    /// knows sooner who is dead or stalls, and then the abort flag ends the wait.
     pub silence: Duration,
     /// Largest message of [`Collective::all_gather`] and [`Collective::broadcast`], bytes.
     pub message_bytes: usize,
@@ -321,7 +322,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(30),
-            silence: Duration::from_secs(120),
+            silence: Duration::from_secs(3600),
             message_bytes: 64 << 20,
             shared_memory: true,
         }

@@ -140,6 +140,8 @@ pub struct Limits {
     pub silence: Duration,
     /// How long a worker's complaint about another one waits for that other's own fate.
     pub complaint_grace: Duration,
+    /// How long the others wait for a member that is alive and does not move.
+    pub stall: Duration,
     /// How long a new coordinator waits for the members of the one before.
     pub reunion: Duration,
     /// How long members look for a coordinator that they have lost, while they go on.
@@ -155,6 +157,7 @@ impl Default for Limits {
             heartbeat_interval: Duration::from_millis(100),
             silence: Duration::from_millis(800),
             complaint_grace: Duration::from_millis(500),
+            stall: Duration::from_secs(600),
             reunion: Duration::from_secs(15),
             orphanage: Duration::from_secs(300),
             tick: Duration::from_millis(50),

@@ -26,6 +26,8 @@ pub(crate) struct Member {
     pub(crate) committed: u64,
     pub(crate) phase: Phase,
     pub(crate) collective: u64,
+    /// When it was last seen to do something else than before.
+    pub(crate) moved: Duration,
     /// How it ended: with the job done (true) or stopped on request.
     pub(crate) finished: Option<bool>,
 }
@@ -43,6 +45,7 @@ impl Member {
             committed: resumed_at,
             phase: Phase::Starting,
             collective: 0,
+            moved: now,
             finished: None,
         }
     }
@@ -60,6 +63,7 @@ impl Member {
             committed: step,
             phase: Phase::Unspecified,
             collective: 0,
+            moved: until,
             finished: None,
         }
     }
@@ -73,12 +77,23 @@ impl Member {
     }
 
     /// Takes over what a heartbeat says, if it speaks of the present generation.
-    pub(crate) fn beat(&mut self, beat: Heartbeat, current: bool) {
-        if current {
-            self.phase = beat.phase();
-            self.collective = beat.collective;
-            self.committed = self.committed.max(beat.step);
+    pub(crate) fn beat(&mut self, now: Duration, beat: Heartbeat, current: bool) {
+        if !current {
+            return;
         }
+        let before = (self.phase, self.progress());
+        self.phase = beat.phase();
+        self.collective = beat.collective;
+        self.committed = self.committed.max(beat.step);
+        if (self.phase, self.progress()) != before {
+            self.moved = now;
+        }
+    }
+
+    /// How far it is: steps, and collectives of the generation. Between two collectives it says
+    /// none.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        (self.committed, self.collective)
     }
 
     /// What it was doing last, in words.

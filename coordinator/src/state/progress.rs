@@ -26,7 +26,7 @@ impl Machine {
         member.heard = now;
         match kind {
             Kind::Heartbeat(beat) => {
-                member.beat(beat, current);
+                member.beat(now, beat, current);
                 let committed = member.committed;
                 self.step = self.step.max(committed);
                 return Vec::new();

@@ -121,6 +121,7 @@ impl Machine {
         let mut actions = self.end_of_reunion(now);
         actions.extend(self.lose_the_silent(now));
         actions.extend(self.end_of_grace(now));
+        actions.extend(self.look_for_stalls(now));
         actions
     }
 

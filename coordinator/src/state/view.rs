@@ -43,6 +43,7 @@ impl Machine {
             members_lost: self.members_lost,
             checkpoints_skipped: self.checkpoints_skipped,
             lost_member: self.lost_member(),
+            stalled: self.stalled.clone().unwrap_or_default(),
         }
     }
 
@@ -109,6 +110,9 @@ impl Machine {
         }
         if let Some(quarrel) = &active.quarrel {
             return format!("workers cannot reach each other: {}", quarrel.words());
+        }
+        if let Some(stalled) = &self.stalled {
+            return stalled.clone();
         }
         if let Some(reason) = &active.stop {
             return format!("the run stops at the next step border, with a checkpoint: {reason}");

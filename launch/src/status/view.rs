@@ -153,6 +153,7 @@ pub(super) fn json(status: &StatusResponse) -> Value {
             "step": latest.step, "stage": latest.stage, "final": latest.r#final,
         })),
         "members": status.members.iter().map(member_json).collect::<Value>(),
+        "stalled": Some(&status.stalled).filter(|stalled| !stalled.is_empty()),
         "members_lost": status.members_lost,
         "checkpoints_skipped": status.checkpoints_skipped,
         "notices": status.notices.iter().map(|notice| json!({

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mks2_coordinator::lock::{self, RunLock};
 use mks2_coordinator::{Limits, Running, Settings};
@@ -82,7 +83,10 @@ impl Prepared {
             token: self.token.clone(),
             resume: args.resume,
             reunite: false,
-            limits: Limits::default(),
+            limits: Limits {
+                stall: Duration::from_secs(args.stall_limit.into()),
+                ..Limits::default()
+            },
         }
     }
 

@@ -61,6 +61,26 @@ fn a_panic_and_a_process_that_stands_still() {
 }
 
 #[test]
+fn a_worker_that_stalls_is_named_and_given_up() {
+    let lab = Lab::enter();
+    let mut command = lab.train("stalled", 3, &[]);
+    command.args(["--stall-limit", "3"]);
+    command.env("MKS2_TEST_MISHAP", "stall@loading@12@worker-1");
+    let ended = ended(command);
+    lab_outcome(&lab, &ended, "stalled");
+    let named = "the others wait for worker-1 (rank 1 on";
+    for words in [named, "loading samples after step 11", "waited 3 s for it"] {
+        assert!(ended.err.contains(words), "{words}: {}", ended.err);
+    }
+}
+
+#[track_caller]
+fn lab_outcome(lab: &Lab, ended: &Ended, run: &str) {
+    ended.done();
+    lab.equals_quiet(run);
+}
+
+#[test]
 fn the_second_of_two_dies_in_the_vote() {
     survives(&Lab::enter(), "deaths-6", 2, "kill@voting@13@worker-1");
 }

@@ -355,6 +355,9 @@ pub struct StatusResponse {
     /// The member whose loss ended the run, if that is how it failed.
     #[prost(string, tag = "21")]
     pub lost_member: ::prost::alloc::string::String,
+    /// Whom the others wait for and what it is doing, in words; empty when nobody is waited for.
+    #[prost(string, tag = "22")]
+    pub stalled: ::prost::alloc::string::String,
 }
 /// Something went wrong and the run went on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

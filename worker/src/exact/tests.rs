@@ -1,3 +1,5 @@
+mod recovery;
+
 use std::sync::{Barrier, Mutex};
 
 use mks2_proto::params::{Init, ParamSpec};
@@ -138,7 +140,11 @@ impl Rank {
             let grads = gradients(&self.reducer.layout, step, lane);
             self.reducer.add_lane(lane, &grads, 0.125).unwrap();
         }
-        self.reducer.finish(collective, &mut self.state).unwrap()
+        let verdict = self.reducer.finish(collective, &mut self.state).unwrap();
+        if verdict == Verdict::Applied {
+            self.reducer.commit_step();
+        }
+        verdict
     }
 
     fn bits(&self) -> Vec<u32> {
@@ -291,7 +297,9 @@ fn growth_beyond_the_headroom_raises_the_exponent_and_repeats() {
             grads[1] = Tensor::full([9, 31], size, (Kind::Float, Device::Cpu));
             rank.reducer.add_lane(lane, &grads, 1.0).unwrap();
         }
-        rank.reducer.finish(&mut one, &mut rank.state).unwrap()
+        let verdict = rank.reducer.finish(&mut one, &mut rank.state).unwrap();
+        rank.reducer.commit_step();
+        verdict
     };
     assert_eq!(step(&mut rank, 1.0), Verdict::Applied);
     assert_eq!(step(&mut rank, 1000.0), Verdict::Applied);

@@ -3,6 +3,7 @@
 use mks2_dataset::plan::Plan;
 use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::job::Stage;
+use mks2_proto::v1::Phase;
 
 use super::{End, Run};
 use crate::collectives::schedule;
@@ -43,6 +44,7 @@ impl Run {
         );
         let standing = self.standing(committed);
         loop {
+            self.meet();
             let agreed = schedule::agree(self.team.collective(), &what, &digest);
             match agreed.map_err(Setback::from) {
                 Ok(()) => return Ok(()),
@@ -124,6 +126,7 @@ impl Run {
 
     /// All meet, and learn whether some worker was asked to stop.
     fn try_to_cross(&mut self, standing: &Standing) -> Result<Crossing, Failure> {
+        self.meet();
         let mine = [u8::from(self.session.stop_requested())];
         let gathered = self.team.collective().all_gather(&mine);
         match gathered.map_err(Setback::from) {
@@ -143,6 +146,12 @@ impl Run {
                 Ok(Crossing::Again { some_are_behind })
             }
         }
+    }
+
+    /// Says that this worker is about to wait for all others.
+    fn meet(&mut self) {
+        let collective = self.team.collective().sequence() + 1;
+        self.session.set_phase(Phase::Voting, collective);
     }
 
     fn enter_border(&mut self) {

@@ -2,8 +2,9 @@
 //!
 //! `MKS2_TEST_MISHAP` holds any number of `ACT@PHASE@STEP@MEMBER`, separated by commas. When that
 //! member enters that phase (as in the wire's `Phase`, without its prefix) in the step of that
-//! number, counted from 1 over all stages, it is killed (`kill`), stopped (`stop`), or panics
-//! (`panic`). Without the variable nothing happens.
+//! number, counted from 1 over all stages, it is killed (`kill`), stopped (`stop`), panics
+//! (`panic`), or does nothing more while it goes on beating (`stall`). Without the variable nothing
+//! happens.
 #![allow(unsafe_code)]
 
 use mks2_proto::failure::Failure;
@@ -18,6 +19,7 @@ enum Act {
     Kill,
     Stop,
     Panic,
+    Stall,
 }
 
 /// One death on order.
@@ -58,6 +60,7 @@ impl Mishaps {
                 "kill" => Act::Kill,
                 "stop" => Act::Stop,
                 "panic" => Act::Panic,
+                "stall" => Act::Stall,
                 _ => return None,
             };
             let phase = format!("PHASE_{}", words.next()?.to_uppercase());
@@ -88,6 +91,9 @@ impl Act {
             Self::Kill => libc::SIGKILL,
             Self::Stop => libc::SIGSTOP,
             Self::Panic => panic!("a panic on order of {VARIABLE}"),
+            Self::Stall => loop {
+                std::thread::park();
+            },
         };
         // SAFETY: sends a signal to this very process; no memory is touched.
         unsafe { libc::kill(libc::getpid(), signal) };

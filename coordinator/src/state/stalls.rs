@@ -1,0 +1,82 @@
+//! Whom the others wait for (P12): named within two seconds, given up after a limit.
+//!
+//! A member that is lost says nothing. One that stalls goes on beating: its loader hangs, its store
+//! does not answer, its device does not return. What tells it from the others is that they wait for
+//! it, in a collective that it has not reached.
+
+use std::time::Duration;
+
+use mks2_proto::{ids::MemberId, v1::Phase};
+
+use super::{Action, Machine, member::Member};
+
+/// How long others wait before it is worth a word.
+const WORTH_A_WORD: Duration = Duration::from_millis(1500);
+/// The same, as a multiple of a usual step: some have more lanes than others.
+const USUAL_STEPS: f64 = 3.0;
+
+impl Machine {
+    /// Names whoever holds the others up, and gives it up after the limit.
+    pub(super) fn look_for_stalls(&mut self, now: Duration) -> Vec<Action> {
+        let found = self.held_up_by(now);
+        self.stalled = found.as_ref().map(|(id, _)| self.stall_words(id));
+        match found {
+            Some((id, since)) if since >= self.config.limits.stall => {
+                let how = format!("the others waited {} s for it", since.as_secs());
+                self.lose(&id, &how)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The member that the others wait for, and for how long it has not moved.
+    fn held_up_by(&self, now: Duration) -> Option<(MemberId, Duration)> {
+        let active = self.run.active()?;
+        let still = |member: &Member| now.saturating_sub(member.moved);
+        let at_work: Vec<_> = self
+            .members
+            .iter()
+            .filter(|(id, member)| member.finished.is_none() && active.rank_of(id).is_some())
+            .collect();
+        let patience = self.patience();
+        let mut waiting = at_work.iter().filter(|(_, m)| waits(m.phase));
+        if !waiting.any(|(_, member)| still(member) > patience) {
+            return None;
+        }
+        let furthest = at_work.iter().map(|(_, member)| member.progress()).max()?;
+        let behind = at_work
+            .iter()
+            .filter(|(_, m)| !waits(m.phase) || m.progress() < furthest)
+            .filter(|(_, m)| still(m) > patience);
+        let (id, member) = behind.max_by_key(|(_, member)| still(member))?;
+        Some(((*id).clone(), still(member)))
+    }
+
+    fn patience(&self) -> Duration {
+        let usual = self.metrics.as_ref().map_or(0.0, |m| m.step_seconds);
+        let usual = Duration::try_from_secs_f64(usual * USUAL_STEPS).unwrap_or_default();
+        usual.max(WORTH_A_WORD)
+    }
+
+    fn stall_words(&self, id: &MemberId) -> String {
+        let rank = self.run.active().and_then(|active| active.rank_of(id));
+        let (host, doing) = self
+            .members
+            .get(id)
+            .map_or_else(Default::default, |member| {
+                (member.host.clone(), member.doing(self.generation))
+            });
+        format!(
+            "the others wait for {id} (rank {} on {host}), which is {doing}",
+            rank.unwrap_or_default()
+        )
+    }
+}
+
+/// In these phases a member needs all others.
+fn waits(phase: Phase) -> bool {
+    matches!(
+        phase,
+        Phase::Gathering | Phase::Reducing | Phase::Voting | Phase::Regrouping
+    )
+}
