@@ -1,7 +1,8 @@
 //! The committed steps, as `metrics.jsonl` tells them: each once, in order, under its generation.
 //!
-//! When a directory is opened, the lines after its latest checkpoint are cut off, since their steps
-//! are computed again. So the lines of a run that goes on are those of steps that count.
+//! When a run begins again from a checkpoint, the lines after it are cut off, since their steps are
+//! computed again. So every line is of a step that counts. A line carries the generation in which
+//! its step was committed, also where the news of it came when there was a later one.
 
 use std::collections::BTreeMap;
 
@@ -79,20 +80,23 @@ impl Steps {
     }
 }
 
-/// Generations by their numbers, each with the last step that it may have committed.
+/// Generations by their numbers, each with the last step that it may have committed: where a later
+/// one goes back. Another later one is no limit, since news of steps may arrive after its record.
 fn by_number(generations: &[Formed]) -> BTreeMap<Generation, (&Formed, u64)> {
     let (mut known, mut limit) = (BTreeMap::new(), u64::MAX);
     for formed in generations.iter().rev() {
         known.insert(formed.generation, (formed, limit));
-        limit = limit.min(formed.after_step.saturating_add(slack(formed)));
+        if formed.goes_back {
+            limit = limit.min(formed.after_step);
+        }
     }
     known
 }
 
-/// When a generation is formed in the middle of a step, one member may have committed it already
-/// and another one not: nobody is ever two steps apart.
-fn slack(formed: &Formed) -> u64 {
-    u64::from(!formed.begins_term)
+/// The first step that a generation may have committed. Where it was formed in the middle of a
+/// step, one member may have committed that already and another one not.
+fn first_step(formed: &Formed) -> u64 {
+    formed.after_step + u64::from(formed.goes_back)
 }
 
 struct Reader<'a> {
@@ -194,7 +198,7 @@ impl Reader<'_> {
                 formed.members.len()
             ));
         }
-        if self.is_whole && step + slack(formed) <= formed.after_step {
+        if self.is_whole && step < first_step(formed) {
             found.push(format!(
                 "step {step} is of generation {number}, which began after step {}",
                 formed.after_step

@@ -29,9 +29,9 @@ pub struct Formed {
     pub lost: Vec<MemberId>,
     /// Steps that were committed when it was formed: it commits later ones.
     pub after_step: u64,
-    /// The first one of its term: it began from a checkpoint, and what was computed after that
-    /// one before is void.
-    pub begins_term: bool,
+    /// The run was created or taken back just before it: what earlier ones computed after that
+    /// step is void. Otherwise their last news may arrive later than its record.
+    pub goes_back: bool,
 }
 
 /// A checkpoint that was committed and not rewound.
@@ -54,8 +54,8 @@ pub struct Timeline {
     pub checkpoints: BTreeMap<u64, Committed>,
     /// The last step, if the run was stopped or finished.
     pub ended_at: Option<u64>,
-    /// Somebody has opened the directory and not formed a generation yet: steps after this one,
-    /// the latest checkpoint, are void and may not be cut off yet.
+    /// The run was created or taken back to this step and no generation is formed yet: later steps
+    /// are void and may not be cut off yet.
     pub void_after: Option<u64>,
     /// Terms in which somebody was in office.
     pub terms: u64,
@@ -103,7 +103,6 @@ impl Timeline {
         else {
             return None;
         };
-        let last = self.generations.last();
         Some(Formed {
             record: record.number,
             term: record.term,
@@ -112,7 +111,7 @@ impl Timeline {
             lost: lost.clone(),
             // The record of an older program does not tell; the checkpoint is a lower bound.
             after_step: self.safe_step().max(*after_step),
-            begins_term: last.is_none_or(|last| last.term != record.term),
+            goes_back: self.void_after.is_some(),
         })
     }
 
@@ -350,19 +349,16 @@ impl Reader<'_> {
         let timeline = &mut self.timeline;
         timeline.history.fold(record);
         match &record.entry {
-            Entry::TermTaken => {
-                timeline.terms += 1;
-                timeline.void_after = Some(timeline.safe_step());
-            }
+            Entry::TermTaken => timeline.terms += 1,
             Entry::RunCreated { .. } => {
                 timeline.generations.clear();
                 timeline.checkpoints.clear();
                 timeline.void_after = Some(0);
             }
             Entry::GenerationFormed { .. } => {
-                timeline.void_after = None;
                 let formed = timeline.formed(record);
                 timeline.generations.extend(formed);
+                timeline.void_after = None;
             }
             Entry::CheckpointCommitted {
                 checkpoint,

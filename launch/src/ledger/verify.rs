@@ -40,7 +40,7 @@ struct StepCounts {
     planned: u64,
     /// Up to the latest checkpoint: a run that dies now goes on from there.
     safe: u64,
-    /// Computed before the directory was opened again, and not cut off yet.
+    /// Computed before the run was taken back, and not cut off yet.
     void: u64,
 }
 

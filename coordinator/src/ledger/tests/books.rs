@@ -243,7 +243,7 @@ impl Book {
                     };
                     lines = vec![checkpoint.step, checkpoint.step + more];
                 }
-                Entry::TermTaken if record.number > 1 => lines = vec![40, 45],
+                Entry::TermTaken if record.number > 1 => lines = vec![40],
                 _ => {}
             }
         }
