@@ -26,17 +26,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mks2_proto::failure::Failure;
 use mks2_proto::job::Reduction;
 use tch::{Device, Kind, Tensor, no_grad};
-use thiserror::Error;
 
-use crate::collectives::{Collective, CollectiveError};
-use crate::flat::{FlatError, FlatLayout, FlatState, Span};
+use crate::collectives::Collective;
+use crate::flat::{FlatLayout, FlatState, Span};
 
 mod ballot;
 mod cpu;
 mod device;
+mod error;
 mod exponents;
 pub(crate) mod kernels;
 mod saved;
@@ -44,44 +43,13 @@ mod saved;
 pub use ballot::BallotError;
 use ballot::{Ballot, Tally};
 pub(crate) use cpu::reduce_slices;
+pub use error::ReduceError;
 use exponents::NONE;
 
 /// Most lanes of a job: their sum must fit into int64.
 pub const MAX_LANES: u32 = 2048;
 /// Gradients without an exponent that a rank keeps until the vote, bytes.
 pub const HELD_BYTES: usize = 512 << 20;
-/// The reduction failed on this rank.
-#[derive(Debug, Error)]
-pub enum ReduceError {
-    /// The exchange failed; after a new generation has formed, `finish` may be called again.
-    #[error(transparent)]
-    Collective(#[from] CollectiveError),
-    /// The ranks' ballots do not fit together.
-    #[error(transparent)]
-    Ballot(#[from] BallotError),
-    /// Buffers that can not be used.
-    #[error(transparent)]
-    Flat(#[from] FlatError),
-    /// libtorch refused.
-    #[error(transparent)]
-    Torch(#[from] tch::TchError),
-    /// Arguments that do not fit the layout.
-    #[error("{0}")]
-    Usage(String),
-    /// A saved state that does not belong to this layout.
-    #[error("the saved reduction state {0}")]
-    State(String),
-}
-
-impl From<ReduceError> for Failure {
-    fn from(error: ReduceError) -> Self {
-        match error {
-            ReduceError::Collective(error) => error.into(),
-            error => Self::internal("the gradients could not be summed", error.to_string())
-                .with_source(error),
-        }
-    }
-}
 
 /// What became of a step; the same on every rank.
 #[derive(Clone, Debug, PartialEq, Eq)]

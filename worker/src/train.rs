@@ -14,6 +14,7 @@
 //! lost are computed again (P8). If one of them has committed the step, all had voted, and the
 //! others apply the gradient that they have (P6).
 
+mod recovery;
 mod work;
 
 use std::collections::VecDeque;
@@ -26,16 +27,15 @@ use mks2_proto::job;
 use mks2_proto::telemetry::{Instruments, StepSample};
 use mks2_proto::v1::{Phase, StepMetrics};
 use tch::Tensor;
-use tracing::{debug, info, info_span, warn};
+use tracing::{debug, info_span, warn};
 
-use crate::collectives::CollectiveError;
 use crate::control::Control;
 use crate::exact::{Reducer, Verdict};
 use crate::exchange::all_lanes;
 use crate::flat::FlatState;
 use crate::objective::{LaneLoss, Losses, Objective, Place};
 use crate::optim::{AdamW, clip, learning_rate};
-use crate::team::{Setback, Standing, Team};
+use crate::team::{Setback, Team};
 use work::{Vote, Waits, Work};
 
 /// How often a step is computed again because its gradients outgrew their fixed point. The
@@ -195,66 +195,6 @@ impl<'a, O: Objective> Trainer<'a, O> {
             self.gradients(work, control, team)?;
         }
         self.vote(work, control, team)
-    }
-
-    /// Goes on with those that are left. A vote means that one of them has committed the step: then
-    /// so must this one.
-    fn regroup(
-        &mut self,
-        cause: CollectiveError,
-        work: &mut Work<O>,
-        control: &dyn Control,
-        team: &mut Team,
-    ) -> Result<Option<Vote>, Failure> {
-        let began = Instant::now();
-        let standing = self.standing(team);
-        let all = team.regroup(cause, &standing)?;
-        self.loader.hold(team.held())?;
-        work.waits.comm += began.elapsed().as_secs_f64();
-        if let Some(ahead) = all.iter().find(|one| one.committed > standing.committed) {
-            if !work.is_reduced || ahead.committed != standing.committed + 1 {
-                return Err(apart(&standing, ahead));
-            }
-            info!("the step was committed by others; this worker follows");
-            return Ok(Some(Vote {
-                stop: all.iter().any(|one| one.point > standing.point),
-                sums: ahead.sums.clone(),
-            }));
-        }
-        if work.keep(team.held()) {
-            self.reducer.begin_again();
-        }
-        let kept = self.reducer.lanes().len();
-        info!(kept, of = team.held().len(), "the step goes on");
-        self.tell_again(control, team)?;
-        Ok(None)
-    }
-
-    /// Where this worker stands between two commits.
-    pub fn standing(&self, team: &Team) -> Standing {
-        Standing {
-            point: team.point(),
-            committed: self.global_step(),
-            sums: self
-                .recent
-                .back()
-                .map_or_else(Vec::new, |last| last.sums.clone()),
-        }
-    }
-
-    /// The news of the last steps may have died with the rank 0 that told it: the one that is rank
-    /// 0 now tells it again.
-    ///
-    /// # Errors
-    /// When the run is over.
-    pub fn tell_again(&self, control: &dyn Control, team: &Team) -> Result<(), Failure> {
-        if team.rank() != 0 {
-            return Ok(());
-        }
-        for one in &self.recent {
-            control.step_committed(one.step, Some(one.metrics.clone()))?;
-        }
-        Ok(())
     }
 
     /// Samples and inputs of the lanes held that are not there yet.
@@ -500,14 +440,4 @@ impl<'a, O: Objective> Trainer<'a, O> {
             workers: 0,
         }
     }
-}
-
-fn apart(mine: &Standing, other: &Standing) -> Failure {
-    Failure::internal(
-        "the workers have come apart",
-        format!(
-            "this one has committed {} steps, another one {}",
-            mine.committed, other.committed
-        ),
-    )
 }

@@ -2,6 +2,7 @@
 //! operation succeed and some have not; done again by them, the step has the bits of a quiet one.
 
 use super::*;
+use crate::collectives::CollectiveError;
 
 /// Lanes of three ranks.
 const DEAL: [&[u32]; 3] = [&[0, 1, 2], &[3, 4, 5], &[6, 7]];
