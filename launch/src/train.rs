@@ -15,6 +15,7 @@
 
 mod cause;
 mod fleet;
+mod lost;
 mod prepare;
 mod signals;
 mod spawn;
@@ -39,6 +40,7 @@ use crate::progress::Progress;
 use crate::summary;
 use crate::units::plural;
 use fleet::{Exit, Fleet};
+use lost::Lost;
 use prepare::Prepared;
 use signals::Signals;
 
@@ -179,10 +181,11 @@ impl Follow<'_> {
         let mut watch = self.running.watch.clone();
         let late = Instant::now() + JOIN_LIMIT;
         let mut asked_to_stop = false;
+        let mut lost = Lost::default();
         loop {
             let status = watch.borrow_and_update().clone();
             progress.update(&status);
-            end_the_lost(&status, fleet);
+            lost.hear(&status, fleet);
             if is_over(&status) {
                 return Ok(());
             }
@@ -196,6 +199,7 @@ impl Follow<'_> {
                     asked_to_stop = true;
                     self.ask_to_stop(by).await;
                 }
+                rank = lost.is_due() => lost.end(rank, fleet),
                 exit = fleet.next_exit() => self.worker_ended(&exit, fleet, &mut watch).await?,
                 changed = watch.changed() => if changed.is_err() {
                     return Ok(());
@@ -282,16 +286,6 @@ impl Follow<'_> {
             "it was asked a second time; steps since the last checkpoint are computed again",
             resume_words(self.args, self.prepared),
         )
-    }
-}
-
-/// A worker that the run goes on without may still be there: stopped, or cut off. What it does is
-/// thrown away, so it need not do it.
-fn end_the_lost(status: &StatusResponse, fleet: &mut Fleet) {
-    for notice in &status.notices {
-        if let Some(rank) = cause::rank_of(&notice.lost_member, fleet.workers()) {
-            fleet.kill_one(rank);
-        }
     }
 }
 
