@@ -1,5 +1,6 @@
 //! P8: a worker dies at any moment, the others finish the same step, and no bit differs.
 
+use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use crate::chance::Chance;
@@ -88,7 +89,7 @@ fn the_second_of_two_dies_in_the_vote() {
 #[test]
 fn a_death_in_an_evaluation_changes_no_number() {
     let lab = Lab::enter();
-    ended(lab.train_and_evaluate("measured", 2)).done();
+    lab.evaluated().done();
     let mut command = lab.train_and_evaluate("measured-again", 3);
     let step = TOTAL + 1;
     command.env(
@@ -103,8 +104,27 @@ fn a_death_in_an_evaluation_changes_no_number() {
     );
     assert_eq!(
         lab.report("measured-again")["evaluation"],
-        lab.report("measured")["evaluation"]
+        lab.report("evaluated")["evaluation"]
     );
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_saved_is_told_and_skipped() {
+    let lab = Lab::enter();
+    let run = lab.path("skipping");
+    std::fs::create_dir_all(&run).expect("made");
+    let objects = run.join("objects");
+    std::fs::write(&objects, "a file in the way").expect("written");
+    // Steps enough to clear the way before the stage's end, whose checkpoint must not be skipped.
+    let mut command = lab.train("skipping", 1, &["stage.bootstrap.steps=80"]);
+    let mut launcher = command.spawn().expect("mks2 starts");
+    let mut told = BufReader::new(launcher.stderr.take().expect("piped")).lines();
+    let skipped = "warning: the checkpoint at step 3 was skipped";
+    assert!(told.any(|line| line.is_ok_and(|line| line.contains(skipped))));
+    std::fs::remove_file(&objects).expect("removed");
+    let rest: Vec<_> = told.map_while(Result::ok).collect();
+    assert!(launcher.wait().expect("ended").success(), "{rest:?}");
+    assert!(!lab.manifests("skipping").is_empty());
 }
 
 #[test]
