@@ -234,6 +234,7 @@ impl Driver {
         self.broken = true;
         self.outbox.clear();
         self.pending.clear();
+        self.streams.clear();
         self.apply(Event::Broken(failure));
     }
 
@@ -289,7 +290,9 @@ impl Driver {
                 let refusal = self.wire_refusal(refused);
                 self.send(&member, Kind::Refused(refusal));
             }
-            Action::Abort(member, abortion) => self.abort(&member, &abortion),
+            Action::Abort(member, abortion) | Action::Dismiss(member, abortion) => {
+                self.abort(&member, &abortion);
+            }
             Action::Close(stream) => {
                 self.streams.remove(&stream);
             }

@@ -203,6 +203,24 @@ impl Journal {
         &self.history
     }
 
+    /// Whether the next record is still ours to write, before something is overwritten that a
+    /// successor may have written, too.
+    ///
+    /// # Errors
+    /// [`JournalError::Fenced`] when it is there already; [`JournalError::Store`].
+    pub async fn check_office(&self) -> Result<(), JournalError> {
+        let number = self.number + 1;
+        let path = self.place.record(number);
+        match store::get_if_there(&*self.place.store, &path).await? {
+            None => Ok(()),
+            Some(bytes) => {
+                let other = serde_json::from_slice::<Record>(&bytes);
+                let term = other.map_or(Term(0), |other| other.term);
+                Err(JournalError::Fenced { number, term })
+            }
+        }
+    }
+
     /// Writes the next record. After an error the journal must not be used again: another
     /// coordinator is in office, or the store does not keep what it is given.
     ///

@@ -181,11 +181,11 @@ fn open_file(path: &FilePath, last_step: u64) -> Result<(Sink, u64), Failure> {
         other => other.map_err(failed)?,
     };
     let (kept, last) = up_to(&there, last_step);
-    if kept.len() != there.len() {
-        let fresh = path.with_extension("jsonl.new");
-        fs::write(&fresh, &kept).map_err(failed)?;
-        fs::rename(&fresh, path).map_err(failed)?;
-    }
+    // Always another file: a coordinator that does not know yet that it was replaced goes on writing
+    // into the old one. Its members tell the latest steps again.
+    let fresh = path.with_extension("jsonl.new");
+    fs::write(&fresh, &kept).map_err(failed)?;
+    fs::rename(&fresh, path).map_err(failed)?;
     let file = OpenOptions::new()
         .create(true)
         .append(true)

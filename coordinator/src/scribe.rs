@@ -48,8 +48,14 @@ impl Scribe {
     /// Writes until nobody sends any more, then makes the metrics durable.
     pub(crate) async fn run(mut self, mut tasks: mpsc::Receiver<Task>, done: mpsc::Sender<Done>) {
         while let Some(task) = tasks.recv().await {
-            if done.send(self.write(task).await).await.is_err() {
+            let written = self.write(task).await;
+            let is_broken = matches!(written, Done::Broken(_));
+            if done.send(written).await.is_err() {
                 break;
+            }
+            if is_broken {
+                // The metrics are a successor's by now.
+                return;
             }
         }
         self.flush().await;
@@ -80,6 +86,9 @@ impl Scribe {
         // The lines first: a step that a record counts must not lack its line after a crash between
         // the two, while lines beyond the latest record are cut off at the next start.
         if is_border {
+            if let Err(error) = self.journal.check_office().await {
+                return Done::Broken(error.into());
+            }
             self.flush().await;
         }
         match self.journal.append(entry).await {
@@ -139,10 +148,10 @@ mod tests {
         journal.expect("the term")
     }
 
-    /// In a store without append, lines are put at a border: whoever dies between the two writes
-    /// must not leave a record that counts steps without lines.
+    /// In a store without append, the lines are put as a whole: one that was replaced would put its
+    /// own over its successor's.
     #[tokio::test]
-    async fn lines_are_durable_before_the_record_that_counts_their_steps() {
+    async fn a_coordinator_that_was_replaced_leaves_the_metrics_alone() {
         let (store, _) = store::open("memory://scribe").expect("memory");
         let place = Place {
             store: store.clone(),
@@ -156,14 +165,14 @@ mod tests {
             metrics: metrics.expect("a sink").0,
             metrics_failed: false,
         };
-        // The record cannot be written: it is another coordinator's.
-        office(&place, 2).await;
         let line = scribe.write(Task::Line(b"{\"step\":1}\n".to_vec())).await;
         assert!(matches!(line, Done::Fine));
-        let record = scribe
-            .write(Task::Record(Entry::RunStopped { step: 1 }))
-            .await;
-        assert!(matches!(record, Done::Broken(_)));
+        let stopped = || Task::Record(Entry::RunStopped { step: 1 });
+        assert!(matches!(scribe.write(stopped()).await, Done::Fine));
+        office(&place, 2).await;
+        let line = scribe.write(Task::Line(b"{\"step\":2}\n".to_vec())).await;
+        assert!(matches!(line, Done::Fine));
+        assert!(matches!(scribe.write(stopped()).await, Done::Broken(_)));
         let path = place.root.clone().join(crate::metrics::FILE_NAME);
         let lines = store::get(&*store, &path).await.expect("there");
         assert_eq!(&lines[..], b"{\"step\":1}\n");

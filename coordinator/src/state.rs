@@ -19,7 +19,7 @@ use std::{
 
 use mks2_proto::{
     failure::Failure,
-    ids::{Generation, Incarnation, MemberId, RunId, Term},
+    ids::{Generation, MemberId, RunId, Term},
     v1,
 };
 
@@ -108,7 +108,6 @@ pub struct Machine {
     stage: Option<v1::StageChanged>,
     metrics: Option<v1::StepMetrics>,
     explained: String,
-    last_tick: Duration,
     /// The last step of which metrics were taken.
     measured: u64,
     /// The step at which members last connected anew for their complaints.
@@ -124,8 +123,9 @@ pub struct Machine {
     reunion: Option<Duration>,
     /// Who holds the others up, in words.
     stalled: Option<String>,
-    /// Processes that did not come back until then.
-    too_late: Vec<Incarnation>,
+    /// The time of the last event, and until when nobody is blamed for a broken stream.
+    last_event: Duration,
+    lenient_until: Duration,
 }
 
 impl Machine {
@@ -152,7 +152,6 @@ impl Machine {
             stage: None,
             metrics: None,
             explained: String::new(),
-            last_tick: Duration::ZERO,
             measured: step,
             quarrelled_at: None,
             notices: VecDeque::new(),
@@ -161,7 +160,8 @@ impl Machine {
             checkpoints_skipped: 0,
             writing: BTreeMap::new(),
             reunion: None,
-            too_late: Vec::new(),
+            last_event: Duration::ZERO,
+            lenient_until: Duration::ZERO,
             stalled: None,
             config,
         }
@@ -170,10 +170,11 @@ impl Machine {
     /// Takes an event at a time (since the coordinator's start) and says what to do, in order.
     pub fn apply(&mut self, now: Duration, event: Event) -> Vec<Action> {
         let noticed = self.noticed;
+        self.forgive_pauses(now);
         let mut actions = match event {
             Event::Register(ticket, registration) => self.register(now, ticket, registration),
             Event::Attach(ticket, stream, who) => self.attach(now, ticket, stream, &who),
-            Event::Detach(stream, who, how) => self.detach(stream, &who, &how),
+            Event::Detach(stream, who, how) => self.detach(now, stream, &who, how),
             Event::Exited(member, how) => self.exited(&member, &how),
             Event::Report(who, generation, kind) => self.report(now, &who, generation, kind),
             Event::Commit(ticket, who, generation, checkpoint) => {
@@ -184,7 +185,10 @@ impl Machine {
                 self.manifest_failed(ticket, step, failure)
             }
             Event::Stop(ticket, reason) => self.stop(ticket, reason),
-            Event::Broken(failure) => self.broken(failure),
+            Event::Broken(failure) => {
+                self.broken(failure);
+                Vec::new()
+            }
             Event::Tick => self.tick(now),
         };
         let news = self.notices.iter().filter(|notice| notice.number > noticed);
@@ -244,14 +248,13 @@ impl Machine {
         actions
     }
 
-    /// The store has failed: the same, without a record of it.
-    fn broken(&mut self, failure: Failure) -> Vec<Action> {
-        if self.run.is_over() {
-            return Vec::new();
+    /// The journal is lost, perhaps to a successor: nothing may be decided any more. Nobody is told
+    /// to end, since the members look for the successor.
+    fn broken(&mut self, failure: Failure) {
+        if !self.run.is_over() {
+            let lost = None;
+            self.run = Run::Failed(Abortion { failure, lost });
         }
-        let mut actions = self.fail(failure, None);
-        actions.retain(|action| !matches!(action, Action::Persist(_)));
-        actions
     }
 
     fn attached(&self) -> impl Iterator<Item = &MemberId> {

@@ -220,6 +220,11 @@ fn registration(who: Identity, line: &str) -> Registration {
             .map_or(mks2_proto::dial::PROTOCOL, |text| {
                 text.parse().expect("a number")
             }),
+        generation: Generation(
+            options
+                .get("generation")
+                .map_or(0, |text| text.parse().expect("a number")),
+        ),
         host: "host-a".into(),
         pid: u32::try_from(who.incarnation.0).expect("small"),
         data_address: format!("127.0.0.1:{}", 9000 + who.incarnation.0),
@@ -303,6 +308,9 @@ fn note(action: &Action) -> String {
                 "  abort {member}, lost {lost}: {}",
                 words(&abortion.failure)
             )
+        }
+        Action::Dismiss(member, abortion) => {
+            format!("  dismiss {member}: {}", words(&abortion.failure))
         }
         Action::Close(stream) => format!("  close stream {}", stream.0),
         Action::Tell(what, why) => format!("  tell {what}\n    why: {why}"),

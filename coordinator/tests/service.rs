@@ -243,9 +243,10 @@ async fn a_second_coordinator_fences_the_first() {
     let status = commit(&mut members[0], 5, "memory", false)
         .await
         .expect_err("fenced");
-    assert_eq!(dial::failure(&status).exit, ExitCode::RunFailed);
-    let abort = members[0].abort().await;
-    assert!(abort.reason.contains("another"), "{}", abort.reason);
+    assert!(
+        dial::is_transient(&status),
+        "the successor may take it: {status:?}"
+    );
     drop(members);
     let failure = first.join().await.expect_err("fenced");
     assert!(

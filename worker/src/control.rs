@@ -15,11 +15,17 @@ pub trait Control {
     /// Whether somebody asked the run to stop.
     fn stop_requested(&self) -> bool;
 
-    /// Says that a step, counted from 1 over all stages, is applied; rank 0 adds the metrics.
+    /// Says that a step, counted from 1 over all stages, was applied in a generation; rank 0 adds
+    /// the metrics.
     ///
     /// # Errors
-    /// When the step's generation is over.
-    fn step_committed(&self, step: u64, metrics: Option<StepMetrics>) -> Result<(), Failure>;
+    /// When the run is over.
+    fn step_committed(
+        &self,
+        generation: u64,
+        step: u64,
+        metrics: Option<StepMetrics>,
+    ) -> Result<(), Failure>;
 }
 
 impl Control for Session {
@@ -31,7 +37,12 @@ impl Control for Session {
         Self::stop_requested(self)
     }
 
-    fn step_committed(&self, step: u64, metrics: Option<StepMetrics>) -> Result<(), Failure> {
-        Self::step_committed(self, step, metrics)
+    fn step_committed(
+        &self,
+        generation: u64,
+        step: u64,
+        metrics: Option<StepMetrics>,
+    ) -> Result<(), Failure> {
+        Self::step_committed(self, generation, step, metrics)
     }
 }

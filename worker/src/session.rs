@@ -49,7 +49,8 @@ const REPORT_PATIENCE: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(5);
 /// Pause before a commit is tried again for want of a coordinator.
 const COMMIT_RETRY: Duration = Duration::from_millis(200);
-/// How long a worker whose peers failed waits to be told which one it was.
+/// How long a worker whose failure ends the run waits for the coordinator's account of it: another
+/// one may have failed before.
 const CAUSE_PATIENCE: Duration = Duration::from_secs(4);
 
 /// This worker's place in a generation.
@@ -174,19 +175,26 @@ impl Session {
         self.mishaps.at(phase, self.shared.step() + 1);
     }
 
-    /// Reports a committed step, counted from 1 over all stages; rank 0 adds the metrics.
+    /// Reports a step, counted from 1 over all stages, that was committed in a generation; rank 0
+    /// adds the metrics. Steps may be told again.
     ///
     /// # Errors
-    /// When the generation is over.
-    pub fn step_committed(&self, step: u64, metrics: Option<StepMetrics>) -> Result<(), Failure> {
+    /// When the run is over.
+    pub fn step_committed(
+        &self,
+        generation: u64,
+        step: u64,
+        metrics: Option<StepMetrics>,
+    ) -> Result<(), Failure> {
         self.shared.set_step(step);
-        self.report(Kind::StepCommitted(v1::StepCommitted { step, metrics }))
+        let committed = v1::StepCommitted { step, metrics };
+        self.send((generation, Kind::StepCommitted(committed)))
     }
 
     /// Reports that a stage begins; steps are counted over all stages.
     ///
     /// # Errors
-    /// When the generation is over.
+    /// When the run is over.
     pub fn stage_changed(
         &self,
         stage: &str,
@@ -244,7 +252,7 @@ impl Session {
     /// and closes the session.
     ///
     /// # Errors
-    /// When the generation was over before.
+    /// When the run was over before.
     pub fn finished(&self, complete: bool) -> Result<(), Failure> {
         let reported = self.report(Kind::Finished(v1::Finished { complete }));
         self.close();
@@ -267,8 +275,8 @@ impl Session {
         if self.report(Kind::Failed((&failure).into())).is_err() {
             return self.shared.over().unwrap_or(failure);
         }
-        let is_echo = failure.exit == ExitCode::RunFailed;
-        let cause = if is_echo {
+        let may_be_later = failure.exit == ExitCode::RunFailed;
+        let cause = if may_be_later {
             self.shared.wait_over(CAUSE_PATIENCE)
         } else {
             None
@@ -319,8 +327,12 @@ impl Session {
         }
         drop(reports);
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended.recv_timeout(GOODBYE).is_err() {
-            debug!("the session did not end in time");
+        while ended.recv_timeout(GOODBYE).is_err() {
+            // The last report waits for a coordinator, as long as one is looked for.
+            if self.shared.client().is_some() || self.shared.over().is_some() {
+                debug!("the session did not end in time");
+                return;
+            }
         }
     }
 }

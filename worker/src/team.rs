@@ -157,6 +157,13 @@ impl Team {
         &self.held
     }
 
+    /// Number of the generation; 0 for a worker that is nobody's peer.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        let link = self.link.as_ref();
+        link.map_or(0, |link| link.assignment.generation)
+    }
+
     /// Where in the run this worker is.
     #[must_use]
     pub fn point(&self) -> Point {
@@ -207,7 +214,6 @@ impl Team {
         let Some(link) = &mut self.link else {
             return Err(cause.into());
         };
-        link.session.set_phase(Phase::Regrouping, 0);
         let before = &link.assignment;
         if before.abort.is_raised() {
             info!(generation = before.generation as i64, why = %cause, "the generation is over");
@@ -228,6 +234,7 @@ impl Team {
             return Ok(vec![standing.clone()]);
         };
         let assignment = &link.assignment;
+        link.session.set_phase(Phase::Regrouping, 0);
         info!(
             generation = assignment.generation as i64,
             rank = i64::from(assignment.rank),

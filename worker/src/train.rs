@@ -89,10 +89,11 @@ pub struct Trainer<'a, O: Objective> {
 }
 
 /// Steps of which the metrics are kept, in case the news of them is lost.
-const RECENT: usize = 8;
+const RECENT: usize = 1024;
 
 /// A step that this trainer has committed.
 struct Committed {
+    generation: u64,
     /// Counted over all stages.
     step: u64,
     sums: Vec<f64>,
@@ -121,7 +122,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             leaves,
             progress,
             instruments,
-            recent: VecDeque::with_capacity(RECENT),
+            recent: VecDeque::new(),
         }
     }
 
@@ -382,12 +383,14 @@ impl<'a, O: Objective> Trainer<'a, O> {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
+        let generation = team.generation();
         self.recent.push_back(Committed {
+            generation,
             step,
             sums: vote.sums,
             metrics,
         });
-        control.step_committed(step, told)?;
+        control.step_committed(generation, step, told)?;
         Ok(vote.stop)
     }
 

@@ -138,7 +138,7 @@ async fn a_worker_trains_checkpoints_and_finishes() {
                 ..StepMetrics::default()
             };
             session
-                .step_committed(step, Some(metrics))
+                .step_committed(1, step, Some(metrics))
                 .expect("reported");
         }
         (session, assignment.abort)
@@ -247,7 +247,7 @@ async fn a_coordinator_that_never_comes_back_ends_the_run_after_a_while() {
     drop(running);
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert!(!abort.is_raised(), "the work goes on without it");
-    first.step_committed(1, None).expect("kept for later");
+    first.step_committed(1, 1, None).expect("kept for later");
     let noticed = until_raised(&abort).await;
     assert!(noticed < Duration::from_secs(4), "{noticed:?}");
     let cause = first.aborted().expect("a cause");

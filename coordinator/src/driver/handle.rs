@@ -93,7 +93,7 @@ impl Handle {
 
 fn gone() -> Refused {
     Refused {
-        reason: RefusalReason::Storage,
+        reason: RefusalReason::CoordinatorGone,
         failure: Failure::run_failed(
             "the coordinator has ended",
             "the run is over, or its directory cannot be written any more",

@@ -46,6 +46,22 @@ pub struct Working {
     pub stop: Option<String>,
 }
 
+impl Working {
+    /// The request to stop, for the generation that follows: it was meant for those who are left,
+    /// not for processes that have started since.
+    fn stop_for(self, members: &[GenerationMember]) -> Option<String> {
+        let was_there = |member: &GenerationMember| {
+            let mut before = self.members.iter();
+            before.any(|known| known.incarnation == member.incarnation)
+        };
+        if members.iter().all(was_there) {
+            self.stop
+        } else {
+            None
+        }
+    }
+}
+
 /// The sum of all records up to one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
@@ -100,7 +116,10 @@ impl History {
                     generation: *generation,
                     members: members.clone(),
                     after_step: *after_step,
-                    stop: self.working.take().and_then(|before| before.stop),
+                    stop: self
+                        .working
+                        .take()
+                        .and_then(|before| before.stop_for(members)),
                 });
             }
             Entry::CheckpointCommitted {

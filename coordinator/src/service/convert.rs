@@ -2,7 +2,7 @@
 
 use mks2_proto::{
     failure::Failure,
-    ids::{Incarnation, MemberId, RunId},
+    ids::{Generation, Incarnation, MemberId, RunId},
     v1::{self, RefusalReason},
 };
 
@@ -46,6 +46,7 @@ pub(crate) fn registration(request: v1::RegisterRequest) -> Result<Registration,
     Ok(Registration {
         who,
         run_id,
+        generation: Generation(request.generation),
         protocol: request.protocol,
         host: request.host,
         pid: request.pid,

@@ -35,6 +35,8 @@ pub struct Registration {
     pub who: Identity,
     /// The run that it means; none: whichever this is.
     pub run_id: Option<RunId>,
+    /// The generation that it works in; 0 for a new process.
+    pub generation: Generation,
     /// Version of its wire protocol.
     pub protocol: u32,
     /// Its machine.
@@ -123,7 +125,9 @@ pub enum Action {
     Reject(MemberId, Refused),
     /// Tell a member that the generation is over.
     Abort(MemberId, Abortion),
-    /// End a stream that a newer one has replaced.
+    /// The same for one that the others go on without, once that is on record.
+    Dismiss(MemberId, Abortion),
+    /// Forget a stream: a newer one has replaced it, or its member is lost.
     Close(StreamId),
     /// The reason for the state has changed: worth a line in the log.
     Explain(String),
@@ -138,6 +142,10 @@ pub struct Limits {
     pub heartbeat_interval: Duration,
     /// A worker that is silent for longer is lost.
     pub silence: Duration,
+    /// How long a member may be without a stream.
+    pub detached: Duration,
+    /// How long nobody is blamed for a broken stream after the coordinator itself stood still.
+    pub leniency: Duration,
     /// How long a worker's complaint about another one waits for that other's own fate.
     pub complaint_grace: Duration,
     /// How long the others wait for a member that is alive and does not move.
@@ -156,6 +164,8 @@ impl Default for Limits {
         Self {
             heartbeat_interval: Duration::from_millis(100),
             silence: Duration::from_millis(800),
+            detached: Duration::from_millis(200),
+            leniency: Duration::from_secs(3),
             complaint_grace: Duration::from_millis(500),
             stall: Duration::from_secs(600),
             reunion: Duration::from_secs(15),

@@ -20,7 +20,9 @@ pub(crate) struct Member {
     pub(crate) device: String,
     /// Its open stream.
     pub(crate) stream: Option<StreamId>,
-    /// Its last sign of life.
+    /// When and how its stream broke, while it has none.
+    pub(crate) detached: Option<(Duration, String)>,
+    /// Its last sign of life. For one that is awaited, the end of the reunion.
     pub(crate) heard: Duration,
     /// The last step that it committed.
     pub(crate) committed: u64,
@@ -41,6 +43,7 @@ impl Member {
             data_address: registration.data_address,
             device: registration.device,
             stream: None,
+            detached: None,
             heard: now,
             committed: resumed_at,
             phase: Phase::Starting,
@@ -59,6 +62,7 @@ impl Member {
             data_address: known.data_address,
             device: String::new(),
             stream: None,
+            detached: None,
             heard: until,
             committed: step,
             phase: Phase::Unspecified,

@@ -61,7 +61,9 @@ impl Machine {
         if known == Some(registration.who.incarnation) {
             return Ok(());
         }
-        self.refuse_the_late(&registration.who)?;
+        if registration.generation > Generation(0) {
+            return Err(too_late(id));
+        }
         if self.reunion.is_some() {
             return Err(self.not_now(&format!("{id} cannot join yet")));
         }
@@ -118,6 +120,7 @@ impl Machine {
             return vec![Action::Refuse(ticket, self.unknown(who))];
         };
         member.heard = now;
+        member.detached = None;
         let mut actions: Vec<_> = member
             .stream
             .replace(stream)
@@ -128,7 +131,11 @@ impl Machine {
         match self.run.active() {
             Some(active) => {
                 let generation = self.wire_generation(active);
+                let stop = active.stop.clone();
                 actions.push(Action::Announce(who.member.clone(), generation));
+                // The one who was told may have been another coordinator.
+                let ask = |reason| Action::AskToStop(who.member.clone(), reason);
+                actions.extend(stop.map(ask));
             }
             None => actions.extend(self.form_if_complete()),
         }
@@ -247,6 +254,17 @@ impl Machine {
             ),
         )
     }
+}
+
+/// A process that worked in a generation which does not count it as a member any more may be steps
+/// ahead of those that have taken its place, or behind.
+fn too_late(id: &MemberId) -> Refused {
+    let failure = Failure::run_failed(
+        format!("{id} cannot come back"),
+        "the run went on without it",
+        "start a new process in its place",
+    );
+    refused(RefusalReason::UnknownMember, failure)
 }
 
 fn taken(id: &MemberId) -> Refused {

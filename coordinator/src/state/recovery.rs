@@ -19,12 +19,60 @@ use super::{
 const NOTICES: usize = 16;
 
 impl Machine {
-    pub(super) fn detach(&mut self, stream: StreamId, who: &Identity, how: &str) -> Vec<Action> {
+    /// A stream broke. Its member has a moment to open another one: its machine may have stood still,
+    /// or the network.
+    pub(super) fn detach(
+        &mut self,
+        now: Duration,
+        stream: StreamId,
+        who: &Identity,
+        how: String,
+    ) -> Vec<Action> {
+        let waits = self.run.active().is_none();
         let Some(member) = self.member_mut(who).filter(|m| m.stream == Some(stream)) else {
             return Vec::new();
         };
         member.stream = None;
-        self.lose(&who.member, how)
+        if waits {
+            return self.lose(&who.member, &how);
+        }
+        member.detached = Some((now, how));
+        self.lose_the_detached(now)
+    }
+
+    /// Those without a stream are lost when the moment is over, or at once when a peer blames them.
+    fn lose_the_detached(&mut self, now: Duration) -> Vec<Action> {
+        if now < self.lenient_until {
+            return Vec::new();
+        }
+        let grace = self.config.limits.detached;
+        let quarrel = self.run.active().and_then(|active| active.quarrel.as_ref());
+        let lost: Vec<_> = self
+            .members
+            .iter()
+            .filter_map(|(id, member)| {
+                let (since, how) = member.detached.as_ref()?;
+                let is_blamed = quarrel.is_some_and(|quarrel| quarrel.blames(id));
+                let is_late = now.saturating_sub(*since) >= grace;
+                (is_late || is_blamed).then(|| (id.clone(), how.clone()))
+            })
+            .collect();
+        let lost = lost.into_iter();
+        lost.flat_map(|(id, how)| self.lose(&id, &how)).collect()
+    }
+
+    /// The coordinator itself stood still, or its machine: nobody could be heard meanwhile, and
+    /// members may have given their streams up.
+    pub(super) fn forgive_pauses(&mut self, now: Duration) {
+        let pause = now.saturating_sub(self.last_event);
+        self.last_event = now;
+        if pause > self.config.limits.silence / 2 {
+            for member in self.members.values_mut() {
+                member.heard = (member.heard + pause).min(now);
+                member.moved = (member.moved + pause).min(now);
+            }
+            self.lenient_until = now + self.config.limits.leniency;
+        }
     }
 
     pub(super) fn exited(&mut self, member: &MemberId, how: &str) -> Vec<Action> {
@@ -60,15 +108,16 @@ impl Machine {
             return self.fail(failure, Some(id.clone()));
         }
         let done = others.all(|(_, other)| other.finished.is_some());
-        let mut actions = self.dismiss(id, &failure);
+        let farewell = self.dismiss(id, &failure);
         self.members_lost += 1;
         self.notice(&failure, Some(id.clone()));
-        if done {
-            actions.extend(self.conclude());
+        let mut actions = if done {
+            self.conclude()
         } else {
             let reason = format!("{}: {}", failure.what, failure.why);
-            actions.extend(self.form_generation(vec![id.clone()], reason));
-        }
+            self.form_generation(vec![id.clone()], reason)
+        };
+        actions.extend(farewell);
         actions
     }
 
@@ -80,7 +129,7 @@ impl Machine {
                 failure: failure.clone(),
                 lost: Some(id.clone()),
             };
-            vec![Action::Abort(id.clone(), abortion), Action::Close(stream)]
+            vec![Action::Dismiss(id.clone(), abortion), Action::Close(stream)]
         })
     }
 
@@ -110,15 +159,8 @@ impl Machine {
     }
 
     pub(super) fn tick(&mut self, now: Duration) -> Vec<Action> {
-        let pause = now.saturating_sub(self.last_tick);
-        self.last_tick = now;
-        if pause > self.config.limits.silence / 2 {
-            // The coordinator itself stood still: nobody could be heard meanwhile.
-            for member in self.members.values_mut() {
-                member.heard = (member.heard + pause).min(now);
-            }
-        }
         let mut actions = self.end_of_reunion(now);
+        actions.extend(self.lose_the_detached(now));
         actions.extend(self.lose_the_silent(now));
         actions.extend(self.end_of_grace(now));
         actions.extend(self.look_for_stalls(now));
@@ -131,6 +173,7 @@ impl Machine {
             .members
             .iter()
             .filter(|(_, member)| member.finished.is_none())
+            .filter(|(_, member)| member.stream.is_some() || now >= self.lenient_until)
             .map(|(id, member)| (id.clone(), now.saturating_sub(member.heard)))
             .filter(|(_, silence)| *silence > limit)
             .collect();
@@ -158,7 +201,7 @@ impl Machine {
             let complaint = (blamed, report.why);
             quarrel.complaints.insert(who.member.clone(), complaint);
         }
-        Vec::new()
+        self.lose_the_detached(now)
     }
 
     /// Nothing happened to those who are blamed.
@@ -174,14 +217,16 @@ impl Machine {
             return Vec::new();
         };
         let why = quarrel.words();
-        let blamed = quarrel.most_blamed(active);
+        let at_work = |id: &MemberId| self.members.get(id).is_some_and(|m| m.finished.is_none());
+        let blamed = quarrel.most_blamed(active).filter(at_work);
         let again = self.quarrelled_at.replace(self.step) == Some(self.step);
         match blamed {
             Some(blamed) if again => {
                 let how = format!("others cannot reach it: {why}");
                 self.lose(&blamed, &how)
             }
-            None if again => {
+            // Whoever has finished is gone, and no reason to give up.
+            None if again && self.members.values().all(|m| m.finished.is_none()) => {
                 let failure = Failure::run_failed(
                     "the workers cannot work together",
                     why,

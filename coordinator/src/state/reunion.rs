@@ -9,7 +9,7 @@ use std::time::Duration;
 use mks2_proto::failure::Failure;
 
 use super::{
-    Action, Identity, Machine, Refused,
+    Action, Machine, Refused,
     member::Member,
     refused,
     run::{Active, Run},
@@ -69,19 +69,6 @@ impl Machine {
         refused(RefusalReason::Reunion, failure)
     }
 
-    /// A process of an earlier term may be steps ahead of those that have taken its place.
-    pub(super) fn refuse_the_late(&self, who: &Identity) -> Result<(), Refused> {
-        if !self.too_late.contains(&who.incarnation) {
-            return Ok(());
-        }
-        let failure = Failure::run_failed(
-            format!("{} cannot come back", who.member),
-            "the run went on without it after its coordinator was replaced",
-            "start a new process in its place",
-        );
-        Err(refused(RefusalReason::UnknownMember, failure))
-    }
-
     /// The reunion ends when all are back, or it is late.
     pub(super) fn end_of_reunion(&mut self, now: Duration) -> Vec<Action> {
         let Some(until) = self.reunion else {
@@ -101,8 +88,6 @@ impl Machine {
         if missing.is_empty() {
             return Vec::new();
         }
-        let incarnations = missing.iter().filter_map(|id| self.members.get(id));
-        self.too_late = incarnations.map(|member| member.incarnation).collect();
         let late = format!("it did not come back within {:.1} s", until.as_secs_f64());
         if missing.len() == self.members.len() {
             return self.wait_for_others(missing.len(), &late);
@@ -112,6 +97,13 @@ impl Machine {
             self.members.remove(id);
             self.members_lost += 1;
             self.notice(&failure, Some(id.clone()));
+        }
+        if self
+            .members
+            .values()
+            .all(|member| member.finished.is_some())
+        {
+            return self.conclude();
         }
         self.form_generation(missing, "some workers did not come back".to_owned())
     }

@@ -59,6 +59,12 @@ impl Quarrel {
         each.collect::<Vec<_>>().join("; ")
     }
 
+    /// Whether somebody blames this member.
+    pub(crate) fn blames(&self, member: &MemberId) -> bool {
+        let mut blamed = self.complaints.values();
+        blamed.any(|(of, _)| of.as_ref() == Some(member))
+    }
+
     /// The member that most of the others blame; of several the one of the highest rank, so that
     /// rank 0 stays. None when nobody is blamed.
     pub(crate) fn most_blamed(&self, active: &Active) -> Option<MemberId> {

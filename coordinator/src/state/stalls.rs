@@ -20,13 +20,20 @@ impl Machine {
     pub(super) fn look_for_stalls(&mut self, now: Duration) -> Vec<Action> {
         let found = self.held_up_by(now);
         self.stalled = found.as_ref().map(|(id, _)| self.stall_words(id));
+        let limit = self.config.limits.stall.max(self.patience());
         match found {
-            Some((id, since)) if since >= self.config.limits.stall => {
+            Some((id, since)) if since >= limit && !self.is_saving(&id) => {
                 let how = format!("the others waited {} s for it", since.as_secs());
                 self.lose(&id, &how)
             }
             _ => Vec::new(),
         }
+    }
+
+    /// A large checkpoint takes its time, and another member would need as long.
+    fn is_saving(&self, id: &MemberId) -> bool {
+        let member = self.members.get(id);
+        member.is_some_and(|member| member.phase == Phase::Checkpointing)
     }
 
     /// The member that the others wait for, and for how long it has not moved.

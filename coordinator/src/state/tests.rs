@@ -21,6 +21,7 @@ fn registration(who: Identity) -> Registration {
     Registration {
         who,
         run_id: None,
+        generation: Generation(0),
         protocol: mks2_proto::dial::PROTOCOL,
         host: "host".into(),
         pid: 1,

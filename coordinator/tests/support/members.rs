@@ -112,6 +112,7 @@ impl Member {
             threads: 1,
             protocol: PROTOCOL,
             program_version: "0".into(),
+            generation: 0,
         };
         let began = std::time::Instant::now();
         let welcome = loop {

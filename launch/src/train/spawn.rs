@@ -67,7 +67,7 @@ fn die_with_the_launcher(command: &mut Command) {
     }
 }
 
-/// Elsewhere a worker notices the lost coordinator and ends by itself.
+/// Elsewhere a worker notices the lost coordinator, looks for it a while and ends by itself.
 #[cfg(not(target_os = "linux"))]
 fn die_with_the_launcher(_command: &mut Command) {}
 

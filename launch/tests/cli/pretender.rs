@@ -67,6 +67,7 @@ impl Pretender {
             threads: 1,
             protocol: PROTOCOL,
             program_version: "0".into(),
+            generation: 0,
         };
         client.register(request).await.expect("registered");
         let (reports, stream) = mpsc::channel(16);

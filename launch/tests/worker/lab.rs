@@ -211,6 +211,14 @@ impl Lab {
         assert_eq!(finals(run), finals("quiet"));
     }
 
+    /// Journal, metrics and checkpoints prove that every step counts once, and who computed it.
+    #[track_caller]
+    pub(crate) fn has_a_ledger_that_holds(&self, run: &str) {
+        let run = self.path(run).display().to_string();
+        let verified = mks2(&["ledger", "verify", &run]).output();
+        Ended::from(verified.expect("mks2 runs")).done();
+    }
+
     /// The entries of one kind in a run's journal.
     pub(crate) fn journal(&self, run: &str, kind: &str) -> Vec<Value> {
         let folder = std::fs::read_dir(self.path(run).join("journal")).expect("a journal");

@@ -26,6 +26,7 @@ fn survives(lab: &Lab, run: &str, workers: usize, mishaps: &str) {
         assert!(ended.err.contains(&told), "{told}: {}", ended.err);
     }
     assert_eq!(lab.report(run)["failures"], losses as u64);
+    lab.has_a_ledger_that_holds(run);
 }
 
 // Steps 1 to 8 are the bootstrap's, 9 to 16 the memory's, the others those of mixtures.
@@ -84,6 +85,11 @@ fn lab_outcome(lab: &Lab, ended: &Ended, run: &str) {
 #[test]
 fn the_second_of_two_dies_in_the_vote() {
     survives(&Lab::enter(), "deaths-6", 2, "kill@voting@13@worker-1");
+}
+
+#[test]
+fn the_one_that_measures_dies_before_it_tells() {
+    survives(&Lab::enter(), "deaths-7", 3, "kill@updating@20@worker-0");
 }
 
 #[test]

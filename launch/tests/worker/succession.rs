@@ -96,6 +96,7 @@ impl<'a> Cluster<'a> {
         }
         assert!(self.coordinator.wait().expect("ended").success());
         self.lab.has_weights_of_quiet(self.run);
+        self.lab.has_a_ledger_that_holds(self.run);
     }
 }
 
@@ -146,14 +147,32 @@ fn a_coordinator_that_wakes_up_again_is_fenced() {
     let mut old = std::mem::replace(&mut cluster.coordinator, next);
     cluster.reaches(TOTAL / 2);
     signal(old.id(), "CONT");
+    assert_eq!(code_of(&mut old), Some(7), "it was fenced");
+    cluster.ends_like_the_quiet_run();
+}
+
+#[test]
+fn a_second_coordinator_takes_over_from_a_living_one() {
+    let lab = Lab::enter();
+    lab.quiet();
+    let mut cluster = Cluster::start(&lab, "taken-over", 2);
+    cluster.reaches(TOTAL / 4);
+    std::fs::remove_file(lab.path("taken-over").join("lock")).expect("a lock");
+    let (next, _) = coordinator(&lab, "taken-over", 2, &cluster.addresses[1].clone());
+    let mut old = std::mem::replace(&mut cluster.coordinator, next);
+    // Its next record is refused, and its workers find the other one.
+    assert_eq!(code_of(&mut old), Some(7), "it was fenced");
+    cluster.ends_like_the_quiet_run();
+}
+
+/// How a process ends by itself.
+fn code_of(process: &mut Child) -> Option<i32> {
     let began = Instant::now();
-    let code = loop {
-        if let Some(status) = old.try_wait().expect("waited") {
-            break status.code();
+    loop {
+        if let Some(status) = process.try_wait().expect("waited") {
+            return status.code();
         }
         assert!(began.elapsed() < Duration::from_secs(20), "it does not end");
         std::thread::sleep(Duration::from_millis(20));
-    };
-    assert_eq!(code, Some(7), "it was fenced");
-    cluster.ends_like_the_quiet_run();
+    }
 }

@@ -22,11 +22,15 @@ struct RpcStatus {
     details: Vec<prost_types::Any>,
 }
 
-/// Whether the same request may succeed later: nobody answered, or a new coordinator is not ready.
+/// Whether the same request may succeed later: nobody answered, the coordinator is at its end, or a
+/// new one is not ready.
 #[must_use]
 pub fn is_transient(status: &Status) -> bool {
     match refusal(status) {
-        Some(refusal) => refusal.reason() == RefusalReason::Reunion,
+        Some(refusal) => matches!(
+            refusal.reason(),
+            RefusalReason::Reunion | RefusalReason::CoordinatorGone
+        ),
         None => matches!(
             status.code(),
             Code::Unavailable
@@ -73,7 +77,7 @@ fn code(reason: RefusalReason) -> Code {
         | RefusalReason::StaleGeneration
         | RefusalReason::OutOfOrder
         | RefusalReason::RunOver => Code::FailedPrecondition,
-        RefusalReason::Reunion => Code::Unavailable,
+        RefusalReason::Reunion | RefusalReason::CoordinatorGone => Code::Unavailable,
     }
 }
 

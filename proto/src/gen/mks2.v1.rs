@@ -25,6 +25,9 @@ pub struct RegisterRequest {
     pub protocol: u32,
     #[prost(string, tag = "10")]
     pub program_version: ::prost::alloc::string::String,
+    /// The generation that the process works in, if it has lost its coordinator; 0: a new process.
+    #[prost(uint64, tag = "11")]
+    pub generation: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegisterResponse {
@@ -258,7 +261,7 @@ pub struct StopRequested {
     #[prost(string, tag = "1")]
     pub reason: ::prost::alloc::string::String,
 }
-/// The generation is over and the process ends.
+/// The run is over for this member: its process ends.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Abort {
     #[prost(string, tag = "1")]
@@ -534,6 +537,8 @@ pub enum RefusalReason {
     Storage = 12,
     /// A new coordinator waits for the members of the one before; try again.
     Reunion = 13,
+    /// This coordinator is at its end; another one may answer later.
+    CoordinatorGone = 14,
 }
 impl RefusalReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -556,6 +561,7 @@ impl RefusalReason {
             Self::Malformed => "REFUSAL_REASON_MALFORMED",
             Self::Storage => "REFUSAL_REASON_STORAGE",
             Self::Reunion => "REFUSAL_REASON_REUNION",
+            Self::CoordinatorGone => "REFUSAL_REASON_COORDINATOR_GONE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -575,6 +581,7 @@ impl RefusalReason {
             "REFUSAL_REASON_MALFORMED" => Some(Self::Malformed),
             "REFUSAL_REASON_STORAGE" => Some(Self::Storage),
             "REFUSAL_REASON_REUNION" => Some(Self::Reunion),
+            "REFUSAL_REASON_COORDINATOR_GONE" => Some(Self::CoordinatorGone),
             _ => None,
         }
     }
@@ -695,8 +702,9 @@ pub mod coordinator_client {
                 .insert(GrpcMethod::new("mks2.v1.Coordinator", "Register"));
             self.inner.unary(req, path, codec).await
         }
-        /// One stream for the life of a member: reports and heartbeats up, directives down. Its end, or
-        /// silence beyond the limit, is the member's death.
+        /// One stream for the life of a member: reports and heartbeats up, directives down. By its end, or
+        /// silence beyond the limit, the member is lost, and the others go on in the next generation. A
+        /// member that loses its coordinator registers with the next one and opens another stream.
         pub async fn session(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::Report>,
@@ -839,8 +847,9 @@ pub mod coordinator_server {
             >
             + std::marker::Send
             + 'static;
-        /// One stream for the life of a member: reports and heartbeats up, directives down. Its end, or
-        /// silence beyond the limit, is the member's death.
+        /// One stream for the life of a member: reports and heartbeats up, directives down. By its end, or
+        /// silence beyond the limit, the member is lost, and the others go on in the next generation. A
+        /// member that loses its coordinator registers with the next one and opens another stream.
         async fn session(
             &self,
             request: tonic::Request<tonic::Streaming<super::Report>>,

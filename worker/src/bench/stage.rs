@@ -263,7 +263,12 @@ impl Control for Stopwatch {
         false
     }
 
-    fn step_committed(&self, _step: u64, _metrics: Option<StepMetrics>) -> Result<(), Failure> {
+    fn step_committed(
+        &self,
+        _generation: u64,
+        _step: u64,
+        _metrics: Option<StepMetrics>,
+    ) -> Result<(), Failure> {
         self.turn(None);
         Ok(())
     }
@@ -280,7 +285,7 @@ mod tests {
             watch.set_phase(phase, 0);
             std::thread::sleep(Duration::from_millis(2));
         }
-        watch.step_committed(1, None).unwrap();
+        watch.step_committed(0, 1, None).unwrap();
         let spent = watch.take();
         assert!(spent[&Phase::Computing] >= Duration::from_millis(4));
         assert!(spent[&Phase::Reducing] >= Duration::from_millis(2));

@@ -84,6 +84,8 @@ pub(super) fn nonce() -> [u8; 32] {
 pub(super) enum Refusal {
     /// Try again: the other side is not there yet, or in an earlier generation.
     Later(String),
+    /// The other side's machine does not answer.
+    Unreached(String),
     /// It will not work.
     Never(String),
     /// The abort flag is up.

@@ -23,6 +23,8 @@ use crate::flat::{le_bytes, le_bytes_mut};
 const RETRY: Duration = Duration::from_millis(2);
 /// Longest pause between two attempts to reach a peer.
 const LONGEST_RETRY: Duration = Duration::from_millis(50);
+/// How long a peer's machine may be out of reach: its worker listens before it joins a run.
+const REACH: Duration = Duration::from_secs(30);
 /// How long one connection's handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
@@ -396,12 +398,16 @@ impl Forming<'_> {
     /// Connects to a lower rank, again and again until the deadline.
     fn dial(&self, rank: usize) -> Result<Link> {
         let mut pause = RETRY;
+        let began = Instant::now();
         loop {
             let reason = match self.try_dial(rank) {
                 Ok(link) => return Ok(link),
                 Err(Refusal::Never(reason)) => return Err(self.unreachable(rank, reason)),
                 Err(Refusal::Aborted(error)) => return Err(error),
-                Err(Refusal::Later(reason)) => reason,
+                Err(Refusal::Unreached(reason)) if began.elapsed() > REACH => {
+                    return Err(self.unreachable(rank, reason));
+                }
+                Err(Refusal::Later(reason) | Refusal::Unreached(reason)) => reason,
             };
             self.abort.check()?;
             if Instant::now() + pause > self.deadline {
@@ -420,7 +426,8 @@ impl Forming<'_> {
         let socket = TcpStream::connect_timeout(
             &self.peer(rank).address,
             left.min(Duration::from_millis(500)),
-        )?;
+        )
+        .map_err(|error| Refusal::Unreached(error.to_string()))?;
         // The acceptor may be busy with others: its answer may take until the deadline.
         let mut stream = Timed::new(socket, self.deadline, self.abort)?;
         let rings = handshake::dial(&mut stream, &self.own, rank, self.limits.shared_memory)?;
@@ -437,7 +444,11 @@ impl Forming<'_> {
                 Ok((socket, _)) => match self.try_accept(socket, links) {
                     Ok((rank, link)) => links[rank] = Some(link),
                     Err(Refusal::Aborted(error)) => return Err(error),
-                    Err(Refusal::Later(reason) | Refusal::Never(reason)) => {
+                    Err(
+                        Refusal::Later(reason)
+                        | Refusal::Never(reason)
+                        | Refusal::Unreached(reason),
+                    ) => {
                         tracing::debug!(reason, "a connection to the data plane was refused");
                         last_refusal = reason;
                     }

@@ -119,7 +119,12 @@ impl Control for Undirected {
         false
     }
 
-    fn step_committed(&self, _step: u64, _metrics: Option<StepMetrics>) -> Result<(), Failure> {
+    fn step_committed(
+        &self,
+        _generation: u64,
+        _step: u64,
+        _metrics: Option<StepMetrics>,
+    ) -> Result<(), Failure> {
         Ok(())
     }
 }

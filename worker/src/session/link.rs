@@ -129,6 +129,7 @@ impl Link {
             threads: u32::try_from(threads).unwrap_or(u32::MAX),
             protocol: PROTOCOL,
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
+            generation: 0,
         };
         Ok(Self {
             targets: env
@@ -198,7 +199,11 @@ impl Link {
             (failure, again)
         })?;
         let told = |status: Status| (dial::failure(&status), dial::is_transient(&status));
-        let answer = client.register(self.request.clone()).await;
+        let request = v1::RegisterRequest {
+            generation: self.shared.generation(),
+            ..self.request.clone()
+        };
+        let answer = client.register(request).await;
         let welcome = answer.map_err(told)?.into_inner();
         let (outgoing, stream) = mpsc::channel(IN_FLIGHT);
         // The first report says whose stream it is.

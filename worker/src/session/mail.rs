@@ -19,6 +19,9 @@ pub(super) struct Mail {
     waiting: VecDeque<Labelled>,
     /// The latest steps that were told.
     told: VecDeque<Labelled>,
+    /// The latest complaint and the latest stage that were told.
+    complaint: Option<Labelled>,
+    stage: Option<Labelled>,
     /// The trainer is done.
     closed: bool,
 }
@@ -29,6 +32,8 @@ impl Mail {
             incoming,
             waiting: VecDeque::new(),
             told: VecDeque::new(),
+            complaint: None,
+            stage: None,
             closed: false,
         }
     }
@@ -46,11 +51,18 @@ impl Mail {
     pub(super) fn handled(&mut self, labelled: Labelled, sent: bool) {
         if !sent {
             self.waiting.push_front(labelled);
-        } else if matches!(labelled.1, Kind::StepCommitted(_)) {
-            if self.told.len() == TOLD {
-                self.told.pop_front();
+            return;
+        }
+        match labelled.1 {
+            Kind::StepCommitted(_) => {
+                if self.told.len() == TOLD {
+                    self.told.pop_front();
+                }
+                self.told.push_back(labelled);
             }
-            self.told.push_back(labelled);
+            Kind::PeerLost(_) => self.complaint = Some(labelled),
+            Kind::StageChanged(_) => self.stage = Some(labelled),
+            _ => {}
         }
     }
 
@@ -73,10 +85,17 @@ impl Mail {
         )
     }
 
-    /// A new coordinator is told the latest steps again, before what waits.
+    /// A new coordinator is told the stage and the latest steps again, before what waits, and the
+    /// latest complaint: it means nothing any more unless its generation is still the last one.
     pub(super) fn tell_again(&mut self) {
+        if let Some(complaint) = self.complaint.take() {
+            self.waiting.push_front(complaint);
+        }
         while let Some(labelled) = self.told.pop_back() {
             self.waiting.push_front(labelled);
+        }
+        if let Some(stage) = self.stage.take() {
+            self.waiting.push_front(stage);
         }
     }
 }

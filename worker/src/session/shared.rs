@@ -64,7 +64,7 @@ impl Shared {
     }
 
     pub(super) fn set_step(&self, step: u64) {
-        self.step.store(step, Ordering::Relaxed);
+        self.step.fetch_max(step, Ordering::Relaxed);
     }
 
     pub(super) fn step(&self) -> u64 {

@@ -32,6 +32,7 @@ impl<O: Objective> Trainer<'_, O> {
                 return Err(apart(&standing, ahead));
             }
             info!("the step was committed by others; this worker follows");
+            self.tell_again(control, team)?;
             return Ok(Some(Vote {
                 stop: all.iter().any(|one| one.point > standing.point),
                 sums: ahead.sums.clone(),
@@ -68,7 +69,7 @@ impl<O: Objective> Trainer<'_, O> {
             return Ok(());
         }
         for one in &self.recent {
-            control.step_committed(one.step, Some(one.metrics.clone()))?;
+            control.step_committed(one.generation, one.step, Some(one.metrics.clone()))?;
         }
         Ok(())
     }
