@@ -92,8 +92,8 @@ pub struct Session {
 impl Session {
     /// Registers with the coordinator that the environment names, trying again while it cannot
     /// be reached, and opens the stream. The environment may name several addresses of it,
-    /// separated by commas: they are tried in turn, now and whenever it is lost. `data_address` is where this worker's data plane
-    /// listens.
+    /// separated by commas: they are tried in turn, now and whenever it is lost. `data_address` is
+    /// where this worker's data plane listens.
     ///
     /// # Errors
     /// When the coordinator refuses this worker, or cannot be reached for half a minute.

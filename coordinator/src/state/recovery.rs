@@ -68,8 +68,9 @@ impl Machine {
         self.last_event = now;
         if pause > self.config.limits.silence / 2 {
             for member in self.members.values_mut() {
-                member.heard = (member.heard + pause).min(now);
-                member.moved = (member.moved + pause).min(now);
+                // Never earlier: one that is awaited has until the end of the reunion.
+                member.heard = (member.heard + pause).min(now).max(member.heard);
+                member.moved = (member.moved + pause).min(now).max(member.moved);
             }
             self.lenient_until = now + self.config.limits.leniency;
         }

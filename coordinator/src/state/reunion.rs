@@ -110,7 +110,7 @@ impl Machine {
 
     /// Nobody is left of the earlier term.
     fn wait_for_others(&mut self, number: usize, late: &str) -> Vec<Action> {
-        let what = format!("the {number} workers of the coordinator before are gone");
+        let what = format!("the workers of the coordinator before are gone ({number})");
         self.notice(&Failure::run_failed(what, late, ""), None);
         self.members.clear();
         self.assignment.clear();
