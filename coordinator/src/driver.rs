@@ -25,7 +25,7 @@ use tokio::{
 };
 use tonic::Status;
 
-pub(crate) use handle::{Answer, Command, Directives, Handle};
+pub(crate) use handle::{Answer, Command, Directives, Handle, Yes};
 
 use crate::{
     metrics,
@@ -203,6 +203,14 @@ impl Driver {
                 let ticket = self.expect(reply, None);
                 self.apply(Event::Stop(ticket, reason));
             }
+            Command::Drain(member, reason, reply) => {
+                let ticket = self.expect(reply, None);
+                self.apply(Event::Drain(ticket, member, reason));
+            }
+            Command::Scale(workers, reply) => {
+                let ticket = self.expect(reply, None);
+                self.apply(Event::Scale(ticket, workers));
+            }
         }
     }
 
@@ -277,29 +285,48 @@ impl Driver {
                     .ok()
                     .map(Task::Line);
             }
-            Action::Accept(ticket) => self.answer(ticket, Ok(Vec::new())),
-            Action::Committed(ticket, released) => self.answer(ticket, Ok(released)),
+            Action::Accept(ticket) => self.answer(ticket, Ok(Yes::default())),
+            Action::Welcome(ticket, welcome) => {
+                let yes = Yes {
+                    welcome,
+                    ..Yes::default()
+                };
+                self.answer(ticket, Ok(yes));
+            }
+            Action::Committed(ticket, released) => {
+                let yes = Yes {
+                    released,
+                    ..Yes::default()
+                };
+                self.answer(ticket, Ok(yes));
+            }
             Action::Refuse(ticket, refused) => self.answer(ticket, Err(refused)),
-            Action::Announce(member, generation) => {
-                self.send(&member, Kind::Generation(generation));
-            }
-            Action::AskToStop(member, reason) => {
-                self.send(&member, Kind::Stop(v1::StopRequested { reason }));
-            }
-            Action::Reject(member, refused) => {
-                let refusal = self.wire_refusal(refused);
-                self.send(&member, Kind::Refused(refusal));
-            }
-            Action::Abort(member, abortion) | Action::Dismiss(member, abortion) => {
-                self.abort(&member, &abortion);
-            }
             Action::Close(stream) => {
                 self.streams.remove(&stream);
             }
             Action::Tell(what, why) => tracing::info!(run = %self.shown.run_id, why, "{what}"),
             Action::Explain(reason) => tracing::info!(run = %self.shown.run_id, "{reason}"),
+            other => self.direct(other),
         }
         None
+    }
+
+    /// Tells a member something.
+    fn direct(&mut self, action: Action) {
+        let (member, kind) = match action {
+            Action::Announce(member, generation) => (member, Kind::Generation(generation)),
+            Action::AskToStop(member, reason) => (member, Kind::Stop(v1::StopRequested { reason })),
+            Action::Invite(member, invitation) => (member, Kind::Invitation(invitation)),
+            Action::AskToRegroup(member, reason) => (member, Kind::Regroup(v1::Regroup { reason })),
+            Action::Hold(member, reason) => (member, Kind::Hold(v1::Hold { reason })),
+            Action::LetGo(member, reason) => (member, Kind::Leave(v1::Leave { reason })),
+            Action::Reject(member, refused) => (member, Kind::Refused(self.wire_refusal(refused))),
+            Action::Abort(member, abortion) | Action::Dismiss(member, abortion) => {
+                return self.abort(&member, &abortion);
+            }
+            _ => return,
+        };
+        self.send(&member, kind);
     }
 
     fn answer(&mut self, ticket: Ticket, answer: Answer) {

@@ -35,4 +35,4 @@ pub mod state;
 
 pub use rundir::Resume;
 pub use running::{Coordinator, Outcome, Running, Settings};
-pub use state::Limits;
+pub use state::{Limits, Workers};

@@ -12,7 +12,7 @@ use std::{
 
 use clap::Parser;
 use mks2_coordinator::{
-    Coordinator, Limits, Outcome, Resume, Running, Settings,
+    Coordinator, Limits, Outcome, Resume, Running, Settings, Workers,
     contact::{Contact, Published},
     lock::{self, RunLock},
 };
@@ -42,9 +42,10 @@ struct Arguments {
     /// Where to listen; port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// Workers that the run starts with.
+    /// Workers: N, or MIN:MAX. With N the run starts when all are here and goes on while one is
+    /// left; with MIN:MAX it waits whenever there are fewer than MIN.
     #[arg(long, value_name = "N")]
-    workers: u32,
+    workers: Workers,
     /// A run that is there already: auto, never, or the step of a checkpoint.
     #[arg(long, value_name = "WHAT", default_value = "auto")]
     resume: Resume,
@@ -125,6 +126,7 @@ async fn coordinate(arguments: &Arguments) -> Result<Outcome, Failure> {
         job: resolved.job,
         job_toml: resolved.toml,
         workers: arguments.workers,
+        returns: true,
         token: token.clone(),
         resume: arguments.resume,
         reunite: true,

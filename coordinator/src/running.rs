@@ -28,7 +28,7 @@ use crate::{
     rundir::{Claim, Resume, RunDir},
     scribe::Scribe,
     service::{Doorkeeper, Service},
-    state::{Config, Limits, Machine},
+    state::{Config, Limits, Machine, Workers},
 };
 
 /// How long the end waits for open connections.
@@ -48,8 +48,11 @@ pub struct Settings {
     /// Digests of the corpora's manifests by name; a resumed run must find the same. May be
     /// empty: then nothing is compared.
     pub corpora: BTreeMap<String, String>,
-    /// Workers that the run starts with.
-    pub workers: u32,
+    /// How many workers the run has.
+    pub workers: Workers,
+    /// Somebody starts new workers in the place of those that end: when none is left, they are
+    /// waited for.
+    pub returns: bool,
     /// The run's secret.
     pub token: Token,
     /// What to do with a run that is there already.
@@ -110,7 +113,7 @@ impl Coordinator {
     /// More workers than lanes (exit 3), a taken port (6), a run directory of another job (8) or
     /// one that is in use (2), storage (5).
     pub async fn start(settings: Settings) -> Result<Running, Failure> {
-        check_workers(&settings)?;
+        settings.workers.check(settings.job.lanes)?;
         let listener = bind(settings.bind).await?;
         let address = listener
             .local_addr()
@@ -139,6 +142,8 @@ fn launch(
     rundir: RunDir,
 ) -> Running {
     let term = rundir.journal.term();
+    let latest = rundir.journal.history().checkpoints.latest();
+    let resumed_from = latest.cloned().map(Into::into);
     let machine = Machine::new(config(settings, &rundir));
     let welcome = Arc::new(welcome(settings, &rundir));
     let (status, watch) = watch::channel(machine.status(Duration::ZERO));
@@ -168,7 +173,6 @@ fn launch(
         metrics_failed: false,
     };
     let (streams, goodbye) = (TaskTracker::new(), CancellationToken::new());
-    let resumed_from = welcome.resume_from.clone();
     let service = Service {
         handle: handle.clone(),
         welcome,
@@ -195,25 +199,6 @@ fn launch(
         streams,
         goodbye,
     }
-}
-
-fn check_workers(settings: &Settings) -> Result<(), Failure> {
-    let (workers, lanes) = (settings.workers, settings.job.lanes);
-    if workers == 0 {
-        return Err(Failure::settings(
-            "the run has no workers",
-            "0 workers were asked for",
-            "ask for at least one: --workers 1",
-        ));
-    }
-    if workers > lanes {
-        return Err(Failure::settings(
-            format!("{workers} workers are too many for this job"),
-            format!("it has {lanes} lanes, and each worker holds at least one"),
-            format!("use --workers {lanes} or fewer, or set lanes to {workers} or more"),
-        ));
-    }
-    Ok(())
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
@@ -251,7 +236,8 @@ fn config(settings: &Settings, rundir: &RunDir) -> Config {
         device: settings.job.device.clone(),
         term: rundir.journal.term(),
         lanes: settings.job.lanes,
-        expected: settings.workers,
+        workers: settings.workers,
+        returns: settings.returns,
         total_steps: settings.job.stages.iter().map(|stage| stage.steps).sum(),
         keep_last: settings.job.checkpoint.keep_last as usize,
         last_generation: history.generation,
@@ -262,21 +248,17 @@ fn config(settings: &Settings, rundir: &RunDir) -> Config {
 }
 
 fn welcome(settings: &Settings, rundir: &RunDir) -> v1::RegisterResponse {
-    let checkpoints = &rundir.journal.history().checkpoints;
     let ms = |limit: Duration| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
     v1::RegisterResponse {
         term: rundir.journal.term().0,
+        run_id: rundir.run_id.to_string(),
         job_toml: settings.job_toml.clone(),
         run_url: settings.run_url.clone(),
         heartbeat_interval_ms: ms(settings.limits.heartbeat_interval),
         silence_limit_ms: ms(settings.limits.silence),
-        resume_from: checkpoints.latest().cloned().map(Into::into),
-        finished_stages: checkpoints
-            .finished_stages()
-            .cloned()
-            .map(Into::into)
-            .collect(),
         orphanage_ms: ms(settings.limits.orphanage),
+        // The rest depends on where the run stands when somebody registers.
+        ..v1::RegisterResponse::default()
     }
 }
 
@@ -330,6 +312,18 @@ impl Running {
         let answer = self
             .handle
             .ask(|reply| Command::Stop(reason.to_owned(), reply))
+            .await;
+        answer.map(drop).map_err(|refused| refused.failure)
+    }
+
+    /// Sets how many workers the run is to have.
+    ///
+    /// # Errors
+    /// When it cannot have so many.
+    pub async fn scale(&self, workers: u32) -> Result<(), Failure> {
+        let answer = self
+            .handle
+            .ask(|reply| Command::Scale(workers, reply))
             .await;
         answer.map(drop).map_err(|refused| refused.failure)
     }

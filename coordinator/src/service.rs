@@ -64,8 +64,8 @@ impl Coordinator for Service {
                 convert::registration(request.into_inner()).map_err(|no| self.refuse(&no))?;
             tracing::info!(member = %registration.who.member, host = registration.host, "registering");
             let answer = self.handle.ask(|reply| Command::Register(registration, reply)).await;
-            answer.map_err(|refused| self.refuse(&refused))?;
-            Ok(Response::new((*self.welcome).clone()))
+            let yes = answer.map_err(|refused| self.refuse(&refused))?;
+            Ok(Response::new(convert::welcome(&self.welcome, yes.welcome)))
         }
         .instrument(span)
         .await
@@ -104,12 +104,12 @@ impl Coordinator for Service {
                 manifest,
                 reply,
             };
-            let released = self
+            let yes = self
                 .handle
                 .ask(commit)
                 .await
                 .map_err(|refused| self.refuse(&refused))?;
-            let released = released.into_iter().map(Into::into).collect();
+            let released = yes.released.into_iter().map(Into::into).collect();
             Ok(Response::new(v1::CommitCheckpointResponse { released }))
         }
         .instrument(span)
@@ -126,6 +126,42 @@ impl Coordinator for Service {
             let answer = self.handle.ask(|reply| Command::Stop(reason, reply)).await;
             answer.map_err(|refused| self.refuse(&refused))?;
             Ok(Response::new(v1::StopResponse {}))
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        let span = span_of(info_span!("coordinator.drain"), &request);
+        async {
+            let request = request.into_inner();
+            let member = convert::member(&request.member_id).map_err(|no| self.refuse(&no))?;
+            let reason = convert::reason(request.reason);
+            let drain = |reply| Command::Drain(member, reason, reply);
+            let answer = self.handle.ask(drain).await;
+            answer.map_err(|refused| self.refuse(&refused))?;
+            Ok(Response::new(v1::DrainResponse {}))
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn scale(
+        &self,
+        request: Request<v1::ScaleRequest>,
+    ) -> Result<Response<v1::ScaleResponse>, Status> {
+        let span = span_of(info_span!("coordinator.scale"), &request);
+        async {
+            let workers = request.into_inner().workers;
+            let answer = self
+                .handle
+                .ask(|reply| Command::Scale(workers, reply))
+                .await;
+            answer.map_err(|refused| self.refuse(&refused))?;
+            Ok(Response::new(v1::ScaleResponse {}))
         }
         .instrument(span)
         .await

@@ -3,14 +3,17 @@
 
 mod checkpoints;
 mod event;
+mod leaving;
 mod member;
 mod membership;
+mod newcomers;
 mod progress;
 mod recovery;
 mod reunion;
 mod run;
 mod stalls;
 mod view;
+mod workers;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,16 +22,18 @@ use std::{
 
 use mks2_proto::{
     failure::Failure,
-    ids::{Generation, MemberId, RunId, Term},
+    ids::{Generation, Incarnation, MemberId, RunId, Term},
     v1,
 };
 
 pub use checkpoints::{Checkpoint, Checkpoints, Place};
 pub use event::{
-    Abortion, Action, Event, Identity, Limits, Refused, Registration, StreamId, Ticket,
+    Abortion, Action, Event, Identity, Limits, Refused, Registration, StreamId, Ticket, Welcome,
 };
 use member::Member;
+use newcomers::Candidate;
 use run::Run;
+pub use workers::Workers;
 
 use crate::{
     assign::Assignment,
@@ -50,8 +55,11 @@ pub struct Config {
     pub term: Term,
     /// Lanes of the job.
     pub lanes: u32,
-    /// Members that the run starts with.
-    pub expected: u32,
+    /// How many members the run has.
+    pub workers: Workers,
+    /// Somebody starts new workers in the place of those that end: when none is left, they are
+    /// waited for.
+    pub returns: bool,
     /// Steps of all stages.
     pub total_steps: u64,
     /// How many checkpoints inside stages stay.
@@ -80,7 +88,11 @@ pub struct Config {
 /// | waiting | a member fails by itself | failed, with its words |
 /// | active | somebody asks to stop | active, stopping at the next step border |
 /// | active | a member is lost: its stream breaks, it is silent too long, its process ends | active, in the next generation, of the others |
+/// | active | fewer members are left than the run's minimum | active, holding: the next generation forms when there are enough |
+/// | active | the only member is lost, and others may come | waiting, from the latest checkpoint |
 /// | active | the only member is lost | failed, naming it |
+/// | active | a candidate is ready, or a member is to leave | active, in the next generation after a step border |
+/// | active | all members are to leave | active, stopping at the next step border |
 /// | active | a member fails by its own trouble | as if it were lost |
 /// | active | a member fails by what would hit all | failed, with its words |
 /// | active | the others wait for a member for too long | as if it were lost |
@@ -95,12 +107,20 @@ pub struct Config {
 /// Invariants, checked after each event in debug builds:
 /// 1. a generation has its members' lanes dealt completely, and its number only grows;
 /// 2. a member's committed step only grows, and none is ahead of the run;
-/// 3. the members of an active run that have not finished are those of its generation.
+/// 3. the members of an active run that have not finished are those of its generation; while it
+///    holds, some of them.
 #[derive(Debug)]
 pub struct Machine {
     config: Config,
     run: Run,
     members: BTreeMap<MemberId, Member>,
+    candidates: BTreeMap<MemberId, Candidate>,
+    /// Processes that were let go.
+    departed: BTreeMap<MemberId, Incarnation>,
+    /// How many members the run is to have.
+    wanted: u32,
+    /// When somebody opened a stream last.
+    arrived: Duration,
     generation: Generation,
     assignment: Assignment,
     checkpoints: Checkpoints,
@@ -116,6 +136,10 @@ pub struct Machine {
     notices: VecDeque<v1::Notice>,
     noticed: u64,
     members_lost: u64,
+    members_joined: u64,
+    members_left: u64,
+    /// Generations that were formed since a step was committed, and that step.
+    fruitless: (u64, u32),
     checkpoints_skipped: u64,
     /// Steps whose manifests are being written, and who else waits for them.
     writing: BTreeMap<u64, Vec<Ticket>>,
@@ -145,6 +169,10 @@ impl Machine {
         Self {
             run: Run::Waiting,
             members: BTreeMap::new(),
+            candidates: BTreeMap::new(),
+            departed: BTreeMap::new(),
+            wanted: config.workers.max,
+            arrived: Duration::ZERO,
             generation: config.last_generation,
             assignment: Assignment::new(),
             checkpoints: config.checkpoints.clone(),
@@ -157,6 +185,9 @@ impl Machine {
             notices: VecDeque::new(),
             noticed: 0,
             members_lost: 0,
+            members_joined: 0,
+            members_left: 0,
+            fruitless: (step, 0),
             checkpoints_skipped: 0,
             writing: BTreeMap::new(),
             reunion: None,
@@ -185,12 +216,16 @@ impl Machine {
                 self.manifest_failed(ticket, step, failure)
             }
             Event::Stop(ticket, reason) => self.stop(ticket, reason),
+            Event::Drain(ticket, member, reason) => self.drain(ticket, &member, &reason),
+            Event::Scale(ticket, workers) => self.scale(ticket, workers),
             Event::Broken(failure) => {
                 self.broken(failure);
                 Vec::new()
             }
             Event::Tick => self.tick(now),
         };
+        actions.extend(self.seek_change());
+        actions.extend(self.turn_candidates_away());
         let news = self.notices.iter().filter(|notice| notice.number > noticed);
         actions.extend(news.map(|notice| Action::Tell(notice.what.clone(), notice.why.clone())));
         let reason = self.reason();
@@ -220,13 +255,9 @@ impl Machine {
     /// Nobody has an open stream.
     #[must_use]
     pub fn is_deserted(&self) -> bool {
-        self.members.values().all(|member| member.stream.is_none())
-    }
-
-    /// The checkpoint from which members start: the latest one when the coordinator started.
-    #[must_use]
-    pub fn resume_from(&self) -> Option<&Checkpoint> {
-        self.config.checkpoints.latest()
+        let candidates = self.candidates.values().map(|candidate| &candidate.member);
+        let mut all = self.members.values().chain(candidates);
+        all.all(|member| member.stream.is_none())
     }
 
     /// Number of the present generation; 0 before the first.
@@ -298,6 +329,7 @@ impl Machine {
             .assignment
             .iter()
             .any(|share| !self.members.contains_key(&share.member));
+        let ghost = ghost && active.held.is_none();
         (stranger || ghost).then_some("3: members and generation differ")
     }
 }

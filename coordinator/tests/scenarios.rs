@@ -8,7 +8,7 @@ use mks2_coordinator::{
     journal::{Entry, GenerationMember, Working},
     state::{
         Action, Checkpoint, Checkpoints, Config, Event, Identity, Limits, Machine, Refused,
-        Registration, StreamId, Ticket,
+        Registration, StreamId, Ticket, Welcome, Workers,
     },
 };
 use mks2_proto::{
@@ -94,7 +94,11 @@ fn config(text: &str) -> Config {
         device: "cpu".into(),
         term: Term(1),
         lanes: u32::try_from(number("lanes", 8)).expect("few"),
-        expected: u32::try_from(number("workers", 2)).expect("few"),
+        workers: options
+            .get("workers")
+            .map_or(Ok(Workers::exactly(2)), |text| text.parse())
+            .expect("workers"),
+        returns: options.contains_key("returns"),
         total_steps: 100,
         keep_last: usize::try_from(number("keep_last", 2)).expect("few"),
         last_generation: Generation(number("generation", 0)),
@@ -103,6 +107,7 @@ fn config(text: &str) -> Config {
         limits: Limits {
             reunion: Duration::from_secs(5),
             stall: Duration::from_secs(number("stall", 600)),
+            fruitless: u32::try_from(number("fruitless", 32)).expect("few"),
             ..Limits::default()
         },
     }
@@ -159,26 +164,11 @@ impl Clerk {
         };
         let number = |at: usize| -> u64 { words[at].parse().expect("a number") };
         let rest = |at: usize| words[at..].join(" ");
-        let report = |kind| Event::Report(who(), Generation(number(4)), kind);
         let event = match words[1] {
             "register" => Event::Register(ticket, registration(who(), line)),
             "attach" => Event::Attach(ticket, StreamId(number(4)), who()),
             "detach" => Event::Detach(StreamId(number(4)), who(), rest(5)),
             "exited" => Event::Exited(MemberId::new(words[2]).expect("a name"), rest(3)),
-            "beat" => report(Kind::Heartbeat(heartbeat(line))),
-            "step" => report(Kind::StepCommitted(step(number(5), line))),
-            "finished" => report(Kind::Finished(v1::Finished {
-                complete: words[5] == "complete",
-            })),
-            "failed" => report(Kind::Failed(failed(number(5), rest(6)))),
-            "blames" => report(Kind::PeerLost(v1::PeerLost {
-                member_id: words[5].replace("nobody", ""),
-                why: rest(6),
-            })),
-            "skipped" => report(Kind::CheckpointSkipped(v1::CheckpointSkipped {
-                step: number(5),
-                failure: Some(failed(5, rest(6))),
-            })),
             "commit" => {
                 let checkpoint = checkpoint(number(5), words[6], words.get(7) == Some(&"final"));
                 Event::Commit(ticket, who(), Generation(number(4)), checkpoint)
@@ -195,10 +185,12 @@ impl Clerk {
                     Failure::storage("not written", rest(2), "look"),
                 )
             }
+            "drain" => Event::Drain(ticket, MemberId::new(words[2]).expect("a name"), rest(3)),
+            "scale" => Event::Scale(ticket, u32::try_from(number(2)).expect("few")),
             "stop" => Event::Stop(ticket, rest(2)),
             "broken" => Event::Broken(Failure::storage("the journal is lost", rest(2), "look")),
             "tick" => Event::Tick,
-            other => panic!("unknown event {other}"),
+            _ => Event::Report(who(), Generation(number(4)), said(&words, line)),
         };
         (now, event)
     }
@@ -208,6 +200,38 @@ impl Clerk {
             self.commits.push((*ticket, checkpoint.clone()));
         }
         note(action)
+    }
+}
+
+/// What a member reports: the word, the member, its incarnation, the generation, and the rest.
+fn said(words: &[&str], line: &str) -> Kind {
+    let number = |at: usize| -> u64 { words[at].parse().expect("a number") };
+    let rest = |at: usize| words[at..].join(" ");
+    match words[1] {
+        "beat" => Kind::Heartbeat(heartbeat(line)),
+        "step" => Kind::StepCommitted(step(number(5), line)),
+        "finished" => Kind::Finished(v1::Finished {
+            complete: words[5] == "complete",
+        }),
+        "failed" => Kind::Failed(failed(number(5), rest(6))),
+        "blames" => Kind::PeerLost(v1::PeerLost {
+            member_id: words[5].replace("nobody", ""),
+            why: rest(6),
+        }),
+        "skipped" => Kind::CheckpointSkipped(v1::CheckpointSkipped {
+            step: number(5),
+            failure: Some(failed(5, rest(6))),
+        }),
+        "stage" => Kind::StageChanged(v1::StageChanged {
+            stage: words[5].into(),
+            ..v1::StageChanged::default()
+        }),
+        "ready" => Kind::Ready(v1::Ready {
+            stage: words[5].into(),
+        }),
+        "at-border" => Kind::AtBorder(v1::AtBorder { step: number(5) }),
+        "leaving" => Kind::Leaving(v1::Leaving { reason: rest(5) }),
+        other => panic!("unknown event {other}"),
     }
 }
 
@@ -292,6 +316,7 @@ fn note(action: &Action) -> String {
             generation, step, ..
         } => format!("  measure step {step}, generation {generation}"),
         Action::Accept(_) => "  accept".to_owned(),
+        Action::Welcome(_, welcome) => self::welcome(welcome),
         Action::Committed(_, released) => {
             let steps: Vec<_> = released.iter().map(|checkpoint| checkpoint.step).collect();
             format!("  committed, released {steps:?}")
@@ -301,6 +326,16 @@ fn note(action: &Action) -> String {
             format!("  announce to {member} generation {}", members(generation))
         }
         Action::AskToStop(member, reason) => format!("  ask {member} to stop: {reason}"),
+        Action::Invite(member, invitation) => {
+            let finished: Vec<_> = invitation.finished_stages.iter().map(|c| c.step).collect();
+            let stage = &invitation.stage;
+            format!("  invite {member} to stage {stage}, behind steps {finished:?}")
+        }
+        Action::AskToRegroup(member, reason) => {
+            format!("  ask {member} to meet at a border: {reason}")
+        }
+        Action::Hold(member, reason) => format!("  hold {member}: {reason}"),
+        Action::LetGo(member, reason) => format!("  let {member} go: {reason}"),
         Action::Reject(member, refused) => format!("  reject {member} {}", refusal(refused)),
         Action::Abort(member, abortion) => {
             let lost = abortion.lost.as_ref().map_or("nobody", MemberId::as_str);
@@ -318,6 +353,14 @@ fn note(action: &Action) -> String {
     }
 }
 
+fn welcome(welcome: &Welcome) -> String {
+    let place = welcome.resume_from.as_ref().map_or(0, |from| from.step);
+    match welcome.is_candidate {
+        true => "  welcome as a candidate".to_owned(),
+        false => format!("  welcome, from step {place}"),
+    }
+}
+
 fn members(generation: &v1::Generation) -> String {
     let member = |m: &v1::Member| format!("{}={}:{:?}", m.rank, m.member_id, m.lanes);
     let members: Vec<_> = generation.members.iter().map(member).collect();
@@ -332,11 +375,17 @@ fn record(entry: &Entry) -> String {
             members,
             after_step,
             lost,
+            left,
+            joined,
         } => {
             let (size, lost) = (members.len(), lost.len());
-            format!(
-                "generation {generation} of {size} members, {lost} lost, after step {after_step}"
-            )
+            let mut words = format!("generation {generation} of {size} members, {lost} lost");
+            for (ids, what) in [(left, "left"), (joined, "joined")] {
+                if !ids.is_empty() {
+                    let _ = write!(words, ", {} {what}", ids.len());
+                }
+            }
+            format!("{words}, after step {after_step}")
         }
         Entry::CheckpointCommitted {
             checkpoint,

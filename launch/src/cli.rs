@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use mks2_coordinator::Resume;
+use mks2_coordinator::{Resume, Workers};
 use mks2_proto::job::load::Overrides;
 use mks2_proto::telemetry;
 
@@ -107,6 +107,12 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Follow a run until it ends
     Watch(WatchArgs),
+    /// Let a worker of a run at work go, at the next step border
+    Drain(DrainArgs),
+    /// Set how many workers a run at work is to have
+    Scale(ScaleArgs),
+    /// Become a worker of a run at work
+    Worker(WorkerArgs),
     /// Make the report of a run again and print its numbers
     Report(ReportArgs),
     /// Prove what a run has done with every row, or look up a step or a row
@@ -166,15 +172,23 @@ pub(crate) struct TrainArgs {
     /// The run directory: a path or any object store URL [default: runs/NAME-OF-THE-JOB]
     #[arg(long, value_name = "URL")]
     pub(crate) run: Option<String>,
-    /// Workers to start on this machine
+    /// Workers on this machine: N, or MIN:MAX
+    ///
+    /// With N the run starts when all are here and goes on while one is left. With MIN:MAX as many as
+    /// MAX are started, and the run waits whenever there are fewer than MIN.
     #[arg(
         long,
         alias = "nproc-per-node",
-        default_value_t = 1,
-        value_name = "N",
-        value_parser = workers
+        default_value = "1",
+        value_name = "N|MIN:MAX"
     )]
-    pub(crate) workers: u32,
+    pub(crate) workers: Workers,
+    /// How many workers that failed are started again, in all
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub(crate) restarts: u32,
+    /// The same for workers that were asked to end (SIGTERM)
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub(crate) preemptions: u32,
     /// What to do when the run directory holds a run: go on from the latest checkpoint (auto),
     /// refuse (never), or go on from a step
     #[arg(long, default_value = "auto", value_name = "auto|never|STEP")]
@@ -255,6 +269,62 @@ pub(crate) struct StatusArgs {
 pub(crate) struct WatchArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
+}
+
+/// Options of `drain`.
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_long_help = "Example:\n  mks2 drain runs/emoji worker-1\n\nThe others take its \
+    lanes over. It is not replaced; `mks2 scale` makes room again."
+)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// The worker, as `mks2 status` names it
+    pub(crate) worker: String,
+}
+
+/// Options of `scale`.
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_long_help = "Example:\n  mks2 scale runs/emoji 4\n\nWhoever started the run starts \
+    the missing ones; others can join with `mks2 worker --join`. Surplus workers leave at the next \
+    step border. Weights and order of samples stay the same."
+)]
+pub(crate) struct ScaleArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// How many workers the run is to have
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) workers: u32,
+}
+
+const WORKER_EXAMPLES: &str = "\
+Examples:
+  mks2 worker --join runs/emoji
+      One more worker for a run of this machine, if it wants one (see `mks2 scale`).
+  MKS2_TOKEN=$(cat token) mks2 worker --join 10.0.0.5:7000 --listen 10.0.0.6:0
+      One on another machine; the others must be able to reach the address after --listen.
+
+The worker prepares beside the run, gets the state of training from the others and enters at a step
+border. SIGTERM lets it go again.";
+
+/// Options of `worker`.
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = WORKER_EXAMPLES)]
+pub(crate) struct WorkerArgs {
+    /// A run directory, or the address of a coordinator (HOST:PORT or http://HOST:PORT)
+    #[arg(long, value_name = "RUN_DIR|ADDRESS")]
+    pub(crate) join: String,
+    /// The run's token, for an address
+    #[arg(long, env = mks2_proto::env::TOKEN, hide_env_values = true, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+    /// Its name, unique in the run [default: worker-HOST-PROCESS]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Where the other workers reach it; port 0 takes any free one
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS", value_parser = address)]
+    pub(crate) listen: SocketAddr,
 }
 
 /// Options of `report`.
@@ -345,7 +415,7 @@ mod tests {
     fn the_words_of_torchrun_are_understood() {
         let words = ["mks2", "train", "job.toml", "--nproc-per-node", "3"];
         match Cli::try_parse_from(words).expect("good").command {
-            Command::Train(options) => assert_eq!(options.workers, 3),
+            Command::Train(options) => assert_eq!(options.workers, Workers::exactly(3)),
             other => panic!("{other:?}"),
         }
     }

@@ -22,6 +22,7 @@ mod plan;
 mod progress;
 mod report;
 mod status;
+mod steer;
 mod summary;
 mod table;
 mod train;
@@ -80,6 +81,9 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Plan(options) => on_runtime(plan::run(&options, output)),
         Command::Status(options) => on_runtime(status::run(&options, output)),
         Command::Watch(options) => on_runtime(status::watch(&options, output)),
+        Command::Drain(options) => on_runtime(steer::drain(&options, output)),
+        Command::Scale(options) => on_runtime(steer::scale(&options, output)),
+        Command::Worker(options) => steer::join(&options),
         Command::Ledger(command) => on_runtime(ledger::run(command, output)),
         Command::Report(options) => on_runtime(summary::print(
             &options.run,

@@ -99,22 +99,27 @@ fn conclude(last: Option<StatusResponse>, output: &Output) -> Result<(), Failure
 }
 
 /// A client of the live coordinator; none: the run directory is at rest.
-async fn connect(args: &TargetArgs) -> Result<Option<dial::Client>, Failure> {
+pub(crate) async fn connect(args: &TargetArgs) -> Result<Option<dial::Client>, Failure> {
+    let Some((endpoint, token)) = address(args)? else {
+        return Ok(None);
+    };
+    let mut target = dial::Target::new(endpoint, token);
+    if matches!(parse(&args.target), Target::Address(_)) {
+        return target.connect().await.map(Some);
+    }
+    target.connect_timeout = LOCAL_TIMEOUT;
+    // A launcher that was killed leaves its file: nobody there means at rest.
+    Ok(target.connect().await.ok())
+}
+
+/// Endpoint and token of a coordinator; none: the run directory names none.
+pub(crate) fn address(args: &TargetArgs) -> Result<Option<(String, Token)>, Failure> {
     match parse(&args.target) {
-        Target::Address(endpoint) => {
-            let token = token(args.token.as_deref())?;
-            dial::Target::new(endpoint, token).connect().await.map(Some)
-        }
+        Target::Address(endpoint) => Ok(Some((endpoint, token(args.token.as_deref())?))),
         Target::Run(location) => {
             let contact = store::local_path(&location).and_then(|folder| Contact::read(&folder));
-            let Some(contact) = contact else {
-                return Ok(None);
-            };
-            let token = token(Some(&contact.token))?;
-            let mut target = dial::Target::new(contact.endpoint, token);
-            target.connect_timeout = LOCAL_TIMEOUT;
-            // A launcher that was killed leaves its file: nobody there means at rest.
-            Ok(target.connect().await.ok())
+            let known = contact.map(|contact| Ok((contact.endpoint, token(Some(&contact.token))?)));
+            known.transpose()
         }
     }
 }

@@ -19,8 +19,9 @@ mod lost;
 mod prepare;
 mod signals;
 mod spawn;
+mod supervise;
 
-pub(crate) use prepare::{located, used_corpora};
+pub(crate) use prepare::{located, used_corpora, worker_program};
 
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ use fleet::{Exit, Fleet};
 use lost::Lost;
 use prepare::Prepared;
 use signals::Signals;
+use supervise::{Fate, Supervisor};
 
 /// How long workers may take to leave by themselves after a run has ended well.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -127,7 +129,10 @@ fn publish(prepared: &Prepared, running: &Running) -> Result<Published, Failure>
 
 fn greet(args: &TrainArgs, prepared: &Prepared, running: &Running, output: &Output) {
     let job = &prepared.resolved.job;
-    let workers = plural(args.workers.into(), "worker");
+    let workers = match args.workers.to_string().parse() {
+        Ok(number) => plural(number, "worker"),
+        Err(_) => format!("{} workers", args.workers),
+    };
     let lanes = plural(job.lanes.into(), "lane");
     output.note(&format!(
         "run {} in {}",
@@ -179,9 +184,12 @@ impl Follow<'_> {
         progress: &mut Progress,
     ) -> Result<(), Failure> {
         let mut watch = self.running.watch.clone();
+        let before = watch.borrow().generation;
         let late = Instant::now() + JOIN_LIMIT;
         let mut asked_to_stop = false;
         let mut lost = Lost::default();
+        let mut supervisor = Supervisor::new(self.args.restarts, self.args.preemptions);
+        let mut wanted = self.args.workers.max;
         loop {
             let status = watch.borrow_and_update().clone();
             progress.update(&status);
@@ -189,7 +197,15 @@ impl Follow<'_> {
             if is_over(&status) {
                 return Ok(());
             }
-            let waits = status.state() == RunState::WaitingForMembers;
+            let has_begun = status.generation > before;
+            let waits = !has_begun && status.state() == RunState::WaitingForMembers;
+            if status.state() == RunState::Stopping {
+                supervisor.rest();
+            }
+            if status.wanted_members > wanted {
+                add_workers(status.wanted_members, fleet, &mut supervisor);
+            }
+            wanted = status.wanted_members;
             tokio::select! {
                 biased;
                 by = signals.next() => {
@@ -200,7 +216,19 @@ impl Follow<'_> {
                     self.ask_to_stop(by).await;
                 }
                 rank = lost.is_due() => lost.end(rank, fleet),
-                exit = fleet.next_exit() => self.worker_ended(&exit, fleet, &mut watch).await?,
+                exit = fleet.next_exit() => {
+                    lost.forget(exit.rank);
+                    self.worker_ended(&exit, fleet, &mut watch, has_begun).await?;
+                    if has_begun && !asked_to_stop {
+                        self.replace(&exit, fleet, &mut supervisor, &mut watch).await?;
+                    }
+                }
+                (rank, restarts) = supervisor.next() => {
+                    fleet.start_one(rank, restarts)?;
+                    let member = fleet.workers().get(rank as usize).map(|w| w.member.to_string());
+                    let member = member.unwrap_or_default();
+                    self.output.note(&format!("{member} is started again"));
+                }
                 changed = watch.changed() => if changed.is_err() {
                     return Ok(());
                 },
@@ -252,13 +280,14 @@ impl Follow<'_> {
         exit: &Exit,
         fleet: &Fleet,
         watch: &mut watch::Receiver<StatusResponse>,
+        has_begun: bool,
     ) -> Result<(), Failure> {
         let Some(worker) = fleet.workers().get(exit.rank as usize) else {
             return Ok(());
         };
         let ending = cause::ending(exit.status);
         self.running.member_exited(&worker.member, &ending).await;
-        if watch.borrow().state() != RunState::WaitingForMembers {
+        if has_begun || watch.borrow().state() != RunState::WaitingForMembers {
             if !exit.status.success() && worker.unprompted {
                 let (member, log) = (&worker.member, worker.log.display());
                 self.output.note(&format!("{member}: {ending} (log {log})"));
@@ -270,6 +299,52 @@ impl Follow<'_> {
             Ok(_) => Ok(()),
             Err(_) => Err(cause::of_start(exit.rank, worker, exit.status)),
         }
+    }
+
+    /// Another process for one that ended, if the run wants it.
+    async fn replace(
+        &self,
+        exit: &Exit,
+        fleet: &Fleet,
+        supervisor: &mut Supervisor,
+        watch: &mut watch::Receiver<StatusResponse>,
+    ) -> Result<(), Failure> {
+        let status = watch.borrow().clone();
+        let there = fleet.alive() + supervisor.waiting();
+        let is_wanted = there < status.wanted_members as usize
+            && !is_over(&status)
+            && status.state() != RunState::Stopping;
+        let fate = supervisor.ended(exit.rank, exit.status, is_wanted);
+        if fate == Fate::Exhausted {
+            let option = match exit.status.success() {
+                true => "--preemptions",
+                false => "--restarts",
+            };
+            self.output.note(&format!(
+                "worker-{} is not started again: {option} is used up",
+                exit.rank
+            ));
+        }
+        if fleet.alive() > 0 || supervisor.waiting() > 0 {
+            return Ok(());
+        }
+        // The coordinator waits for workers, and nobody will start any: unless it has an end of
+        // its own to tell.
+        let over = tokio::time::timeout(LAST_WORDS, watch.wait_for(is_over));
+        if over.await.is_ok() {
+            return Ok(());
+        }
+        Err(self.nobody_left(&watch.borrow()))
+    }
+
+    fn nobody_left(&self, status: &StatusResponse) -> Failure {
+        let last = status.notices.last();
+        let why = last.map_or_else(
+            || "all have ended".to_owned(),
+            |notice| format!("the last one: {}: {}", notice.what, notice.why),
+        );
+        let cure = resume_words(self.args, self.prepared);
+        Failure::run_failed("no worker is left", why, cure)
     }
 
     fn never_joined(&self, status: &StatusResponse) -> Failure {
@@ -286,6 +361,20 @@ impl Follow<'_> {
             "it was asked a second time; steps since the last checkpoint are computed again",
             resume_words(self.args, self.prepared),
         )
+    }
+}
+
+/// The run is to have more workers than are there: places of those that ended first.
+fn add_workers(wanted: u32, fleet: &Fleet, supervisor: &mut Supervisor) {
+    let there = fleet.alive() + supervisor.waiting();
+    let missing = (wanted as usize).saturating_sub(there);
+    let is_free = |rank: u32| {
+        let worker = fleet.workers().get(rank as usize);
+        worker.is_none_or(|worker| worker.exit.is_some()) && !supervisor.is_waiting(rank)
+    };
+    let places: Vec<u32> = (0..).filter(|rank| is_free(*rank)).take(missing).collect();
+    for rank in places {
+        supervisor.start(rank, Duration::ZERO);
     }
 }
 

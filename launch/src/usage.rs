@@ -110,6 +110,7 @@ fn cure(error: &clap::Error, path: &str, command: &Command) -> String {
     let suggested = suggested
         .into_iter()
         .find_map(|kind| text_of(error.get(kind)?));
+    let suggested = meant_command(error, command).or(suggested);
     let see = format!("see `{path} --help`");
     if let Some(meant) = suggested.or_else(|| meant_option(error, command)) {
         return format!("did you mean '{meant}'? ({see})");
@@ -130,21 +131,32 @@ fn text_of(value: &ContextValue) -> Option<String> {
     }
 }
 
-/// The option that an unknown one is likely to mean; clap finds no swapped letters.
+/// The command that an unknown one is likely to mean; clap finds no swapped letters.
+fn meant_command(error: &clap::Error, command: &Command) -> Option<String> {
+    let given = text_of(error.get(ContextKind::InvalidSubcommand)?)?;
+    let names = command.get_subcommands().map(Command::get_name);
+    likest(&given, names).map(str::to_owned)
+}
+
+/// The option that an unknown one is likely to mean.
 fn meant_option(error: &clap::Error, command: &Command) -> Option<String> {
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
     }
     let given = text_of(error.get(ContextKind::InvalidArg)?)?;
     let given = given.strip_prefix("--")?;
-    let likeness = |option: &str| strsim::normalized_damerau_levenshtein(given, option);
-    command
+    let options = command
         .get_arguments()
-        .filter_map(|argument| argument.get_long())
-        .map(|option| (likeness(option), option))
+        .filter_map(|argument| argument.get_long());
+    likest(given, options).map(|option| format!("--{option}"))
+}
+
+fn likest<'a>(given: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    words
+        .map(|word| (strsim::normalized_damerau_levenshtein(given, word), word))
         .filter(|(likeness, _)| *likeness >= LIKENESS)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, option)| format!("--{option}"))
+        .map(|(_, word)| word)
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ mod bits;
 mod chance;
 #[path = "worker/interruptions.rs"]
 mod interruptions;
+#[path = "worker/joining.rs"]
+mod joining;
 #[path = "worker/lab.rs"]
 mod lab;
 #[path = "worker/ledger.rs"]

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 pub const COORDINATOR: &str = "MKS2_COORDINATOR";
 /// The run's token, sent as `authorization: Bearer TOKEN`.
 pub const TOKEN: &str = "MKS2_TOKEN";
-/// The run that the worker joins.
+/// The run that the worker joins; without it whichever the coordinator has.
 pub const RUN_ID: &str = "MKS2_RUN_ID";
 /// The worker's name, unique in the run: `worker-0`. Without it: `worker-RANK`.
 pub const MEMBER_ID: &str = "MKS2_MEMBER_ID";
@@ -37,14 +37,21 @@ pub const WORKER: &str = "MKS2_WORKER";
 pub const CUBLAS_WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
 /// Eight buffers of 4 MiB, as NVIDIA's documentation of cuBLAS advises for reproducible results.
 pub const CUBLAS_WORKSPACE_VALUE: &str = ":4096:8";
+/// How often the launcher has started this worker again.
+pub const RESTARTS: &str = "MKS2_RESTARTS";
+/// Seconds from SIGTERM to the end of a worker that could not leave before.
+pub const GRACE: &str = "MKS2_GRACE";
 /// Beginning of the variables that set a key of the job file: `MKS2__STAGE__MEMORY__STEPS=5`.
 pub const SETTING_PREFIX: &str = "MKS2__";
 
 /// The list, with what each is for: `(name, meaning)`.
-pub const ALL: [(&str, &str); 14] = [
+pub const ALL: [(&str, &str); 16] = [
     (COORDINATOR, "endpoint of the coordinator, http://HOST:PORT"),
     (TOKEN, "the run's token"),
-    (RUN_ID, "the run that the worker joins"),
+    (
+        RUN_ID,
+        "the run that the worker joins; else the coordinator's",
+    ),
     (
         MEMBER_ID,
         "the worker's name, unique in the run; else worker-RANK",
@@ -74,6 +81,11 @@ pub const ALL: [(&str, &str); 14] = [
         "cuBLAS' workspace, fixed so that a GPU repeats its bits",
     ),
     (
+        GRACE,
+        "seconds that a worker has to leave after SIGTERM; else 25",
+    ),
+    (RESTARTS, "how often this worker was started again (a hint)"),
+    (
         SETTING_PREFIX,
         "prefix of variables that set a key of the job file",
     ),
@@ -86,7 +98,7 @@ pub struct WorkerEnv {
     pub coordinator: String,
     /// The run's token.
     pub token: String,
-    /// The run to join.
+    /// The run to join; empty: the coordinator's.
     pub run_id: String,
     /// The worker's own name, unique in the run.
     pub member_id: String,
@@ -126,7 +138,7 @@ impl WorkerEnv {
         Ok(Self {
             coordinator: needed(COORDINATOR)?,
             token: needed(TOKEN)?,
-            run_id: needed(RUN_ID)?,
+            run_id: get(RUN_ID).unwrap_or_default(),
             member_id: get(MEMBER_ID).unwrap_or_else(|| format!("worker-{rank}")),
             data_address: get(DATA_ADDRESS).unwrap_or_else(|| "127.0.0.1:0".into()),
             rank,

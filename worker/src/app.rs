@@ -39,6 +39,10 @@ pub fn work(env: &WorkerEnv) -> Result<End, Failure> {
     let session = Arc::new(session);
     let outcome = joined(env, &runtime, &session, listener);
     let outcome = match outcome {
+        Ok(End::LetGo) => {
+            session.left();
+            Ok(End::LetGo)
+        }
         Ok(end) => session.finished(end == End::Complete).map(|()| end),
         Err(failure) => Err(session.failed(failure)),
     };
@@ -88,7 +92,15 @@ fn joined(
         committed: welcome.resume_from.as_ref().map_or(0, |from| from.step),
         ..Standing::default()
     };
-    let team = Team::join(env, session, listener, device, &standing)?;
+    let mut team = Team::outside(env, session, listener, device);
+    let wait = |team: &mut Team| match welcome.candidate {
+        true => session.wait_invitation(0).map(Some),
+        false => team.join(&standing).map(|()| None),
+    };
+    let invitation = match wait(&mut team) {
+        Err(_) if session.was_let_go() => return Ok(End::LetGo),
+        waited => waited?,
+    };
     let store = CheckpointStore::open(&welcome.run_url)?;
     let saver = Saver::new(store, Arc::clone(session), runtime.handle().clone());
     let mut run = Run {
@@ -102,10 +114,17 @@ fn joined(
         device,
         runtime: runtime.handle().clone(),
         lineage: Lineage::default(),
+        invitation,
     };
     let finished = welcome.finished_stages.clone();
-    run.run(&Start {
+    let ended = run.run(&Start {
         resume_from: welcome.resume_from.clone(),
         finished,
-    })
+    });
+    if ended.is_err() && session.was_let_go() {
+        // What it was saving counts still.
+        run.saver.settle()?;
+        return Ok(End::LetGo);
+    }
+    ended
 }

@@ -13,7 +13,14 @@ pub trait Control {
     fn set_phase(&self, phase: Phase, collective: u64);
 
     /// Whether somebody asked the run to stop.
-    fn stop_requested(&self) -> bool;
+    fn stop_requested(&self) -> bool {
+        false
+    }
+
+    /// Whether the workers are to change behind the step.
+    fn regroup_requested(&self) -> bool {
+        false
+    }
 
     /// Says that a step, counted from 1 over all stages, was applied in a generation; rank 0 adds
     /// the metrics.
@@ -22,10 +29,12 @@ pub trait Control {
     /// When the run is over.
     fn step_committed(
         &self,
-        generation: u64,
-        step: u64,
-        metrics: Option<StepMetrics>,
-    ) -> Result<(), Failure>;
+        _generation: u64,
+        _step: u64,
+        _metrics: Option<StepMetrics>,
+    ) -> Result<(), Failure> {
+        Ok(())
+    }
 }
 
 impl Control for Session {
@@ -35,6 +44,10 @@ impl Control for Session {
 
     fn stop_requested(&self) -> bool {
         Self::stop_requested(self)
+    }
+
+    fn regroup_requested(&self) -> bool {
+        Self::regroup_requested(self)
     }
 
     fn step_committed(

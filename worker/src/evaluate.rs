@@ -231,9 +231,9 @@ impl Evaluator<'_> {
                 Some(block) => vec![(rank as u32, compute(block)?)],
                 None => Vec::new(),
             };
-            let stop = (self.stop_requested)();
+            let stop = u8::from((self.stop_requested)());
             let (stop, all) = all_lanes(collective, stop, &mine, round.len() as u32)?;
-            if stop {
+            if stop != 0 {
                 return Err(stopped().into());
             }
             shares.extend(all);

@@ -9,23 +9,23 @@ use crate::collectives::Collective;
 use crate::objective::Share;
 use crate::team::Setback;
 
-/// Gathers the shares of `total` lanes, of which this worker gives `mine`. `flag` is or-ed over
-/// the workers.
+/// Gathers the shares of `total` lanes, of which this worker gives `mine`. The bits of `flags` are
+/// or-ed over the workers.
 ///
 /// # Errors
 /// When a peer is lost, or the shares do not cover every lane exactly once.
 pub(crate) fn all_lanes(
     collective: &mut dyn Collective,
-    flag: bool,
+    flags: u8,
     mine: &[(u32, Share)],
     total: u32,
-) -> Result<(bool, Vec<Share>), Setback> {
-    let messages = collective.all_gather(&encode(flag, mine))?;
-    let mut any = false;
+) -> Result<(u8, Vec<Share>), Setback> {
+    let messages = collective.all_gather(&encode(flags, mine))?;
+    let mut any = 0;
     let mut shares: Vec<Option<Share>> = vec![None; total as usize];
     for (rank, message) in messages.iter().enumerate() {
-        let (flag, lanes) = decode(message).ok_or_else(|| unreadable(rank))?;
-        any |= flag;
+        let (flags, lanes) = decode(message).ok_or_else(|| unreadable(rank))?;
+        any |= flags;
         for (lane, share) in lanes {
             match shares.get_mut(lane as usize) {
                 Some(slot @ None) => *slot = Some(share),
@@ -55,9 +55,9 @@ fn uncovered(lane: u32, total: u32) -> Failure {
     )
 }
 
-/// `flag u8, then per lane: lane u32, counts u32, features u32, f64..., f32...`, little endian.
-fn encode(flag: bool, lanes: &[(u32, Share)]) -> Vec<u8> {
-    let mut bytes = vec![u8::from(flag)];
+/// `flags u8, then per lane: lane u32, counts u32, features u32, f64..., f32...`, little endian.
+fn encode(flags: u8, lanes: &[(u32, Share)]) -> Vec<u8> {
+    let mut bytes = vec![flags];
     for (lane, share) in lanes {
         for number in [
             *lane,
@@ -77,8 +77,8 @@ fn encode(flag: bool, lanes: &[(u32, Share)]) -> Vec<u8> {
     bytes
 }
 
-fn decode(message: &[u8]) -> Option<(bool, Vec<(u32, Share)>)> {
-    let (&flag, mut rest) = message.split_first()?;
+fn decode(message: &[u8]) -> Option<(u8, Vec<(u32, Share)>)> {
+    let (&flags, mut rest) = message.split_first()?;
     let mut lanes = Vec::new();
     while !rest.is_empty() {
         let mut number = || -> Option<u32> {
@@ -104,7 +104,7 @@ fn decode(message: &[u8]) -> Option<(bool, Vec<(u32, Share)>)> {
             .collect();
         lanes.push((lane, Share { counts, features }));
     }
-    Some((flag != 0, lanes))
+    Some((flags, lanes))
 }
 
 #[cfg(test)]
@@ -116,12 +116,12 @@ mod tests {
     proptest! {
         #[test]
         fn shares_survive_the_wire(
-            flag: bool,
+            flags: u8,
             lanes in prop::collection::vec((0u32..9, prop::collection::vec(-1e9..1e9, 0..4), prop::collection::vec(-1f32..1.0, 0..9)), 0..4),
         ) {
             let lanes: Vec<(u32, Share)> =
                 lanes.into_iter().map(|(lane, counts, features)| (lane, Share { counts, features })).collect();
-            prop_assert_eq!(decode(&encode(flag, &lanes)), Some((flag, lanes)));
+            prop_assert_eq!(decode(&encode(flags, &lanes)), Some((flags, lanes)));
         }
 
         #[test]

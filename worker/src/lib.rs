@@ -34,6 +34,7 @@ pub mod objective;
 pub mod optim;
 mod pixels;
 mod rehearsal;
+pub mod replica;
 pub mod run;
 pub mod saver;
 pub mod session;

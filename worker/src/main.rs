@@ -40,8 +40,8 @@ fn main() -> ExitCode {
         None => run(),
     };
     match outcome {
-        Ok(End::Complete) => ExitCode::SUCCESS,
-        Ok(End::Stopped) => failure::ExitCode::Stopped.into(),
+        Ok(End::Complete | End::LetGo) => ExitCode::SUCCESS,
+        Ok(End::Stopped | End::Overtaken) => failure::ExitCode::Stopped.into(),
         Err(failure) => {
             // The last words are for a person, whatever the form of the logs. A closed stderr is
             // no reason to end differently.

@@ -28,10 +28,11 @@ use crate::objective::Objective;
 use crate::objective::bootstrap::BootstrapObjective;
 use crate::objective::experts::ExpertsObjective;
 use crate::objective::memory::MemoryObjective;
+use crate::replica::Replica;
 use crate::sources::{Sources, open_corpora};
 use crate::team::Team;
 use crate::text::TextEncoder;
-use crate::train::{Progress, Settings, Trainer};
+use crate::train::{Settings, Trainer};
 
 /// A job and its corpora, to rehearse stages of.
 pub(crate) struct Rehearsal {
@@ -258,9 +259,8 @@ impl Scene<'_> {
             settings,
             objective,
             self.data()?,
-            (state, leaves),
-            reducer,
-            Progress::default(),
+            Replica::new(state, reducer),
+            leaves,
         ))
     }
 }

@@ -7,12 +7,15 @@
 //! (see [`team`](crate::team)) and do it again: a step in [`train`](crate::train), everything
 //! around the steps here and in `together`.
 
+mod newcomer;
 mod prepare;
 mod together;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mks2_dataset::loader::Loader;
+use mks2_dataset::plan::Plan;
 use mks2_dataset::reader::Corpus;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, Stage, StageKind};
@@ -31,10 +34,11 @@ use crate::objective::Objective;
 use crate::objective::bootstrap::BootstrapObjective;
 use crate::objective::experts::ExpertsObjective;
 use crate::objective::memory::MemoryObjective;
+use crate::replica::Replica;
 use crate::saver::{Content, Saver};
-use crate::session::Session;
+use crate::session::{Invitation, Session};
 use crate::sources::Sources;
-use crate::team::{Part, Point, Setback, Team};
+use crate::team::{Blank, Original, Part, Point, Setback, Team};
 use crate::text::TextEncoder;
 use crate::train::{Settings, Trainer};
 use prepare::Prepared;
@@ -49,6 +53,10 @@ pub enum End {
     Complete,
     /// Somebody asked to stop; the state is committed.
     Stopped,
+    /// The coordinator let this worker go; the run goes on without it.
+    LetGo,
+    /// The run went on to the next stage before this worker took part in it.
+    Overtaken,
 }
 
 /// Where a run stands when this worker joins it.
@@ -82,6 +90,8 @@ pub struct Run {
     pub runtime: Handle,
     /// What finished stages have left.
     pub lineage: Lineage,
+    /// For a worker that comes to a run at work, until it takes part: what it was invited to.
+    pub invitation: Option<Invitation>,
 }
 
 impl Run {
@@ -101,12 +111,20 @@ impl Run {
                 part: Part::Start,
             };
             self.team.enter(point);
+            if self.is_invited_to_another_than(stage) {
+                self.catch_up(stage)?;
+                first_step = last_step;
+                continue;
+            }
             let finished = start.finished.iter().find(|done| done.stage == stage.name);
             let end = match (stage.kind, finished) {
                 (StageKind::Evaluate, _) => {
                     self.session
                         .stage_changed(&stage.name, first_step, last_step)?;
-                    self.evaluate(stage, first_step)?
+                    match self.come_to(stage, None)? {
+                        true => self.evaluate(stage, first_step)?,
+                        false => End::Overtaken,
+                    }
                 }
                 (_, Some(finished)) => {
                     self.recall(stage, finished)?;
@@ -122,12 +140,17 @@ impl Run {
                     self.train(stage, first_step, resume)?
                 }
             };
-            if end == End::Stopped {
-                return Ok(End::Stopped);
+            match end {
+                End::Complete => {}
+                End::Stopped | End::LetGo => return Ok(end),
+                End::Overtaken => self.catch_up(stage)?,
             }
             first_step = last_step;
         }
-        Ok(End::Complete)
+        match &self.invitation {
+            None => Ok(End::Complete),
+            Some(invitation) => Err(newcomer::no_such_stage(&invitation.stage)),
+        }
     }
 
     fn corpus_digests(&self, stage: &Stage) -> BTreeMap<String, String> {
@@ -169,8 +192,8 @@ impl Run {
         drop(checkpoint);
         info!(
             stage = stage.name,
-            parameters = prepared.state.layout().parameters() as i64,
-            from_step = prepared.progress.step as i64,
+            parameters = prepared.replica.state.layout().parameters() as i64,
+            from_step = prepared.replica.progress.step as i64,
             steps = stage.steps as i64,
             "stage begins"
         );
@@ -206,12 +229,13 @@ impl Run {
         let Prepared {
             encoder,
             table,
-            state,
-            reducer,
-            progress,
+            mut replica,
             leaves,
             ..
         } = prepared;
+        let Some(data) = self.begin(stage, first_step, &mut replica)? else {
+            return Ok(End::Overtaken);
+        };
         let job = self.job.clone();
         let settings = Settings {
             stage: &stage.name,
@@ -221,29 +245,19 @@ impl Run {
             lanes: job.lanes,
             optimizer: &stage.optimizer,
         };
-        let data = self
-            .sources()
-            .data(stage, self.team.held(), progress.step)?;
-        let committed = first_step + progress.step;
-        self.agree(stage, &data.0, &state, committed)?;
-        // The lanes held may be others by now.
-        data.1.hold(self.team.held())?;
         if self.team.rank() == 0 {
             self.saver.warm(&table);
         }
-        let mut trainer = Trainer::new(
-            settings,
-            objective,
-            data,
-            (state, leaves),
-            reducer,
-            progress,
-        );
-        self.team.enter(Point {
-            part: Part::Steps,
-            ..self.team.point()
-        });
-        let mut stop = false;
+        let mut trainer = Trainer::new(settings, objective, data, replica, leaves);
+        // A newcomer may find the others behind the last step, and the weights evened out.
+        let is_behind = self.team.point().part == Part::Border;
+        let mut stop = is_behind;
+        if !is_behind {
+            self.team.enter(Point {
+                part: Part::Steps,
+                ..self.team.point()
+            });
+        }
         while !trainer.is_done() && !stop {
             stop = trainer.step(&*self.session, &mut self.team)?;
             let step = trainer.progress().step;
@@ -252,7 +266,7 @@ impl Run {
                 self.save(stage, first_step, &trainer, &table, &encoder)?;
             }
         }
-        if trainer.is_done() {
+        if trainer.is_done() && !is_behind {
             self.even_out(stage, trainer.state())?;
         }
         let crossed = self.cross(&trainer, |run, trainer| {
@@ -264,6 +278,30 @@ impl Run {
         }
         self.keep(stage, trainer.state(), encoder)?;
         Ok(crossed)
+    }
+
+    /// Meets the others at the beginning of a stage, or comes to them in its midst: what this worker
+    /// reads from now on. None when the run has gone on to another stage.
+    fn begin(
+        &mut self,
+        stage: &Stage,
+        first_step: u64,
+        replica: &mut Replica,
+    ) -> Result<Option<(Plan, Loader)>, Failure> {
+        let identity = self.identity(stage, &replica.state)?;
+        let blank = Blank { identity, replica };
+        if !self.come_to(stage, Some(blank))? {
+            return Ok(None);
+        }
+        let step = replica.progress.step;
+        let data = self.sources().data(stage, self.team.held(), step)?;
+        if self.team.point().part == Part::Start {
+            let original = Original { identity, replica };
+            self.agree(stage, &data.0, original, first_step + step)?;
+            // The lanes held may be others by now.
+            data.1.hold(self.team.held())?;
+        }
+        Ok(Some(data))
     }
 
     /// Saves the state after the last committed step. Rank 0 alone does.

@@ -15,6 +15,7 @@
 //!    died with the coordinator.
 //! 4. Each report carries the generation in which it was written.
 
+mod farewell;
 mod link;
 mod mail;
 mod mishap;
@@ -74,6 +75,26 @@ pub struct Assignment {
     pub abort: AbortFlag,
 }
 
+/// What a worker that comes to a run at work is to prepare.
+#[derive(Clone, Debug)]
+pub struct Invitation {
+    /// Its number, from 1: a later one replaces it.
+    pub number: u64,
+    /// The stage that the run works on.
+    pub stage: String,
+    /// Last checkpoints of the stages before it.
+    pub finished: Vec<CheckpointRef>,
+}
+
+/// What a worker that has prepared a stage is called to.
+#[derive(Clone, Debug)]
+pub enum Call {
+    /// To take part.
+    Generation(Assignment),
+    /// To prepare another stage.
+    Invitation,
+}
+
 /// A report and the generation in which it was written.
 type Labelled = (u64, Kind);
 
@@ -103,7 +124,7 @@ impl Session {
         let (reports, outgoing) = mpsc::channel(REPORTS);
         let link = Link::new(env, data_address, Arc::clone(&shared))?;
         let incarnation = link.incarnation();
-        let (joined, ended) = link::spawn(link, outgoing)?;
+        let (joined, ended) = link::spawn(link, outgoing, reports.downgrade())?;
         let welcome = joined.await.map_err(|_| thread_died())??;
         Ok(Self {
             welcome,
@@ -130,6 +151,49 @@ impl Session {
     /// When the run ends, or stops before all workers are there.
     pub fn wait_generation(&self, after: u64) -> Result<Assignment, Failure> {
         self.shared.wait_generation(after)
+    }
+
+    /// Waits for the first invitation after number `after`. Blocks.
+    ///
+    /// # Errors
+    /// When the run ends.
+    pub fn wait_invitation(&self, after: u64) -> Result<Invitation, Failure> {
+        self.shared.wait_invitation(after)
+    }
+
+    /// Waits for a first generation, or for another invitation than number `invited`. Blocks.
+    ///
+    /// # Errors
+    /// When the run ends.
+    pub fn wait_call(&self, invited: u64) -> Result<Call, Failure> {
+        self.shared.wait_call(invited)
+    }
+
+    /// Reports that this worker has prepared the stage to which it was invited.
+    ///
+    /// # Errors
+    /// When the run is over.
+    pub fn ready(&self, stage: &str) -> Result<(), Failure> {
+        let stage = stage.to_owned();
+        self.report(Kind::Ready(v1::Ready { stage }))
+    }
+
+    /// Reports that this worker has the state of training behind a step.
+    ///
+    /// # Errors
+    /// When the run is over.
+    pub fn entered(&self, step: u64) -> Result<(), Failure> {
+        self.shared.set_step(step);
+        // In its turn, before anything that says more of later steps.
+        self.report(Kind::Heartbeat(self.shared.heartbeat()))
+    }
+
+    /// Reports that all members of `generation` have agreed to let it end behind a step.
+    ///
+    /// # Errors
+    /// When the run is over.
+    pub fn at_border(&self, generation: u64, step: u64) -> Result<(), Failure> {
+        self.send((generation, Kind::AtBorder(v1::AtBorder { step })))
     }
 
     /// Reports that a collective of `generation` failed, and the peer that seems to be to blame.
@@ -160,6 +224,18 @@ impl Session {
     #[must_use]
     pub fn stop_requested(&self) -> bool {
         self.shared.stop_requested()
+    }
+
+    /// Whether the workers are to change. Like stopping, they agree on the step in their vote.
+    #[must_use]
+    pub fn regroup_requested(&self) -> bool {
+        self.shared.regroup_requested()
+    }
+
+    /// Whether the coordinator has let this worker go: others have its lanes.
+    #[must_use]
+    pub fn was_let_go(&self) -> bool {
+        self.shared.was_let_go()
     }
 
     /// Why the run is over for this worker, once it is.
@@ -257,6 +333,11 @@ impl Session {
         let reported = self.report(Kind::Finished(v1::Finished { complete }));
         self.close();
         reported
+    }
+
+    /// This worker was let go and has done what it had begun: closes the session.
+    pub fn left(&self) {
+        self.close();
     }
 
     /// Reports a failure, closes the session, and returns the failure to show: the cause, if the

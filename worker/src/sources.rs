@@ -92,16 +92,11 @@ impl<'a> Sources<'a> {
         Ok(texts)
     }
 
-    /// The plan of a stage and a loader for the lanes `held`, from a step on.
+    /// The plan of a stage, and the corpora that it reads.
     ///
     /// # Errors
     /// When the corpora cannot fill the stage's batches.
-    pub(crate) fn data(
-        self,
-        stage: &Stage,
-        held: &[u32],
-        from_step: u64,
-    ) -> Result<(Plan, Loader), Failure> {
+    pub(crate) fn plan(self, stage: &Stage) -> Result<(Plan, Vec<Corpus>), Failure> {
         let mut corpora = Vec::new();
         let mut sources = Vec::new();
         for source in &stage.data {
@@ -116,6 +111,20 @@ impl<'a> Sources<'a> {
         }
         let (lanes, microbatch) = (self.job.lanes, stage.batch_size / self.job.lanes);
         let plan = Plan::new(self.job.seed, &stage.name, &sources, lanes, microbatch)?;
+        Ok((plan, corpora))
+    }
+
+    /// The plan of a stage and a loader for the lanes `held`, from a step on.
+    ///
+    /// # Errors
+    /// When the corpora cannot fill the stage's batches.
+    pub(crate) fn data(
+        self,
+        stage: &Stage,
+        held: &[u32],
+        from_step: u64,
+    ) -> Result<(Plan, Loader), Failure> {
+        let (plan, corpora) = self.plan(stage)?;
         let sees = match (stage.kind, &stage.experts) {
             (StageKind::Experts, experts) => experts.as_ref().is_some_and(|e| e.pictures),
             _ => true,

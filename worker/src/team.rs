@@ -16,9 +16,13 @@
 //! | in a step | one step more is committed | apply the gradient that I have: all had voted |
 //! | end of a stage | later | nobody was asked to stop: go on |
 //! | anything | the same or earlier | do it again, with what is still there |
+//!
+//! A newcomer has no state of training: it gets it behind the standings, before anybody goes on, and
+//! stands from then on where its source does (see [`handover`]).
 
 use std::sync::Arc;
 
+use mks2_dataset::plan::Plan;
 use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::Failure;
 use mks2_proto::v1::Phase;
@@ -29,10 +33,13 @@ use crate::collectives::nccl::NcclMesh;
 use crate::collectives::tcp::{DataListener, Mesh, Roster};
 use crate::collectives::{AbortFlag, Collective, CollectiveError, Limits};
 use crate::exact::ReduceError;
-use crate::session::{Assignment, Session};
+use crate::flat::FlatLayout;
+use crate::session::{Assignment, Call, Session};
 
+mod handover;
 mod standing;
 
+pub use handover::{Arrival, Blank, Original, Role};
 pub use standing::{Part, Point, Standing};
 
 /// Why a piece of joint work did not come to its end.
@@ -84,7 +91,25 @@ struct Link {
     run_id: String,
     token: String,
     device: Device,
-    assignment: Assignment,
+    /// Its place in the present generation; none before it has one.
+    assignment: Option<Assignment>,
+}
+
+/// Why a generation is left.
+enum Leaving {
+    /// A collective failed.
+    Failed(CollectiveError),
+    /// All have agreed to.
+    AtBorder(u64),
+}
+
+/// Digest of what a newcomer and those who are there must have in common.
+pub fn identity(stage: &str, plan: &Plan, layout: &FlatLayout) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(stage.as_bytes());
+    hasher.update(plan.digest().as_bytes());
+    hasher.update(layout.digest().as_bytes());
+    hasher.finalize()
 }
 
 impl Team {
@@ -99,39 +124,79 @@ impl Team {
         }
     }
 
-    /// Joins the run's generation, and connects with its other members.
-    ///
-    /// # Errors
-    /// When the run ends before.
-    pub fn join(
+    /// A worker that has registered with a run, and is in none of its generations.
+    #[must_use]
+    pub fn outside(
         env: &WorkerEnv,
         session: &Arc<Session>,
         listener: DataListener,
         device: Device,
-        standing: &Standing,
-    ) -> Result<Self, Failure> {
-        let assignment = session.wait_generation(0)?;
+    ) -> Self {
         let link = Link {
             session: Arc::clone(session),
             listener,
-            run_id: env.run_id.clone(),
+            run_id: session.welcome().run_id.clone(),
             token: env.token.clone(),
             device,
-            assignment,
+            assignment: None,
         };
-        let mut team = Self {
-            collective: Box::new(Mesh::alone()),
-            held: Vec::new(),
-            point: standing.point,
+        Self {
             link: Some(link),
+            ..Self::alone(Vec::new())
+        }
+    }
+
+    /// Joins the run's first generation, and connects with its other members.
+    ///
+    /// # Errors
+    /// When the run ends before.
+    pub fn join(&mut self, standing: &Standing) -> Result<(), Failure> {
+        if let Some(link) = &mut self.link {
+            link.assignment = Some(link.session.wait_generation(0)?);
+        }
+        let role = &mut Role::Veteran(None);
+        match self.connect(standing, role) {
+            Ok(_) => Ok(()),
+            Err(Setback::Peers(cause)) => {
+                let cause = Leaving::Failed(cause);
+                self.go_on(cause, standing, role).map(drop)
+            }
+            Err(Setback::Fatal(failure)) => Err(failure),
+        }
+    }
+
+    /// Takes part in a run at work (P9): waits for the first generation that counts this worker in,
+    /// and gets the state of training from its other members. False when the run has gone on to a
+    /// stage that this worker has not prepared: there is another invitation than number `invited`.
+    ///
+    /// # Errors
+    /// When the run ends before, or the state cannot be got.
+    pub fn enter_run(&mut self, invited: u64, arrival: &mut Arrival<'_>) -> Result<bool, Failure> {
+        let Some(link) = &mut self.link else {
+            return Ok(true);
         };
-        if let Err(setback) = team.connect(standing) {
-            match setback {
-                Setback::Peers(cause) => team.regroup(cause, standing).map(drop)?,
+        match link.session.wait_call(invited)? {
+            Call::Generation(assignment) => link.assignment = Some(assignment),
+            Call::Invitation => return Ok(false),
+        }
+        let standing = Standing {
+            point: self.point,
+            ..Standing::default()
+        };
+        let mut cause = match self.connect(&standing, &mut Role::Newcomer(arrival)) {
+            Ok(_) => return Ok(true),
+            Err(setback) => setback,
+        };
+        loop {
+            match cause {
                 Setback::Fatal(failure) => return Err(failure),
+                Setback::Peers(error) => self.leave(Leaving::Failed(error))?,
+            }
+            match self.connect(&standing, &mut Role::Newcomer(arrival)) {
+                Ok(_) => return Ok(true),
+                Err(setback) => cause = setback,
             }
         }
-        Ok(team)
     }
 
     /// The operations between the members.
@@ -157,11 +222,11 @@ impl Team {
         &self.held
     }
 
-    /// Number of the generation; 0 for a worker that is nobody's peer.
+    /// Number of the generation; 0 for a worker that is in none.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        let link = self.link.as_ref();
-        link.map_or(0, |link| link.assignment.generation)
+        let assignment = self.link.as_ref().and_then(|link| link.assignment.as_ref());
+        assignment.map_or(0, |assignment| assignment.generation)
     }
 
     /// Where in the run this worker is.
@@ -180,14 +245,16 @@ impl Team {
     /// # Errors
     /// [`Setback::Peers`].
     pub fn check(&self) -> Result<(), Setback> {
-        match &self.link {
-            Some(link) => Ok(link.assignment.abort.check()?),
+        let assignment = self.link.as_ref().and_then(|link| link.assignment.as_ref());
+        match assignment {
+            Some(assignment) => Ok(assignment.abort.check()?),
             None => Ok(()),
         }
     }
 
     /// After a collective failed: joins the next generation, connects with those that are left,
-    /// and returns where each of them stands, this worker included, by rank.
+    /// hands the state over to those that are new, and returns where each stands who was there
+    /// before, this worker included.
     ///
     /// # Errors
     /// When the run is over for this worker.
@@ -195,45 +262,94 @@ impl Team {
         &mut self,
         cause: CollectiveError,
         standing: &Standing,
+        original: Option<Original<'_>>,
     ) -> Result<Vec<Standing>, Failure> {
-        let mut cause = cause;
+        let cause = Leaving::Failed(cause);
+        self.go_on(cause, standing, &mut Role::Veteran(original))
+    }
+
+    /// All have agreed to let the generation end behind a step: does the same as
+    /// [`Team::regroup`].
+    ///
+    /// # Errors
+    /// When the run is over for this worker.
+    pub fn meet(
+        &mut self,
+        standing: &Standing,
+        original: Option<Original<'_>>,
+    ) -> Result<Vec<Standing>, Failure> {
+        let cause = Leaving::AtBorder(standing.committed);
+        self.go_on(cause, standing, &mut Role::Veteran(original))
+    }
+
+    fn go_on(
+        &mut self,
+        mut cause: Leaving,
+        standing: &Standing,
+        role: &mut Role<'_, '_>,
+    ) -> Result<Vec<Standing>, Failure> {
         loop {
             self.leave(cause)?;
-            match self.connect(standing) {
-                Ok(standings) => return Ok(standings),
-                Err(Setback::Peers(error)) => cause = error,
+            match self.connect(standing, role) {
+                Ok(mut standings) => {
+                    standings.retain(|one| one.newcomer.is_none());
+                    return Ok(standings);
+                }
+                Err(Setback::Peers(error)) => cause = Leaving::Failed(error),
                 Err(Setback::Fatal(failure)) => return Err(failure),
             }
         }
     }
 
     /// Gives the generation up and waits for the next one.
-    fn leave(&mut self, cause: CollectiveError) -> Result<(), Failure> {
+    fn leave(&mut self, cause: Leaving) -> Result<(), Failure> {
         // Closed connections tell the others sooner than silence.
         self.collective = Box::new(Mesh::alone());
-        let Some(link) = &mut self.link else {
-            return Err(cause.into());
+        let link = self.link.as_mut();
+        let Some((before, link)) = link.and_then(|link| Some((link.assignment.take()?, link)))
+        else {
+            return match cause {
+                Leaving::Failed(error) => Err(error.into()),
+                Leaving::AtBorder(_) => Ok(()),
+            };
         };
-        let before = &link.assignment;
-        if before.abort.is_raised() {
-            info!(generation = before.generation as i64, why = %cause, "the generation is over");
-        } else {
-            warn!(generation = before.generation as i64, why = %cause, "a collective failed");
-            let blamed = cause.rank().and_then(|rank| before.members.get(rank));
-            let blamed = blamed.map_or("", String::as_str);
-            link.session
-                .peer_lost(before.generation, blamed, &cause.to_string())?;
+        let generation = before.generation;
+        match cause {
+            _ if before.abort.is_raised() => {
+                info!(generation = generation as i64, "the generation is over");
+            }
+            Leaving::Failed(error) => {
+                warn!(generation = generation as i64, why = %error, "a collective failed");
+                let blamed = error.rank().and_then(|rank| before.members.get(rank));
+                let blamed = blamed.map_or("", String::as_str);
+                let why = error.to_string();
+                link.session.peer_lost(generation, blamed, &why)?;
+            }
+            Leaving::AtBorder(step) => {
+                info!(
+                    generation = generation as i64,
+                    "the generation ends at a step border"
+                );
+                link.session.at_border(generation, step)?;
+            }
         }
-        link.assignment = link.session.wait_generation(before.generation)?;
+        link.session.set_phase(Phase::Regrouping, 0);
+        link.assignment = Some(link.session.wait_generation(generation)?);
         Ok(())
     }
 
-    /// Connects with the members of the generation and exchanges standings.
-    fn connect(&mut self, standing: &Standing) -> Result<Vec<Standing>, Setback> {
-        let Some(link) = &self.link else {
+    /// Connects with the members of the generation, exchanges standings, and hands the state over
+    /// where somebody needs it.
+    fn connect(
+        &mut self,
+        standing: &Standing,
+        role: &mut Role<'_, '_>,
+    ) -> Result<Vec<Standing>, Setback> {
+        let connection = self.link.as_ref();
+        let Some((link, assignment)) = connection.and_then(|l| Some((l, l.assignment.as_ref()?)))
+        else {
             return Ok(vec![standing.clone()]);
         };
-        let assignment = &link.assignment;
         link.session.set_phase(Phase::Regrouping, 0);
         info!(
             generation = assignment.generation as i64,
@@ -244,8 +360,12 @@ impl Team {
             "generation joined"
         );
         self.held.clone_from(&assignment.lanes);
-        self.collective = link.mesh()?;
-        let all = self.collective.all_gather(&standing.encode())?;
+        self.collective = link.mesh(assignment)?;
+        let mine = match role {
+            Role::Newcomer(arrival) => arrival.standing(standing),
+            Role::Veteran(_) => standing.clone(),
+        };
+        let all = self.collective.all_gather(&mine.encode())?;
         let decoded = all.iter().enumerate().map(|(rank, bytes)| {
             Standing::decode(bytes).ok_or_else(|| {
                 Failure::internal(
@@ -254,13 +374,22 @@ impl Team {
                 )
             })
         });
-        Ok(decoded.collect::<Result<_, _>>()?)
+        let all = decoded.collect::<Result<Vec<_>, _>>()?;
+        let source = handover::hand_over(&mut *self.collective, &all, role)?;
+        if let (Role::Newcomer(_), Some(source)) = (role, source) {
+            info!(
+                step = source.committed as i64,
+                "the state of training was handed over"
+            );
+            self.point = source.point;
+            link.session.entered(source.committed)?;
+        }
+        Ok(all)
     }
 }
 
 impl Link {
-    fn mesh(&self) -> Result<Box<dyn Collective>, CollectiveError> {
-        let assignment = &self.assignment;
+    fn mesh(&self, assignment: &Assignment) -> Result<Box<dyn Collective>, CollectiveError> {
         let roster = Roster {
             run_id: self.run_id.clone(),
             token: self.token.clone(),

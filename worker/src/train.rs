@@ -14,10 +14,11 @@
 //! lost are computed again (P8). If one of them has committed the step, all had voted, and the
 //! others apply the gradient that they have (P6).
 
+mod progress;
+mod recent;
 mod recovery;
 mod work;
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use mks2_dataset::loader::Loader;
@@ -30,32 +31,21 @@ use tch::Tensor;
 use tracing::{debug, info_span, warn};
 
 use crate::control::Control;
-use crate::exact::{Reducer, Verdict};
+use crate::exact::Verdict;
 use crate::exchange::all_lanes;
 use crate::flat::FlatState;
 use crate::objective::{LaneLoss, Losses, Objective, Place};
 use crate::optim::{AdamW, clip, learning_rate};
+use crate::replica::Replica;
 use crate::team::{Setback, Team};
+pub use progress::Progress;
+use recent::Committed;
+pub use recent::Recent;
 use work::{Vote, Waits, Work};
 
 /// How often a step is computed again because its gradients outgrew their fixed point. The
 /// exponent gives way by thousands each time, so more than a few means a run that diverges.
 const MAX_OVERFLOWS: u32 = 8;
-
-/// Progress of a stage: what a checkpoint must know to go on.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
-    /// Steps that are committed.
-    pub step: u64,
-    /// Samples of these steps.
-    pub samples: u64,
-    /// Tokens with a loss in these steps.
-    pub tokens: u64,
-    /// Seconds spent in these steps.
-    pub seconds: f64,
-    /// Loss of the last step.
-    pub loss: Option<f64>,
-}
 
 /// What does not change during a stage.
 pub struct Settings<'a> {
@@ -79,37 +69,25 @@ pub struct Trainer<'a, O: Objective> {
     objective: O,
     plan: Plan,
     loader: Loader,
-    state: FlatState,
-    reducer: Reducer,
+    replica: Replica,
     leaves: Vec<Tensor>,
-    progress: Progress,
     instruments: Instruments,
-    /// The last steps that were committed, oldest first.
-    recent: VecDeque<Committed>,
 }
 
-/// Steps of which the metrics are kept, in case the news of them is lost.
-const RECENT: usize = 1024;
-
-/// A step that this trainer has committed.
-struct Committed {
-    generation: u64,
-    /// Counted over all stages.
-    step: u64,
-    sums: Vec<f64>,
-    metrics: StepMetrics,
-}
+/// In a vote: this worker was asked to stop.
+const STOP: u8 = 1;
+/// In a vote: this worker was asked to let the generation end behind this step.
+const REGROUP: u8 = 2;
 
 impl<'a, O: Objective> Trainer<'a, O> {
-    /// A trainer that goes on after `progress`. `leaves` are the trained weights, views of
+    /// A trainer that goes on from where `replica` is. `leaves` are the trained weights, views of
     /// `state`, in the order of its layout.
     pub fn new(
         settings: Settings<'a>,
         objective: O,
         (plan, loader): (Plan, Loader),
-        (state, leaves): (FlatState, Vec<Tensor>),
-        reducer: Reducer,
-        progress: Progress,
+        replica: Replica,
+        leaves: Vec<Tensor>,
     ) -> Self {
         let instruments = Instruments::new();
         Self {
@@ -117,33 +95,30 @@ impl<'a, O: Objective> Trainer<'a, O> {
             objective,
             plan,
             loader,
-            state,
-            reducer,
+            replica,
             leaves,
-            progress,
             instruments,
-            recent: VecDeque::new(),
         }
     }
 
     /// What has been done.
     pub fn progress(&self) -> &Progress {
-        &self.progress
+        &self.replica.progress
     }
 
     /// Weights, gradients and moments.
     pub fn state(&self) -> &FlatState {
-        &self.state
+        &self.replica.state
     }
 
     /// The exponents of the exact reduction, as a checkpoint keeps them.
     pub fn reducer_state(&self) -> Vec<u8> {
-        self.reducer.state_bytes()
+        self.replica.reducer.state_bytes()
     }
 
     /// Whether all steps of the stage are committed.
     pub fn is_done(&self) -> bool {
-        self.progress.step >= self.settings.steps
+        self.replica.progress.step >= self.settings.steps
     }
 
     /// One step over the global batch, with whoever is left of the team. True when some worker was
@@ -160,7 +135,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             step = self.global_step() as i64 + 1
         );
         let _entered = span.enter();
-        self.reducer.begin_step();
+        self.replica.reducer.begin_step();
         let mut work = Work::default();
         let vote = loop {
             match self.attempt(&mut work, control, team) {
@@ -173,12 +148,17 @@ impl<'a, O: Objective> Trainer<'a, O> {
                 }
             }
         };
-        self.commit(vote, &work, began, control, team)
+        let (stop, regroup) = (vote.stop, vote.regroup);
+        self.commit(vote, &work, began, control, team)?;
+        if regroup && !stop && !self.is_done() {
+            self.meet(control, team)?;
+        }
+        Ok(stop)
     }
 
     /// Steps of the run that are committed.
     fn global_step(&self) -> u64 {
-        self.settings.first_step + self.progress.step
+        self.settings.first_step + self.replica.progress.step
     }
 
     /// Everything up to the vote, as far as it is not done yet.
@@ -209,12 +189,15 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let before = self.loader.waited();
         let place = Place {
             seed: self.settings.seed,
-            step: self.progress.step,
+            step: self.replica.progress.step,
         };
         let mut loaded = Vec::new();
         control.set_phase(Phase::Loading, 0);
         for &lane in held.iter().filter(|lane| !work.has_inputs(**lane)) {
-            loaded.push((lane, self.loader.next(self.progress.step, lane)?.samples));
+            loaded.push((
+                lane,
+                self.loader.next(self.replica.progress.step, lane)?.samples,
+            ));
         }
         work.waits.data += (self.loader.waited() - before).as_secs_f64();
         control.set_phase(Phase::Computing, 0);
@@ -236,7 +219,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         control.set_phase(Phase::Gathering, team.collective().sequence() + 1);
         let began = Instant::now();
         let lanes = self.settings.lanes;
-        let (_, shares) = all_lanes(team.collective(), false, &work.shares(), lanes)?;
+        let (_, shares) = all_lanes(team.collective(), 0, &work.shares(), lanes)?;
         work.waits.comm += began.elapsed().as_secs_f64();
         work.global = Some(self.objective.global(&shares)?);
         Ok(())
@@ -264,7 +247,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             let LaneLoss { loss, sums: counts } = self.objective.loss(lane, inputs, global)?;
             let gradients = Tensor::f_run_backward(&[loss], &self.leaves, false, false)
                 .map_err(|e| Failure::internal("the backward pass failed", e.to_string()))?;
-            self.reducer.add_lane(lane, &gradients, 1.0)?;
+            self.replica.reducer.add_lane(lane, &gradients, 1.0)?;
             sums.push((lane, counts));
         }
         work.put_sums(sums);
@@ -281,7 +264,10 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let _span = info_span!("reduce").entered();
         control.set_phase(Phase::Reducing, team.collective().sequence() + 1);
         let began = Instant::now();
-        let verdict = self.reducer.finish(team.collective(), &mut self.state)?;
+        let verdict = self
+            .replica
+            .reducer
+            .finish(team.collective(), &mut self.replica.state)?;
         work.waits.comm += began.elapsed().as_secs_f64();
         match verdict {
             Verdict::Applied => {
@@ -293,7 +279,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
                     ?tensors,
                     "gradients outgrew their fixed point; the step is computed again"
                 );
-                self.reducer.begin_again();
+                self.replica.reducer.begin_again();
                 work.compute_again();
                 Ok(false)
             }
@@ -301,7 +287,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
                 format!("the gradient of '{tensor}' is infinite or undefined"),
                 format!(
                     "at step {} of stage '{}'",
-                    self.progress.step + 1,
+                    self.replica.progress.step + 1,
                     self.settings.stage
                 ),
                 "lower the stage's learning rate or clip_norm, and resume from an earlier checkpoint",
@@ -335,9 +321,15 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let _span = info_span!("vote").entered();
         control.set_phase(Phase::Voting, team.collective().sequence() + 1);
         let began = Instant::now();
-        let (stop, lanes) = all_lanes(
+        let stop = if control.stop_requested() { STOP } else { 0 };
+        let regroup = if control.regroup_requested() {
+            REGROUP
+        } else {
+            0
+        };
+        let (wishes, lanes) = all_lanes(
             team.collective(),
-            control.stop_requested(),
+            stop | regroup,
             &work.sums(),
             self.settings.lanes,
         )?;
@@ -350,7 +342,8 @@ impl<'a, O: Objective> Trainer<'a, O> {
                 .sum()
         };
         Ok(Vote {
-            stop,
+            stop: wishes & STOP != 0,
+            regroup: wishes & REGROUP != 0,
             sums: (0..width).map(sum).collect(),
         })
     }
@@ -363,16 +356,16 @@ impl<'a, O: Objective> Trainer<'a, O> {
         began: Instant,
         control: &dyn Control,
         team: &Team,
-    ) -> Result<bool, Failure> {
+    ) -> Result<(), Failure> {
         let losses = self.objective.losses(&vote.sums, work.global()?);
         let (grad_norm, lr) = self.update(control)?;
-        self.reducer.commit_step();
-        self.progress.step += 1;
-        self.progress.samples += self.plan.batch();
-        self.progress.tokens += losses.tokens;
-        self.progress.loss = Some(losses.total);
+        self.replica.reducer.commit_step();
+        self.replica.progress.step += 1;
+        self.replica.progress.samples += self.plan.batch();
+        self.replica.progress.tokens += losses.tokens;
+        self.replica.progress.loss = Some(losses.total);
         let seconds = began.elapsed().as_secs_f64();
-        self.progress.seconds += seconds;
+        self.replica.progress.seconds += seconds;
         let mut metrics = self.metrics(&losses, grad_norm, lr, seconds, work.waits);
         metrics.workers = u32::try_from(team.world()).unwrap_or(u32::MAX);
         let step = self.global_step();
@@ -380,18 +373,14 @@ impl<'a, O: Objective> Trainer<'a, O> {
         if told.is_some() {
             self.record(&metrics, losses.tokens);
         }
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
         let generation = team.generation();
-        self.recent.push_back(Committed {
+        let committed = Committed {
             generation,
             step,
-            sums: vote.sums,
             metrics,
-        });
-        control.step_committed(generation, step, told)?;
-        Ok(vote.stop)
+        };
+        self.replica.recent.push(committed, vote.sums);
+        control.step_committed(generation, step, told)
     }
 
     /// Clips and applies the reduced gradient; gives its norm and the learning rate.
@@ -399,9 +388,9 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let _span = info_span!("update").entered();
         control.set_phase(Phase::Updating, 0);
         let optimizer = self.settings.optimizer;
-        let grad_norm = clip(&mut self.state, optimizer.clip_norm)?;
-        let lr = learning_rate(optimizer, self.progress.step, self.settings.steps);
-        AdamW::new(optimizer).apply(&mut self.state, self.progress.step, lr)?;
+        let grad_norm = clip(&mut self.replica.state, optimizer.clip_norm)?;
+        let lr = learning_rate(optimizer, self.replica.progress.step, self.settings.steps);
+        AdamW::new(optimizer).apply(&mut self.replica.state, self.replica.progress.step, lr)?;
         Ok((grad_norm, lr))
     }
 
@@ -427,7 +416,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
     ) -> StepMetrics {
         StepMetrics {
             stage: self.settings.stage.to_owned(),
-            epoch: self.plan.epoch(self.progress.step),
+            epoch: self.plan.epoch(self.replica.progress.step),
             loss: losses.total,
             loss_caption: losses.caption,
             loss_retrieval: losses.retrieval,
@@ -435,8 +424,8 @@ impl<'a, O: Objective> Trainer<'a, O> {
             loss_contrastive: losses.contrastive,
             grad_norm,
             lr,
-            samples: self.progress.samples,
-            tokens: self.progress.tokens,
+            samples: self.replica.progress.samples,
+            tokens: self.replica.progress.tokens,
             step_seconds: seconds,
             data_wait_seconds: waits.data,
             comm_wait_seconds: waits.comm,

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mks2_coordinator::{Coordinator, Limits, Outcome, Resume, Running, Settings};
+use mks2_coordinator::{Coordinator, Limits, Outcome, Resume, Running, Settings, Workers};
 use mks2_proto::{
     env::WorkerEnv,
     failure::{ExitCode, Failure},
@@ -48,7 +48,8 @@ async fn coordinator(run: &Path, workers: u32) -> Running {
         job: job(),
         job_toml: "name = \"Session test\"\n".into(),
         corpora: BTreeMap::new(),
-        workers,
+        workers: Workers::exactly(workers),
+        returns: false,
         token: Token::new(TOKEN).expect("good"),
         resume: Resume::Auto,
         reunite: true,

@@ -14,10 +14,20 @@ use mks2_proto::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
-use crate::state::{Checkpoint, Identity, Refused, Registration, StreamId};
+use crate::state::{Checkpoint, Identity, Refused, Registration, StreamId, Welcome};
 
-/// What a request gets; for commits the checkpoints that were let go.
-pub(crate) type Answer = Result<Vec<Checkpoint>, Refused>;
+/// What a request gets.
+pub(crate) type Answer = Result<Yes, Refused>;
+
+/// A "yes", with what belongs to it.
+#[derive(Debug, Default)]
+pub(crate) struct Yes {
+    /// For commits: the checkpoints that were let go.
+    pub(crate) released: Vec<Checkpoint>,
+    /// For registrations.
+    pub(crate) welcome: Welcome,
+}
+
 /// The way down to one member.
 pub(crate) type Directives = mpsc::Sender<Result<v1::Directive, Status>>;
 
@@ -42,6 +52,8 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Answer>,
     },
     Stop(String, oneshot::Sender<Answer>),
+    Drain(MemberId, String, oneshot::Sender<Answer>),
+    Scale(u32, oneshot::Sender<Answer>),
 }
 
 /// A cheap way to the driver.

@@ -7,6 +7,7 @@ use mks2_proto::{
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::Workers;
 use crate::{
     journal::Entry,
     state::{Checkpoints, Config, Identity, Registration},
@@ -30,7 +31,8 @@ fn stage(limits: Limits) -> Stage {
         device: "cpu".into(),
         term: Term(1),
         lanes: 2,
-        expected: 2,
+        workers: Workers::exactly(2),
+        returns: false,
         total_steps: 10,
         keep_last: 1,
         last_generation: Generation(0),

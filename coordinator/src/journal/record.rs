@@ -41,6 +41,12 @@ pub enum Entry {
         /// Members of the generation before that were lost.
         #[serde(default)]
         lost: Vec<MemberId>,
+        /// Members of the generation before that were let go.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        left: Vec<MemberId>,
+        /// Members that were not in the generation before, unless it is the first one of a start.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        joined: Vec<MemberId>,
     },
     /// A checkpoint counts. With `final`, its stage has ended.
     CheckpointCommitted {
@@ -102,6 +108,10 @@ impl Entry {
     /// The record of a generation as it is announced.
     #[must_use]
     pub fn generation(announced: &v1::Generation) -> Self {
+        let ids = |names: &[String]| {
+            let known = names.iter().filter_map(|id| MemberId::new(id).ok());
+            known.collect()
+        };
         let member = |member: &v1::Member| {
             Some(GenerationMember {
                 member: MemberId::new(&member.member_id).ok()?,
@@ -115,11 +125,9 @@ impl Entry {
             generation: Generation(announced.number),
             members: announced.members.iter().filter_map(member).collect(),
             after_step: announced.after_step,
-            lost: announced
-                .lost
-                .iter()
-                .filter_map(|id| MemberId::new(id).ok())
-                .collect(),
+            lost: ids(&announced.lost),
+            left: ids(&announced.left),
+            joined: ids(&announced.joined),
         }
     }
 

@@ -129,6 +129,8 @@ fn generation(number: u64) -> Entry {
         members: Vec::new(),
         after_step: 0,
         lost: Vec::new(),
+        left: Vec::new(),
+        joined: Vec::new(),
     }
 }
 

@@ -210,7 +210,7 @@ fn generations_that_no_coordinator_forms_are_found() {
                 }
                 _ => {}
             },
-            "worker-9 was lost, who was not",
+            "worker-9 has left or was lost, who was not",
         ),
         (
             |entry| match entry {

@@ -99,6 +99,7 @@ impl Timeline {
             members,
             after_step,
             lost,
+            ..
         } = &record.entry
         else {
             return None;
@@ -178,12 +179,14 @@ impl Reader<'_> {
                 generation,
                 members,
                 lost,
+                left,
                 ..
             } => {
                 let uneven = self
                     .undealt(members, is_own)
                     .map(|what| format!("generation {generation}: {what}"));
-                uneven.into_iter().chain(self.strangers(lost)).collect()
+                let gone = lost.iter().chain(left);
+                uneven.into_iter().chain(self.stranger(gone)).collect()
             }
             Entry::CheckpointCommitted {
                 checkpoint,
@@ -256,15 +259,15 @@ impl Reader<'_> {
         })
     }
 
-    /// Members that are said to be lost were there.
-    fn strangers(&self, lost: &[MemberId]) -> Option<String> {
+    /// Members that are said to be gone were there.
+    fn stranger<'m>(&self, mut gone: impl Iterator<Item = &'m MemberId>) -> Option<String> {
         let before = self.timeline.generations.last();
         let was_there = |id: &MemberId| {
             before.is_some_and(|before| before.members.iter().any(|m| &m.member == id))
         };
-        let stranger = lost.iter().find(|id| !was_there(id))?;
+        let stranger = gone.find(|id| !was_there(id))?;
         Some(format!(
-            "it says that {stranger} was lost, who was not in the generation before it"
+            "it says that {stranger} has left or was lost, who was not in the generation before it"
         ))
     }
 

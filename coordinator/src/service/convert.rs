@@ -6,7 +6,7 @@ use mks2_proto::{
     v1::{self, RefusalReason},
 };
 
-use crate::state::{Checkpoint, Identity, Refused, Registration};
+use crate::state::{Checkpoint, Identity, Refused, Registration, Welcome};
 
 /// Longest text that a member may say of itself.
 const MAX_TEXT: usize = 300;
@@ -22,10 +22,23 @@ pub(crate) fn malformed(why: impl Into<String>) -> Refused {
     }
 }
 
+pub(crate) fn member(member_id: &str) -> Result<MemberId, Refused> {
+    MemberId::new(member_id).map_err(|error| malformed(error.to_string()))
+}
+
+/// What a process is told when it registers: what all are told, and where the run stands.
+pub(crate) fn welcome(all: &v1::RegisterResponse, welcome: Welcome) -> v1::RegisterResponse {
+    v1::RegisterResponse {
+        resume_from: welcome.resume_from.map(Into::into),
+        finished_stages: welcome.finished.into_iter().map(Into::into).collect(),
+        candidate: welcome.is_candidate,
+        ..all.clone()
+    }
+}
+
 pub(crate) fn identity(member_id: &str, incarnation: u64) -> Result<Identity, Refused> {
-    let member = MemberId::new(member_id).map_err(|error| malformed(error.to_string()))?;
     Ok(Identity {
-        member,
+        member: member(member_id)?,
         incarnation: Incarnation(incarnation),
     })
 }

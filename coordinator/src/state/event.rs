@@ -70,10 +70,25 @@ pub enum Event {
     ManifestFailed(Ticket, u64, Failure),
     /// Somebody asks the run to stop.
     Stop(Ticket, String),
+    /// Somebody asks for a member to be let go; the words say why.
+    Drain(Ticket, MemberId, String),
+    /// Somebody asks for another number of members.
+    Scale(Ticket, u32),
     /// The run directory cannot be written any more, or another coordinator has taken the run.
     Broken(Failure),
     /// Time has passed.
     Tick,
+}
+
+/// What a process is told when it registers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Welcome {
+    /// The run is at work: the process is to wait for an invitation.
+    pub is_candidate: bool,
+    /// The checkpoint to start from.
+    pub resume_from: Option<Checkpoint>,
+    /// Last checkpoints of the stages that are finished.
+    pub finished: Vec<Checkpoint>,
 }
 
 /// A typed "no".
@@ -113,6 +128,8 @@ pub enum Action {
     },
     /// The answer is yes.
     Accept(Ticket),
+    /// The same for a registration.
+    Welcome(Ticket, Welcome),
     /// The commit is done; these checkpoints may go.
     Committed(Ticket, Vec<Checkpoint>),
     /// The answer is no.
@@ -121,6 +138,14 @@ pub enum Action {
     Announce(MemberId, v1::Generation),
     /// Tell a member to stop at the next step border.
     AskToStop(MemberId, String),
+    /// Tell a candidate what to prepare.
+    Invite(MemberId, v1::Invitation),
+    /// Tell a member that its generation is to end at a step border.
+    AskToRegroup(MemberId, String),
+    /// Tell a member that its generation is over and the next one waits for others.
+    Hold(MemberId, String),
+    /// Tell a member that it may leave.
+    LetGo(MemberId, String),
     /// Tell a member that its report was not accepted.
     Reject(MemberId, Refused),
     /// Tell a member that the generation is over.
@@ -150,6 +175,10 @@ pub struct Limits {
     pub complaint_grace: Duration,
     /// How long the others wait for a member that is alive and does not move.
     pub stall: Duration,
+    /// How long those who are enough wait for more of their kind before the run starts.
+    pub gathering: Duration,
+    /// How many generations in a row may form without a step in between.
+    pub fruitless: u32,
     /// How long a new coordinator waits for the members of the one before.
     pub reunion: Duration,
     /// How long members look for a coordinator that they have lost, while they go on.
@@ -168,6 +197,8 @@ impl Default for Limits {
             leniency: Duration::from_secs(3),
             complaint_grace: Duration::from_millis(500),
             stall: Duration::from_secs(600),
+            gathering: Duration::from_secs(3),
+            fruitless: 32,
             reunion: Duration::from_secs(15),
             orphanage: Duration::from_secs(300),
             tick: Duration::from_millis(50),

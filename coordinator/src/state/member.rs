@@ -32,6 +32,8 @@ pub(crate) struct Member {
     pub(crate) moved: Duration,
     /// How it ended: with the job done (true) or stopped on request.
     pub(crate) finished: Option<bool>,
+    /// Why it is to leave, if it is.
+    pub(crate) leaving: Option<String>,
 }
 
 impl Member {
@@ -50,6 +52,7 @@ impl Member {
             collective: 0,
             moved: now,
             finished: None,
+            leaving: None,
         }
     }
 
@@ -69,6 +72,7 @@ impl Member {
             collective: 0,
             moved: until,
             finished: None,
+            leaving: None,
         }
     }
 
@@ -92,6 +96,11 @@ impl Member {
         if (self.phase, self.progress()) != before {
             self.moved = now;
         }
+    }
+
+    /// Whether it works and is not about to leave.
+    pub(crate) fn stays(&self) -> bool {
+        self.finished.is_none() && self.leaving.is_none()
     }
 
     /// How far it is: steps, and collectives of the generation. Between two collectives it says

@@ -10,8 +10,8 @@ use mks2_proto::{
 };
 
 use super::{
-    Action, Identity, Machine, Member, Refused, Registration, StreamId, Ticket, refused,
-    run::{Active, Run},
+    Action, Identity, Machine, Member, Refused, Registration, StreamId, Ticket, Welcome, refused,
+    run::{Active, Held, Run},
 };
 use crate::{assign::deal, journal::Entry};
 
@@ -26,25 +26,45 @@ impl Machine {
             return vec![Action::Refuse(ticket, refused)];
         }
         let id = registration.who.member.clone();
+        let welcome = Action::Welcome(ticket, self.welcome(false));
         if let Some(known) = self.member_mut(&registration.who) {
             known.introduce(registration);
-            return vec![Action::Accept(ticket)];
+            return vec![welcome];
+        }
+        if self.run.active().is_some() {
+            let mut actions = self.lose(&id, "a new process has come in its place");
+            actions.extend(self.come(now, ticket, registration));
+            return actions;
         }
         let known = self.members.get(&id);
         let replaced = known.and_then(|member| member.stream);
         let member = Member::new(registration, now, self.step);
         self.members.insert(id, member);
-        replaced
-            .map(Action::Close)
-            .into_iter()
-            .chain([Action::Accept(ticket)])
-            .collect()
+        let close = replaced.map(Action::Close).into_iter();
+        close.chain([welcome]).collect()
+    }
+
+    /// A new process, after the end of the one before it: the last one's end changes the run.
+    fn come(&mut self, now: Duration, ticket: Ticket, registration: Registration) -> Vec<Action> {
+        match &self.run {
+            Run::Active(_) => self.register_candidate(now, ticket, registration),
+            _ => self.register(now, ticket, registration),
+        }
+    }
+
+    /// What a process is told when it registers.
+    pub(super) fn welcome(&self, is_candidate: bool) -> Welcome {
+        Welcome {
+            is_candidate,
+            resume_from: self.checkpoints.latest().cloned(),
+            finished: self.checkpoints.finished_stages().cloned().collect(),
+        }
     }
 
     /// Whether a process may become a member now.
     fn admit(&self, registration: &Registration) -> Result<(), Refused> {
         let id = &registration.who.member;
-        let known = self.members.get(id).map(|member| member.incarnation);
+        let known = self.members.get(id);
         if registration.protocol != PROTOCOL {
             return Err(other_protocol(id, registration.protocol));
         }
@@ -58,7 +78,7 @@ impl Machine {
         if self.run.is_over() {
             return Err(self.run_over(&format!("{id} cannot join")));
         }
-        if known == Some(registration.who.incarnation) {
+        if known.is_some_and(|known| known.incarnation == registration.who.incarnation) {
             return Ok(());
         }
         if registration.generation > Generation(0) {
@@ -69,14 +89,19 @@ impl Machine {
         }
         let started = self.run.active().is_some();
         match known {
-            Some(_) if started => Err(taken(id)),
+            // One whose stream broke has ended, if another process has its name.
+            Some(known) if started && known.stream.is_some() => Err(taken(id)),
             Some(_) => Ok(()),
             None => self.room_for(id, started),
         }
     }
 
     fn room_for(&self, id: &MemberId, started: bool) -> Result<(), Refused> {
-        let members = self.members.len();
+        let candidates = self.candidates.keys().filter(|other| *other != id).count();
+        let members = match started {
+            true => self.staying() + candidates,
+            false => self.members.len(),
+        };
         if members >= self.config.lanes as usize {
             let lanes = self.config.lanes;
             return Err(refused(
@@ -88,17 +113,14 @@ impl Machine {
                 ),
             ));
         }
-        if started || members >= self.config.expected as usize {
-            let expected = self.config.expected;
+        let wanted = self.wanted;
+        if members >= wanted as usize {
             return Err(refused(
                 RefusalReason::RunFull,
                 Failure::settings(
                     format!("{id} cannot join: the run has all its workers"),
-                    format!("it was started for {expected} and nobody can join later"),
-                    format!(
-                        "stop the run and start it again with --workers {}",
-                        expected + 1
-                    ),
+                    format!("it is to have {wanted}"),
+                    format!("make room for it: mks2 scale {}", wanted + 1),
                 ),
             ));
         }
@@ -116,6 +138,9 @@ impl Machine {
             let refused = self.run_over(&format!("{} cannot take part", who.member));
             return vec![Action::Refuse(ticket, refused)];
         }
+        if let Some(actions) = self.candidate_attached(now, ticket, stream, who) {
+            return actions;
+        }
         let Some(member) = self.member_mut(who) else {
             return vec![Action::Refuse(ticket, self.unknown(who))];
         };
@@ -131,33 +156,106 @@ impl Machine {
         match self.run.active() {
             Some(active) => {
                 let generation = self.wire_generation(active);
-                let stop = active.stop.clone();
+                let (stop, held) = (active.stop.clone(), active.held.clone());
                 actions.push(Action::Announce(who.member.clone(), generation));
                 // The one who was told may have been another coordinator.
                 let ask = |reason| Action::AskToStop(who.member.clone(), reason);
                 actions.extend(stop.map(ask));
+                let hold = |held: Held| Action::Hold(who.member.clone(), held.reason);
+                actions.extend(held.map(hold));
             }
-            None => actions.extend(self.form_if_complete()),
+            None => {
+                self.arrived = now;
+                actions.extend(self.form_if_complete(now));
+            }
         }
         actions
     }
 
-    /// The first generation, as soon as everybody is here.
-    fn form_if_complete(&mut self) -> Vec<Action> {
-        let complete = self.attached().count() == self.config.expected as usize
-            && self.members.len() == self.config.expected as usize;
-        if complete {
+    /// The first generation, as soon as everybody is here; of those who are enough, when the others
+    /// do not come in time.
+    pub(super) fn form_if_complete(&mut self, now: Duration) -> Vec<Action> {
+        let here = self.attached().count();
+        if !matches!(self.run, Run::Waiting) || here < self.members.len() {
+            return Vec::new();
+        }
+        let all = here >= self.wanted as usize;
+        let waited = now.saturating_sub(self.arrived) >= self.config.limits.gathering;
+        if all || (waited && here >= self.needed()) {
             self.form_generation(Vec::new(), "all workers are here".to_owned())
         } else {
             Vec::new()
         }
     }
 
+    /// How many have to be here before the run begins; after it has begun once, fewer.
+    pub(super) fn needed(&self) -> usize {
+        let has_begun = self.generation > self.config.last_generation;
+        let workers = self.config.workers;
+        (if has_begun {
+            workers.min
+        } else {
+            workers.start
+        }) as usize
+    }
+
     /// The next generation, of all members that have not finished: who they are, their ranks and
     /// lanes. Persisted, then announced.
+    ///
+    /// Those who would leave are let go with it, and candidates that are ready come in. Where too few
+    /// are left it does not form yet, and the others wait.
     pub(super) fn form_generation(&mut self, lost: Vec<MemberId>, reason: String) -> Vec<Action> {
+        if let Some(failure) = self.too_often(&reason) {
+            return self.fail(failure, None);
+        }
+        let leaving = self.let_go();
+        let mut held = Held {
+            lost,
+            left: leaving.iter().map(|(id, _)| id.clone()).collect(),
+            reason,
+        };
+        if let Some(before) = self.run.active_mut().and_then(|a| a.held.take()) {
+            held.lost.splice(0..0, before.lost);
+            held.left.splice(0..0, before.left);
+        }
+        let release = leaving.into_iter();
+        let release = release.map(|(id, why)| Action::LetGo(id, why)).collect();
+        let actions = match self.has_too_few() {
+            true => self.hold(held),
+            false => self.form(held),
+        };
+        [actions, release].concat()
+    }
+
+    /// Fewer are here than the run's minimum. Who asked it to stop does not wait.
+    fn has_too_few(&self) -> bool {
+        let there = self.staying() + self.ready().len();
+        let active = self.run.active();
+        active.is_some_and(|a| a.stop.is_none()) && there < self.config.workers.min as usize
+    }
+
+    /// The generation is over, and the next one waits for more members.
+    fn hold(&mut self, mut held: Held) -> Vec<Action> {
+        let (here, min) = (self.staying(), self.config.workers.min);
+        held.reason = format!("{}: {here} of at least {min} workers are left", held.reason);
+        let reason = held.reason.clone();
+        if let Some(active) = self.run.active_mut() {
+            active.quarrel = None;
+            active.held = Some(held);
+        }
+        self.attached()
+            .map(|id| Action::Hold(id.clone(), reason.clone()))
+            .collect()
+    }
+
+    fn form(&mut self, held: Held) -> Vec<Action> {
+        let is_first = self.assignment.is_empty();
+        let mut joined = self.take_in();
         let working = self.members.iter().filter(|(_, m)| m.finished.is_none());
         let ids: Vec<_> = working.map(|(id, _)| id.clone()).collect();
+        if is_first {
+            joined.clear();
+        }
         let assignment = match deal(self.config.lanes, &ids, &self.assignment) {
             Ok(assignment) => assignment,
             Err(error) => {
@@ -177,8 +275,12 @@ impl Machine {
             stop: self.run.active().and_then(|active| active.stop.clone()),
             quarrel: None,
             after_step: self.step,
-            lost,
-            reason,
+            lost: held.lost,
+            left: held.left,
+            joined,
+            reason: held.reason,
+            is_asked: false,
+            held: None,
         };
         let announced = self.wire_generation(&active);
         self.run = Run::Active(active);
@@ -187,6 +289,21 @@ impl Machine {
             .into_iter()
             .map(|id| Action::Announce(id, announced.clone()));
         std::iter::once(persist).chain(announce).collect()
+    }
+
+    /// Generation after generation without a step: something is wrong that another one does not cure.
+    fn too_often(&mut self, reason: &str) -> Option<Failure> {
+        let (step, times) = self.fruitless;
+        let times = if step == self.step { times + 1 } else { 1 };
+        self.fruitless = (self.step, times);
+        let limit = self.config.limits.fruitless;
+        (times > limit).then(|| {
+            Failure::run_failed(
+                format!("the run makes no progress: {limit} generations brought no step"),
+                format!("the last one ended like this: {reason}"),
+                self.resume_words(),
+            )
+        })
     }
 
     fn wire_generation(&self, active: &Active) -> v1::Generation {
@@ -207,6 +324,8 @@ impl Machine {
             after_step: active.after_step,
             lost: active.lost.iter().map(ToString::to_string).collect(),
             reason: active.reason.clone(),
+            joined: active.joined.iter().map(ToString::to_string).collect(),
+            left: active.left.iter().map(ToString::to_string).collect(),
         }
     }
 

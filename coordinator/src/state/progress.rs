@@ -19,6 +19,9 @@ impl Machine {
         generation: Generation,
         kind: Kind,
     ) -> Vec<Action> {
+        if let Some(actions) = self.candidate_said(now, who, &kind) {
+            return actions;
+        }
         let current = generation == self.generation && self.run.active().is_some();
         let Some(member) = self.member_mut(who) else {
             return Vec::new();
@@ -33,8 +36,12 @@ impl Machine {
             }
             Kind::Failed(failed) => return self.member_failed(&who.member, failed.into()),
             // Whoever complains waits for the next generation, which is there already.
-            Kind::PeerLost(_) if !current => return Vec::new(),
+            Kind::PeerLost(_) | Kind::AtBorder(_) if !current => return Vec::new(),
             Kind::PeerLost(report) => return self.peer_lost(now, who, report),
+            Kind::AtBorder(border) => return self.at_border(border.step),
+            Kind::Leaving(leaving) => return self.member_leaves(&who.member, &leaving.reason),
+            // It has become a member since.
+            Kind::Ready(_) => return Vec::new(),
             _ => {}
         }
         if let Err(refused) = self.check_generation(generation) {
@@ -42,16 +49,13 @@ impl Machine {
         }
         match kind {
             Kind::StepCommitted(step) => self.step_committed(who, generation, step),
-            Kind::StageChanged(stage) => {
-                self.stage = Some(stage);
-                Vec::new()
-            }
+            Kind::StageChanged(stage) => self.stage_changed(stage),
             Kind::Finished(finished) => self.member_finished(who, current, finished.complete),
             Kind::CheckpointSkipped(skipped) => {
                 self.checkpoint_skipped(skipped);
                 Vec::new()
             }
-            Kind::Heartbeat(_) | Kind::Failed(_) | Kind::PeerLost(_) => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
@@ -153,7 +157,7 @@ impl Machine {
         if self.run.is_over() {
             return Vec::new();
         }
-        let alone = self.members.len() < 2;
+        let alone = self.members.len() < 2 && (!self.config.returns || self.is_hopeless(id));
         let its_own = matches!(failure.exit, ExitCode::Internal | ExitCode::Environment);
         if self.run.active().is_some() && its_own && !alone {
             let how = format!("it failed: {}: {}", failure.what, failure.why);
@@ -161,6 +165,13 @@ impl Machine {
         }
         let failure = self.with_name(id, failure);
         self.fail(failure, None)
+    }
+
+    /// The only member of a generation that has done nothing: a new process would fare like it. One
+    /// that came in last may have lost those that know the state of training.
+    fn is_hopeless(&self, id: &MemberId) -> bool {
+        let active = self.run.active();
+        active.is_none_or(|a| self.step == a.after_step && !a.joined.contains(id))
     }
 
     fn with_name(&self, id: &MemberId, mut failure: Failure) -> Failure {
@@ -185,7 +196,10 @@ impl Machine {
         generation: Generation,
         checkpoint: Checkpoint,
     ) -> Vec<Action> {
+        let may_have_been_let_go = self.departed.get(&who.member) == Some(&who.incarnation);
         let allowed = match self.member_mut(who) {
+            // What it began to save, it ends.
+            None if may_have_been_let_go => self.check_generation(generation),
             None => Err(self.unknown(who)),
             Some(_) => self.check_generation(generation),
         };
@@ -269,35 +283,32 @@ impl Machine {
     }
 
     pub(super) fn stop(&mut self, ticket: Ticket, reason: String) -> Vec<Action> {
-        let asked = Action::Persist(journal::Entry::StopRequested {
-            reason: reason.clone(),
-        });
-        match std::mem::replace(&mut self.run, Run::Waiting) {
+        let mut actions = self.stop_for(reason);
+        actions.push(Action::Accept(ticket));
+        actions
+    }
+
+    /// The run stops at once where nothing is at work, else at the next step border.
+    pub(super) fn stop_for(&mut self, reason: String) -> Vec<Action> {
+        let stopped = match &mut self.run {
             Run::Waiting => {
-                let tell = self.ask_everybody(&reason);
-                self.run = Run::Stopped { reason };
-                let stopped = Action::Persist(journal::Entry::RunStopped { step: self.step });
-                [asked, stopped]
-                    .into_iter()
-                    .chain(tell)
-                    .chain([Action::Accept(ticket)])
-                    .collect()
+                self.run = Run::Stopped {
+                    reason: reason.clone(),
+                };
+                Some(Action::Persist(journal::Entry::RunStopped {
+                    step: self.step,
+                }))
             }
-            Run::Active(mut active) if active.stop.is_none() => {
-                let tell = self.ask_everybody(&reason);
-                active.stop = Some(reason);
-                self.run = Run::Active(active);
-                [asked]
-                    .into_iter()
-                    .chain(tell)
-                    .chain([Action::Accept(ticket)])
-                    .collect()
+            Run::Active(active) if active.stop.is_none() => {
+                active.stop = Some(reason.clone());
+                None
             }
-            other => {
-                self.run = other;
-                vec![Action::Accept(ticket)]
-            }
-        }
+            _ => return Vec::new(),
+        };
+        let tell = self.ask_everybody(&reason);
+        let asked = Action::Persist(journal::Entry::StopRequested { reason });
+        let asked = std::iter::once(asked).chain(stopped);
+        asked.chain(tell).collect()
     }
 
     fn ask_everybody(&self, reason: &str) -> Vec<Action> {

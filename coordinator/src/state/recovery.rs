@@ -28,6 +28,9 @@ impl Machine {
         who: &Identity,
         how: String,
     ) -> Vec<Action> {
+        if let Some(actions) = self.candidate_detached(stream, who, &how) {
+            return actions;
+        }
         let waits = self.run.active().is_none();
         let Some(member) = self.member_mut(who).filter(|m| m.stream == Some(stream)) else {
             return Vec::new();
@@ -38,6 +41,21 @@ impl Machine {
         }
         member.detached = Some((now, how));
         self.lose_the_detached(now)
+    }
+
+    /// A candidate's stream broke.
+    fn candidate_detached(
+        &mut self,
+        stream: StreamId,
+        who: &Identity,
+        how: &str,
+    ) -> Option<Vec<Action>> {
+        let candidate = self.candidate_mut(who)?;
+        let is_present = candidate.member.stream == Some(stream);
+        Some(match is_present {
+            true => self.drop_candidate(&who.member, how),
+            false => Vec::new(),
+        })
     }
 
     /// Those without a stream are lost when the moment is over, or at once when a peer blames them.
@@ -67,7 +85,9 @@ impl Machine {
         let pause = now.saturating_sub(self.last_event);
         self.last_event = now;
         if pause > self.config.limits.silence / 2 {
-            for member in self.members.values_mut() {
+            let candidates = self.candidates.values_mut();
+            let candidates = candidates.map(|candidate| &mut candidate.member);
+            for member in self.members.values_mut().chain(candidates) {
                 // Never earlier: one that is awaited has until the end of the reunion.
                 member.heard = (member.heard + pause).min(now).max(member.heard);
                 member.moved = (member.moved + pause).min(now).max(member.moved);
@@ -82,12 +102,13 @@ impl Machine {
                 known.stream = None;
                 self.lose(member, how)
             }
-            None => Vec::new(),
+            None => self.drop_candidate(member, how),
         }
     }
 
     /// A member is gone. Before the start it is waited for again. Later the others go on in the
-    /// next generation; the run fails when there are none.
+    /// next generation. When there are none, the run begins again from its latest checkpoint with
+    /// those that come, or fails where nobody will.
     pub(super) fn lose(&mut self, id: &MemberId, how: &str) -> Vec<Action> {
         if self.run.is_over() {
             return Vec::new();
@@ -106,12 +127,19 @@ impl Machine {
         let failure = self.loss(id, how);
         let mut others = self.members.iter().filter(|(other, _)| *other != id);
         if others.clone().next().is_none() {
-            return self.fail(failure, Some(id.clone()));
+            let may_wait = self
+                .run
+                .active()
+                .is_some_and(|active| active.stop.is_none());
+            return match self.config.returns && may_wait {
+                true => self.lose_the_last(id, &failure),
+                false => self.fail(failure, Some(id.clone())),
+            };
         }
         let done = others.all(|(_, other)| other.finished.is_some());
-        let farewell = self.dismiss(id, &failure);
         self.members_lost += 1;
-        self.notice(&failure, Some(id.clone()));
+        self.notice(&failure, self.process_of(id));
+        let farewell = self.dismiss(id, &failure);
         let mut actions = if done {
             self.conclude()
         } else {
@@ -120,6 +148,33 @@ impl Machine {
         };
         actions.extend(farewell);
         actions
+    }
+
+    /// Nobody is left who knows the state of training.
+    fn lose_the_last(&mut self, id: &MemberId, failure: &Failure) -> Vec<Action> {
+        self.members_lost += 1;
+        self.notice(failure, self.process_of(id));
+        let farewell = self.dismiss(id, failure);
+        let mut actions = self.begin_again();
+        actions.extend(farewell);
+        actions
+    }
+
+    /// Waits for new members, from the latest checkpoint (P10). Candidates have prepared to be told
+    /// the state by others: they start anew, too.
+    pub(super) fn begin_again(&mut self) -> Vec<Action> {
+        self.members.clear();
+        self.assignment.clear();
+        self.run = Run::Waiting;
+        self.step = self.checkpoints.latest().map_or(0, |latest| latest.step);
+        self.stage = None;
+        self.quarrelled_at = None;
+        let failure = Failure::environment(
+            "this worker cannot take part",
+            "all those who could have told it the state of training were lost",
+            "start it again: the run goes on from its latest checkpoint",
+        );
+        self.send_away(failure)
     }
 
     /// Takes a member out; one that still listens is told why.
@@ -163,6 +218,8 @@ impl Machine {
         let mut actions = self.end_of_reunion(now);
         actions.extend(self.lose_the_detached(now));
         actions.extend(self.lose_the_silent(now));
+        actions.extend(self.drop_silent_candidates(now));
+        actions.extend(self.form_if_complete(now));
         actions.extend(self.end_of_grace(now));
         actions.extend(self.look_for_stalls(now));
         actions
@@ -194,7 +251,7 @@ impl Machine {
         report: v1::PeerLost,
     ) -> Vec<Action> {
         let blamed = MemberId::new(&report.member_id).ok();
-        if let Some(active) = self.run.active_mut() {
+        if let Some(active) = self.run.active_mut().filter(|active| active.held.is_none()) {
             let quarrel = active.quarrel.get_or_insert_with(|| Quarrel {
                 since: now,
                 complaints: Default::default(),
@@ -243,15 +300,22 @@ impl Machine {
         }
     }
 
-    /// Tells people what went wrong while the run goes on.
-    pub(super) fn notice(&mut self, failure: &Failure, lost: Option<MemberId>) {
+    /// A member, as a notice of its loss names it.
+    pub(super) fn process_of(&self, id: &MemberId) -> Option<(MemberId, u32)> {
+        let member = self.members.get(id)?;
+        Some((id.clone(), member.pid))
+    }
+
+    /// Tells people what went wrong while the run goes on; of a loss also who, and which process.
+    pub(super) fn notice(&mut self, failure: &Failure, lost: Option<(MemberId, u32)>) {
         self.noticed += 1;
         self.notices.push_back(v1::Notice {
             number: self.noticed,
             step: self.step,
             what: failure.what.clone(),
             why: failure.why.clone(),
-            lost_member: lost.map(|id| id.to_string()).unwrap_or_default(),
+            lost_pid: lost.as_ref().map(|(_, pid)| *pid).unwrap_or_default(),
+            lost_member: lost.map(|(id, _)| id.to_string()).unwrap_or_default(),
         });
         while self.notices.len() > NOTICES {
             self.notices.pop_front();

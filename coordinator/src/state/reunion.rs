@@ -55,6 +55,10 @@ impl Machine {
             quarrel: None,
             after_step,
             lost: Vec::new(),
+            left: Vec::new(),
+            joined: Vec::new(),
+            is_asked: false,
+            held: None,
             reason: "the coordinator was replaced".to_owned(),
         });
     }
@@ -94,9 +98,9 @@ impl Machine {
         }
         for id in &missing {
             let failure = self.loss(id, &late);
-            self.members.remove(id);
             self.members_lost += 1;
-            self.notice(&failure, Some(id.clone()));
+            self.notice(&failure, self.process_of(id));
+            self.members.remove(id);
         }
         if self
             .members
@@ -112,10 +116,6 @@ impl Machine {
     fn wait_for_others(&mut self, number: usize, late: &str) -> Vec<Action> {
         let what = format!("the workers of the coordinator before are gone ({number})");
         self.notice(&Failure::run_failed(what, late, ""), None);
-        self.members.clear();
-        self.assignment.clear();
-        self.run = Run::Waiting;
-        self.step = self.resume_from().map_or(0, |from| from.step);
-        Vec::new()
+        self.begin_again()
     }
 }

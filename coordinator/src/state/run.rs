@@ -23,7 +23,26 @@ pub(crate) struct Active {
     pub(crate) after_step: u64,
     /// Members of the generation before that were lost.
     pub(crate) lost: Vec<MemberId>,
+    /// Members of the generation before that were let go.
+    pub(crate) left: Vec<MemberId>,
+    /// Members that are new in it.
+    pub(crate) joined: Vec<MemberId>,
     /// Why it was formed, in words.
+    pub(crate) reason: String,
+    /// Its members were asked to meet at a border, since they are to change.
+    pub(crate) is_asked: bool,
+    /// It is over, and too few are left for the next one.
+    pub(crate) held: Option<Held>,
+}
+
+/// What the generation that is waited for has to tell of the one before.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Held {
+    /// Members that were lost.
+    pub(crate) lost: Vec<MemberId>,
+    /// Members that were let go.
+    pub(crate) left: Vec<MemberId>,
+    /// What made them too few, in words.
     pub(crate) reason: String,
 }
 

@@ -38,7 +38,7 @@ impl Machine {
 
     /// The member that the others wait for, and for how long it has not moved.
     fn held_up_by(&self, now: Duration) -> Option<(MemberId, Duration)> {
-        let active = self.run.active()?;
+        let active = self.run.active().filter(|active| active.held.is_none())?;
         let still = |member: &Member| now.saturating_sub(member.moved);
         let at_work: Vec<_> = self
             .members

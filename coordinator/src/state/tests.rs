@@ -5,7 +5,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::journal::Entry;
-use mks2_proto::ids::Incarnation;
 
 const MEMBERS: u64 = 3;
 
@@ -48,6 +47,17 @@ fn kind() -> impl Strategy<Value = v1::report::Kind> {
             v1::report::Kind::Finished(v1::Finished { complete })
         }),
         1 => prop_oneof![Just(7_u32), Just(4), Just(1)].prop_map(failed),
+        2 => prop_oneof![Just("memory"), Just("experts")].prop_map(|stage| {
+            v1::report::Kind::StageChanged(v1::StageChanged {
+                stage: stage.into(),
+                ..v1::StageChanged::default()
+            })
+        }),
+        2 => prop_oneof![Just("memory"), Just("experts")].prop_map(|stage| {
+            v1::report::Kind::Ready(v1::Ready { stage: stage.into() })
+        }),
+        1 => (0_u64..6).prop_map(|step| v1::report::Kind::AtBorder(v1::AtBorder { step })),
+        1 => Just(v1::report::Kind::Leaving(v1::Leaving { reason: "away".into() })),
         2 => (0..MEMBERS + 1).prop_map(|number| v1::report::Kind::PeerLost(v1::PeerLost {
             member_id: format!("worker-{number}"),
             why: "it cannot be reached".into(),
@@ -75,11 +85,14 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(who, g, checkpoint)| Event::Commit(Ticket(0), who, Generation(g), checkpoint)),
         2 => checkpoint.prop_map(|checkpoint| Event::ManifestWritten(Ticket(0), checkpoint)),
         1 => Just(Event::Stop(Ticket(0), "enough".into())),
+        1 => (0..MEMBERS + 1).prop_map(|number| Event::Drain(Ticket(0), who(number, 0).member, "away".into())),
+        1 => (0_u32..6).prop_map(|workers| Event::Scale(Ticket(0), workers)),
         3 => Just(Event::Tick),
     ]
 }
 
-fn machine() -> Machine {
+fn machine(returns: bool, min: u32) -> Machine {
+    let members = u32::try_from(MEMBERS).expect("few");
     Machine::new(Config {
         run_id: RunId::new("run-1").expect("good"),
         job_name: "job".into(),
@@ -87,7 +100,12 @@ fn machine() -> Machine {
         device: "cpu".into(),
         term: Term(1),
         lanes: 8,
-        expected: u32::try_from(MEMBERS).expect("few"),
+        workers: Workers {
+            start: members,
+            min,
+            max: members,
+        },
+        returns,
         total_steps: 10,
         keep_last: 1,
         last_generation: Generation(0),
@@ -118,6 +136,7 @@ fn answers(event: &Event, actions: &[Action]) -> Result<(), TestCaseError> {
         matches!(
             action,
             Action::Accept(_)
+                | Action::Welcome(..)
                 | Action::Refuse(..)
                 | Action::Committed(..)
                 | Action::WriteManifest(..)
@@ -125,7 +144,11 @@ fn answers(event: &Event, actions: &[Action]) -> Result<(), TestCaseError> {
     });
     let answered = answered.count();
     match event {
-        Event::Register(..) | Event::Attach(..) | Event::Stop(..) => prop_assert_eq!(answered, 1),
+        Event::Register(..)
+        | Event::Attach(..)
+        | Event::Stop(..)
+        | Event::Drain(..)
+        | Event::Scale(..) => prop_assert_eq!(answered, 1),
         // A twin waits for the manifest that is being written, and is answered with it.
         Event::Commit(..) => prop_assert!(answered <= 1),
         Event::ManifestWritten(..) => prop_assert!(answered >= 1),
@@ -140,9 +163,12 @@ proptest! {
     #[test]
     fn any_order_of_events_keeps_the_promises(
         has_started in any::<bool>(),
+        returns in any::<bool>(),
+        min in 1_u32..4,
         events in prop::collection::vec((0_u64..400, event()), 1..60)
     ) {
-        let (mut machine, mut now, mut endings) = (machine(), Duration::ZERO, 0);
+        let mut machine = machine(returns, min);
+        let (mut now, mut endings) = (Duration::ZERO, 0);
         let prelude = if has_started { start() } else { Vec::new() };
         for (pause, event) in prelude.into_iter().chain(events) {
             now += Duration::from_millis(pause);

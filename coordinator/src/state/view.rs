@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use mks2_proto::v1;
+use mks2_proto::{ids::MemberId, v1};
 
 use super::{
-    Machine,
+    Machine, Member,
     run::{Active, Run},
 };
+use crate::assign::Share;
 
 /// Silence is shown in steps of this, so that a quiet run has a quiet status.
 const SILENCE_STEP_MS: u64 = 500;
@@ -31,7 +32,7 @@ impl Machine {
             members: self.member_statuses(now),
             latest_checkpoint: self.checkpoints.latest().cloned().map(Into::into),
             failure: self.failure().map(Into::into),
-            expected_members: self.config.expected,
+            expected_members: self.config.workers.start,
             lanes: self.config.lanes,
             finished_stages: self
                 .checkpoints
@@ -44,6 +45,11 @@ impl Machine {
             checkpoints_skipped: self.checkpoints_skipped,
             lost_member: self.lost_member(),
             stalled: self.stalled.clone().unwrap_or_default(),
+            min_members: self.config.workers.min,
+            wanted_members: self.wanted,
+            candidates: self.candidate_statuses(now),
+            members_joined: self.members_joined,
+            members_left: self.members_left,
         }
     }
 
@@ -60,23 +66,38 @@ impl Machine {
         let mut members: Vec<_> = self
             .members
             .iter()
-            .map(|(id, member)| v1::MemberStatus {
-                member_id: id.to_string(),
-                rank: share(id).map(|share| share.rank.0).unwrap_or_default(),
-                host: member.host.clone(),
-                device: self.device_of(&member.device),
-                lanes: share(id)
-                    .map(|share| share.lanes.clone())
-                    .unwrap_or_default(),
-                step: member.committed,
-                phase: member.phase.into(),
-                collective: member.collective,
-                silent_ms: in_steps(now.saturating_sub(member.heard)),
-                connected: member.stream.is_some(),
-            })
+            .map(|(id, member)| self.member_status(id, member, share(id), now))
             .collect();
         members.sort_by_key(|member| member.rank);
         members
+    }
+
+    fn candidate_statuses(&self, now: Duration) -> Vec<v1::MemberStatus> {
+        let candidates = self.candidates.iter();
+        candidates
+            .map(|(id, candidate)| self.member_status(id, &candidate.member, None, now))
+            .collect()
+    }
+
+    fn member_status(
+        &self,
+        id: &MemberId,
+        member: &Member,
+        share: Option<&Share>,
+        now: Duration,
+    ) -> v1::MemberStatus {
+        v1::MemberStatus {
+            member_id: id.to_string(),
+            rank: share.map(|share| share.rank.0).unwrap_or_default(),
+            host: member.host.clone(),
+            device: self.device_of(&member.device),
+            lanes: share.map(|share| share.lanes.clone()).unwrap_or_default(),
+            step: member.committed,
+            phase: member.phase.into(),
+            collective: member.collective,
+            silent_ms: in_steps(now.saturating_sub(member.heard)),
+            connected: member.stream.is_some(),
+        }
     }
 
     fn device_of(&self, named: &str) -> String {
@@ -108,6 +129,9 @@ impl Machine {
                 "a new coordinator waits for the workers of the one before: {here} of {all} are back"
             );
         }
+        if let Some(held) = &active.held {
+            return self.holding(&held.reason);
+        }
         if let Some(quarrel) = &active.quarrel {
             return format!("workers cannot reach each other: {}", quarrel.words());
         }
@@ -124,6 +148,15 @@ impl Machine {
         }
     }
 
+    fn holding(&self, reason: &str) -> String {
+        let coming = self.candidates.keys().map(MemberId::as_str);
+        let coming = coming.collect::<Vec<_>>().join(", ");
+        match coming.is_empty() {
+            true => format!("the run waits for workers: {reason}"),
+            false => format!("the run waits for workers: {reason}; joining: {coming}"),
+        }
+    }
+
     fn waiting_for(&self) -> String {
         let names = |connected: bool| {
             let some = self
@@ -135,10 +168,7 @@ impl Machine {
                 .join(", ")
         };
         let (here, coming) = (self.attached().count(), names(false));
-        let mut words = format!(
-            "waiting for workers: {here} of {} are here",
-            self.config.expected
-        );
+        let mut words = format!("waiting for workers: {here} of {} are here", self.needed());
         if here > 0 {
             words.push_str(&format!(" ({})", names(true)));
         }

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use mks2_coordinator::{Coordinator, Limits, Resume, Running, Settings};
+use mks2_coordinator::{Coordinator, Limits, Resume, Running, Settings, Workers};
 use mks2_proto::{
     dial::{self, Client, PROTOCOL, Target},
     ids::Token,
@@ -53,7 +53,8 @@ pub(crate) fn settings(run: &Path, workers: u32) -> Settings {
         job: job(),
         job_toml: "name = \"Test job\"\n".into(),
         corpora: BTreeMap::new(),
-        workers,
+        workers: Workers::exactly(workers),
+        returns: false,
         token: token(),
         resume: Resume::Auto,
         reunite: false,

@@ -96,26 +96,45 @@ pub(super) fn text(status: &StatusResponse) -> String {
         "generation  {} (term {})",
         status.generation, status.term
     ));
+    let workers = status.members.len();
+    let mut words = format!("workers     {workers} of {}", status.wanted_members);
+    for (number, what) in [
+        (status.members_lost, "lost"),
+        (status.members_joined, "joined"),
+        (status.members_left, "let go"),
+    ] {
+        if number > 0 {
+            words.push_str(&format!(", {number} {what}"));
+        }
+    }
+    lines.push(words);
     lines.extend(status.notices.iter().map(|notice| {
         let step = count(notice.step);
         format!("after step {step}: {}: {}", notice.what, notice.why)
     }));
-    let members = members(&status.members);
+    let members = members(&status.members, &status.candidates);
     format!("{}\n\n{members}", lines.join("\n"))
 }
 
-fn members(members: &[MemberStatus]) -> String {
+/// Members by rank, then those who prepare to take part.
+fn members(members: &[MemberStatus], candidates: &[MemberStatus]) -> String {
     let mut table = Table::new(&[
         ">rank", "worker", "host", "device", "lanes", ">step", "phase", ">silent",
     ]);
-    for member in members {
+    let joins = [false, true];
+    let groups = joins.into_iter().zip([members, candidates]);
+    for (joins, member) in groups.flat_map(|(j, group)| group.iter().map(move |m| (j, m))) {
         let phase = match member.collective {
+            _ if joins => "joining".to_owned(),
             0 => phase_word(member.phase()).to_owned(),
             number => format!("{} (collective {number})", phase_word(member.phase())),
         };
         let silent = format!("{:.1} s", member.silent_ms as f64 / 1000.0);
         table.row([
-            member.rank.to_string(),
+            match joins {
+                true => "-".into(),
+                false => member.rank.to_string(),
+            },
             member.member_id.clone(),
             member.host.clone(),
             member.device.clone(),
@@ -154,7 +173,11 @@ pub(super) fn json(status: &StatusResponse) -> Value {
         })),
         "members": status.members.iter().map(member_json).collect::<Value>(),
         "stalled": Some(&status.stalled).filter(|stalled| !stalled.is_empty()),
+        "candidates": status.candidates.iter().map(member_json).collect::<Value>(),
+        "workers": { "min": status.min_members, "wanted": status.wanted_members },
         "members_lost": status.members_lost,
+        "members_joined": status.members_joined,
+        "members_left": status.members_left,
         "checkpoints_skipped": status.checkpoints_skipped,
         "notices": status.notices.iter().map(|notice| json!({
             "step": notice.step, "what": notice.what, "why": notice.why,

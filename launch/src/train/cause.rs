@@ -240,6 +240,7 @@ mod tests {
         std::fs::write(&log, log_text).expect("written");
         let member = MemberId::new("worker-1").expect("good");
         let worker = Worker {
+            pid: 1,
             member,
             log,
             log_start: 0,

@@ -60,6 +60,7 @@ pub(crate) struct Exit {
 #[derive(Clone, Debug)]
 pub(crate) struct Worker {
     pub(crate) member: MemberId,
+    pub(crate) pid: u32,
     pub(crate) log: PathBuf,
     /// Length of the log before this start: earlier starts are not this one's story.
     pub(crate) log_start: u64,
@@ -71,8 +72,10 @@ pub(crate) struct Worker {
 /// All workers of this launcher.
 #[derive(Debug)]
 pub(crate) struct Fleet {
+    orders: Orders,
     workers: Vec<Worker>,
-    orders: watch::Sender<Order>,
+    order: watch::Sender<Order>,
+    report: mpsc::Sender<Exit>,
     exits: mpsc::Receiver<Exit>,
     tasks: JoinSet<()>,
 }
@@ -83,21 +86,40 @@ impl Fleet {
     /// # Errors
     /// The program or a log cannot be opened; workers that had started are killed.
     pub(crate) fn start(orders: &Orders) -> Result<Self, Failure> {
-        let (order, listen) = watch::channel(Order::Run(BTreeSet::new()));
+        let (order, _) = watch::channel(Order::Run(BTreeSet::new()));
         let (report, exits) = mpsc::channel(orders.workers as usize);
-        let mut tasks = JoinSet::new();
-        let mut workers = Vec::new();
-        for rank in 0..orders.workers {
-            let (worker, child) = start_one(orders, rank)?;
-            workers.push(worker);
-            tasks.spawn(mind(rank, child, listen.clone(), report.clone()));
-        }
-        Ok(Self {
-            workers,
-            orders: order,
+        let mut fleet = Self {
+            orders: orders.clone(),
+            workers: Vec::new(),
+            order,
+            report,
             exits,
-            tasks,
-        })
+            tasks: JoinSet::new(),
+        };
+        for rank in 0..orders.workers {
+            fleet.start_one(rank, 0)?;
+        }
+        Ok(fleet)
+    }
+
+    /// Starts a worker that has ended before, or one more behind the last. Must run on the main
+    /// thread.
+    ///
+    /// # Errors
+    /// As [`Fleet::start`].
+    pub(crate) fn start_one(&mut self, rank: u32, restarts: u32) -> Result<(), Failure> {
+        self.order.send_if_modified(|order| match order {
+            Order::Run(doomed) => doomed.remove(&rank),
+            _ => false,
+        });
+        let (worker, child) = start_one(&self.orders, rank, restarts)?;
+        match self.workers.get_mut(rank as usize) {
+            Some(before) => *before = worker,
+            None => self.workers.push(worker),
+        }
+        let (orders, report) = (self.order.subscribe(), self.report.clone());
+        self.tasks.spawn(mind(rank, child, orders, report));
+        Ok(())
     }
 
     pub(crate) fn workers(&self) -> &[Worker] {
@@ -108,7 +130,7 @@ impl Fleet {
     pub(crate) async fn next_exit(&mut self) -> Exit {
         match self.exits.recv().await {
             Some(exit) => {
-                let unprompted = match &*self.orders.borrow() {
+                let unprompted = match &*self.order.borrow() {
                     Order::Run(doomed) => !doomed.contains(&exit.rank),
                     Order::Terminate | Order::Kill => false,
                 };
@@ -128,7 +150,7 @@ impl Fleet {
             .workers
             .get(rank as usize)
             .is_none_or(|w| w.exit.is_some());
-        self.orders.send_if_modified(|order| match order {
+        self.order.send_if_modified(|order| match order {
             Order::Run(doomed) if !ended => doomed.insert(rank),
             _ => false,
         });
@@ -149,6 +171,11 @@ impl Fleet {
         let _ = tokio::time::timeout(limit, ended).await;
     }
 
+    /// Workers that have not ended.
+    pub(crate) fn alive(&self) -> usize {
+        self.workers.iter().filter(|w| w.exit.is_none()).count()
+    }
+
     pub(crate) fn all_ended(&self) -> bool {
         self.workers.iter().all(|worker| worker.exit.is_some())
     }
@@ -158,7 +185,7 @@ impl Fleet {
         if self.all_end_within(patience).await {
             return;
         }
-        self.orders.send_replace(Order::Terminate);
+        self.order.send_replace(Order::Terminate);
         if !self.all_end_within(grace).await {
             self.kill().await;
         }
@@ -166,7 +193,7 @@ impl Fleet {
 
     /// Kills all at once.
     pub(crate) async fn kill(&mut self) {
-        self.orders.send_replace(Order::Kill);
+        self.order.send_replace(Order::Kill);
         self.all_end_within(Duration::from_secs(5)).await;
     }
 
@@ -185,17 +212,20 @@ impl Fleet {
     }
 }
 
-fn start_one(orders: &Orders, rank: u32) -> Result<(Worker, Child), Failure> {
+fn start_one(orders: &Orders, rank: u32, restarts: u32) -> Result<(Worker, Child), Failure> {
     let name = format!("worker-{rank}");
     let member = MemberId::new(&name)
         .map_err(|error| Failure::internal("a worker has no name", error.to_string()))?;
     let log = orders.logs.join(format!("{name}.log"));
     let log_start = std::fs::metadata(&log).map_or(0, |meta| meta.len());
-    let child = spawn::start(&orders.program, &variables(orders, rank, &name), &log);
+    let mut variables = variables(orders, rank, &name);
+    variables.push((env::RESTARTS.to_owned(), restarts.to_string()));
+    let child = spawn::start(&orders.program, &variables, &log);
     let child = child.map_err(|error| not_started(error, &orders.program, &log))?;
     Ok((
         Worker {
             member,
+            pid: child.id().unwrap_or_default(),
             log,
             log_start,
             exit: None,

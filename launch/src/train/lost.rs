@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use mks2_proto::v1::StatusResponse;
 use tokio::time::Instant;
 
-use super::{LAST_BREATH, cause, fleet::Fleet};
+use super::{
+    LAST_BREATH, cause,
+    fleet::{Fleet, Worker},
+};
 
 /// Who is to be ended, and when.
 #[derive(Debug, Default)]
@@ -20,12 +23,26 @@ impl Lost {
     /// Takes the losses in that a status tells.
     pub(super) fn hear(&mut self, status: &StatusResponse, fleet: &Fleet) {
         for notice in status.notices.iter().filter(|n| n.number > self.heard) {
-            if let Some(rank) = cause::rank_of(&notice.lost_member, fleet.workers()) {
+            let Some(rank) = cause::rank_of(&notice.lost_member, fleet.workers()) else {
+                continue;
+            };
+            // Another process may be there in its place already.
+            let worker = fleet.workers().get(rank as usize);
+            let is_there = |worker: &&Worker| worker.exit.is_none();
+            if worker
+                .filter(is_there)
+                .is_some_and(|worker| worker.pid == notice.lost_pid)
+            {
                 self.due.insert(rank, Instant::now() + LAST_BREATH);
             }
         }
         let last = status.notices.last().map_or(0, |notice| notice.number);
         self.heard = self.heard.max(last);
+    }
+
+    /// One has ended by itself.
+    pub(super) fn forget(&mut self, rank: u32) {
+        self.due.remove(&rank);
     }
 
     /// Waits until the time of one is up. Pending while nobody is lost; cancel safe.

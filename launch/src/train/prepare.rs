@@ -42,7 +42,7 @@ pub(crate) struct Prepared {
 /// Job (exit 3), corpora (4), run directory (5, or 6 when it is in use), the worker's program (6).
 pub(crate) async fn prepare(args: &TrainArgs) -> Result<Prepared, Failure> {
     let resolved = load::load(&args.job.job, &args.job.overrides())?;
-    check_workers(args.workers, resolved.job.lanes)?;
+    args.workers.check(resolved.job.lanes)?;
     let program = worker_program()?;
     let corpora = open_corpora(&resolved.job).await?;
     let named = args
@@ -80,6 +80,7 @@ impl Prepared {
             job_toml: self.resolved.toml.clone(),
             corpora: self.corpora.clone(),
             workers: args.workers,
+            returns: args.restarts > 0,
             token: self.token.clone(),
             resume: args.resume,
             reunite: false,
@@ -97,7 +98,7 @@ impl Prepared {
             coordinator: running.endpoint(),
             token: self.token.reveal().to_owned(),
             run_id: running.run_id.to_string(),
-            workers: args.workers,
+            workers: args.workers.max,
             logs: self.logs.clone(),
             log_format: if output.is_json() { "json" } else { "text" },
         }
@@ -111,17 +112,6 @@ pub(crate) fn located(mut failure: Failure, run_url: &str) -> Failure {
         failure.what = format!("run directory {run}: {}", failure.what);
     }
     failure
-}
-
-fn check_workers(workers: u32, lanes: u32) -> Result<(), Failure> {
-    if workers <= lanes {
-        return Ok(());
-    }
-    Err(Failure::settings(
-        format!("{workers} workers are too many for this job"),
-        format!("it has {lanes} lanes, and each worker holds at least one"),
-        format!("use --workers {lanes} or fewer, or set lanes to {workers} or more"),
-    ))
 }
 
 /// `runs/NAME`, with the job's name as far as a folder may look like it.
@@ -140,7 +130,7 @@ fn default_run(job: &Job) -> String {
 }
 
 /// `MKS2_WORKER`, else `mks2-worker` beside this program.
-fn worker_program() -> Result<PathBuf, Failure> {
+pub(crate) fn worker_program() -> Result<PathBuf, Failure> {
     let cure = "build it with `cargo build -p mks2-worker`, or name it in MKS2_WORKER";
     if let Some(named) = std::env::var_os(env::WORKER).filter(|name| !name.is_empty()) {
         let path = PathBuf::from(named);

@@ -67,7 +67,8 @@ fn quiet_runs_say_nothing_but_errors() {
 #[test]
 fn a_killed_worker_is_named_and_the_last_one_ends_the_run() {
     let place = Place::new();
-    let launcher = start(place.train(&script("linger"), &["--workers", "2"]));
+    let once = ["--workers", "2", "--restarts", "0"];
+    let launcher = start(place.train(&script("linger"), &once));
     let workers = place.sleepers(2);
     wait_for_steps(&place, 3);
     let kill = |worker: &str| {

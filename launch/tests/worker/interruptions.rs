@@ -87,7 +87,9 @@ fn only_what_counts_is_kept(lab: &Lab, run: &str) {
 
 /// Starts the run and disturbs it once it has done a step more than `after`.
 fn disturbed(lab: &Lab, run: &str, after: usize, disturb: impl Fn(u32)) -> Ended {
-    let mut launcher = lab.train(run, 2, &[]).spawn().expect("mks2 starts");
+    let mut command = lab.train(run, 2, &[]);
+    command.args(["--restarts", "0"]);
+    let mut launcher = command.spawn().expect("mks2 starts");
     assert!(
         lab.reaches(run, after + 1, &mut launcher),
         "it ended by itself"

@@ -106,16 +106,27 @@ impl Lab {
     }
 
     /// `mks2 train` of the job without its evaluation.
-    pub(crate) fn train(&self, run: &str, workers: usize, more: &[&str]) -> Command {
+    pub(crate) fn train(
+        &self,
+        run: &str,
+        workers: impl std::fmt::Display,
+        more: &[&str],
+    ) -> Command {
         self.train_job(&self.path("small.toml"), run, workers, more)
     }
 
     /// `mks2 train` of the whole quick job.
-    pub(crate) fn train_and_evaluate(&self, run: &str, workers: usize) -> Command {
+    pub(crate) fn train_and_evaluate(&self, run: &str, workers: impl std::fmt::Display) -> Command {
         self.train_job(&root().join("examples/emoji/quick.toml"), run, workers, &[])
     }
 
-    fn train_job(&self, job: &Path, run: &str, workers: usize, more: &[&str]) -> Command {
+    fn train_job(
+        &self,
+        job: &Path,
+        run: &str,
+        workers: impl std::fmt::Display,
+        more: &[&str],
+    ) -> Command {
         let mut command = mks2(&["train"]);
         command.arg(job);
         self.complete(&mut command, run, workers);
@@ -126,7 +137,12 @@ impl Lab {
     }
 
     /// A coordinator for the job without its evaluation, as a process of its own.
-    pub(crate) fn coordinate(&self, run: &str, workers: usize, listen: &str) -> Command {
+    pub(crate) fn coordinate(
+        &self,
+        run: &str,
+        workers: impl std::fmt::Display,
+        listen: &str,
+    ) -> Command {
         let mut command = program("mks2-coordinator");
         command.arg("--job").arg(self.path("small.toml"));
         command.args(["--listen", listen]);
@@ -135,7 +151,7 @@ impl Lab {
     }
 
     /// What every run of the small job is told.
-    fn complete(&self, command: &mut Command, run: &str, workers: usize) {
+    fn complete(&self, command: &mut Command, run: &str, workers: impl std::fmt::Display) {
         command.arg("--run").arg(self.path(run));
         command.arg("--workers").arg(workers.to_string());
         let mut set = |setting: String| {

@@ -52,6 +52,12 @@ pub struct RegisterResponse {
     /// How long a member that loses the coordinator looks for it, or for its successor.
     #[prost(uint32, tag = "8")]
     pub orphanage_ms: u32,
+    /// The run is at work already: the process waits for an invitation, prepares the stage that it
+    /// names, says that it is ready, and takes part from a later generation on.
+    #[prost(bool, tag = "9")]
+    pub candidate: bool,
+    #[prost(string, tag = "10")]
+    pub run_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointRef {
@@ -77,7 +83,7 @@ pub struct Report {
     pub incarnation: u64,
     #[prost(uint64, tag = "3")]
     pub generation: u64,
-    #[prost(oneof = "report::Kind", tags = "4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "report::Kind", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub kind: ::core::option::Option<report::Kind>,
 }
 /// Nested message and enum types in `Report`.
@@ -98,6 +104,12 @@ pub mod report {
         PeerLost(super::PeerLost),
         #[prost(message, tag = "10")]
         CheckpointSkipped(super::CheckpointSkipped),
+        #[prost(message, tag = "11")]
+        Ready(super::Ready),
+        #[prost(message, tag = "12")]
+        AtBorder(super::AtBorder),
+        #[prost(message, tag = "13")]
+        Leaving(super::Leaving),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -202,11 +214,30 @@ pub struct CheckpointSkipped {
     #[prost(message, optional, tag = "2")]
     pub failure: ::core::option::Option<Failed>,
 }
+/// A candidate has prepared the stage to which it was invited.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ready {
+    #[prost(string, tag = "1")]
+    pub stage: ::prost::alloc::string::String,
+}
+/// All members of the sender's generation have committed a step and agreed to let their generation
+/// end at this border. The sender waits for the next one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AtBorder {
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+}
+/// The sender was asked to end, by its machine or a person, and would leave at a step border.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Leaving {
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Directive {
     #[prost(uint64, tag = "1")]
     pub term: u64,
-    #[prost(oneof = "directive::Kind", tags = "2, 3, 4, 5")]
+    #[prost(oneof = "directive::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
     pub kind: ::core::option::Option<directive::Kind>,
 }
 /// Nested message and enum types in `Directive`.
@@ -222,7 +253,42 @@ pub mod directive {
         /// A report was not accepted, for example because its generation is over.
         #[prost(message, tag = "5")]
         Refused(super::Refusal),
+        #[prost(message, tag = "6")]
+        Invitation(super::Invitation),
+        #[prost(message, tag = "7")]
+        Regroup(super::Regroup),
+        #[prost(message, tag = "8")]
+        Hold(super::Hold),
+        #[prost(message, tag = "9")]
+        Leave(super::Leave),
     }
+}
+/// To a candidate: what the run works on. A later one replaces it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Invitation {
+    #[prost(string, tag = "1")]
+    pub stage: ::prost::alloc::string::String,
+    /// Last checkpoints of the stages before it.
+    #[prost(message, repeated, tag = "2")]
+    pub finished_stages: ::prost::alloc::vec::Vec<CheckpointRef>,
+}
+/// The members are to change: agree in a vote, and say AtBorder behind it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Regroup {
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The generation is over and there are too few members for the next one: wait for it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Hold {
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The member is let go: others hold its lanes, and its process ends well.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Leave {
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// A numbered agreement on who takes part.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -240,6 +306,12 @@ pub struct Generation {
     /// Why there is a new generation, in words.
     #[prost(string, tag = "5")]
     pub reason: ::prost::alloc::string::String,
+    /// Members that were not in the generation before, unless it is the first, and members of it that
+    /// were let go.
+    #[prost(string, repeated, tag = "6")]
+    pub joined: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "7")]
+    pub left: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Member {
@@ -300,6 +372,22 @@ pub struct StopRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StopResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainRequest {
+    #[prost(string, tag = "1")]
+    pub member_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScaleRequest {
+    #[prost(uint32, tag = "1")]
+    pub workers: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScaleResponse {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -361,6 +449,20 @@ pub struct StatusResponse {
     /// Whom the others wait for and what it is doing, in words; empty when nobody is waited for.
     #[prost(string, tag = "22")]
     pub stalled: ::prost::alloc::string::String,
+    /// The run waits below this many members.
+    #[prost(uint32, tag = "23")]
+    pub min_members: u32,
+    /// How many members the run wants.
+    #[prost(uint32, tag = "24")]
+    pub wanted_members: u32,
+    /// Processes that prepare to take part.
+    #[prost(message, repeated, tag = "25")]
+    pub candidates: ::prost::alloc::vec::Vec<MemberStatus>,
+    /// Members that joined the run at work, and that were let go, in this term.
+    #[prost(uint64, tag = "26")]
+    pub members_joined: u64,
+    #[prost(uint64, tag = "27")]
+    pub members_left: u64,
 }
 /// Something went wrong and the run went on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -375,9 +477,11 @@ pub struct Notice {
     pub what: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub why: ::prost::alloc::string::String,
-    /// The member that was lost, if that is what happened.
+    /// The member that was lost, if that is what happened, and its process.
     #[prost(string, tag = "5")]
     pub lost_member: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "6")]
+    pub lost_pid: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemberStatus {
@@ -773,6 +877,48 @@ pub mod coordinator_client {
             req.extensions_mut().insert(GrpcMethod::new("mks2.v1.Coordinator", "Stop"));
             self.inner.unary(req, path, codec).await
         }
+        /// Lets a worker go at the next step border.
+        pub async fn drain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mks2.v1.Coordinator/Drain",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mks2.v1.Coordinator", "Drain"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets how many workers the run wants: surplus ones are let go, and there is room for more.
+        pub async fn scale(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ScaleRequest>,
+        ) -> std::result::Result<tonic::Response<super::ScaleResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mks2.v1.Coordinator/Scale",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mks2.v1.Coordinator", "Scale"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn status(
             &mut self,
             request: impl tonic::IntoRequest<super::StatusRequest>,
@@ -867,6 +1013,16 @@ pub mod coordinator_server {
             &self,
             request: tonic::Request<super::StopRequest>,
         ) -> std::result::Result<tonic::Response<super::StopResponse>, tonic::Status>;
+        /// Lets a worker go at the next step border.
+        async fn drain(
+            &self,
+            request: tonic::Request<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status>;
+        /// Sets how many workers the run wants: surplus ones are let go, and there is room for more.
+        async fn scale(
+            &self,
+            request: tonic::Request<super::ScaleRequest>,
+        ) -> std::result::Result<tonic::Response<super::ScaleResponse>, tonic::Status>;
         async fn status(
             &self,
             request: tonic::Request<super::StatusRequest>,
@@ -1121,6 +1277,92 @@ pub mod coordinator_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StopSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mks2.v1.Coordinator/Drain" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainSvc<T: Coordinator>(pub Arc<T>);
+                    impl<T: Coordinator> tonic::server::UnaryService<super::DrainRequest>
+                    for DrainSvc<T> {
+                        type Response = super::DrainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Coordinator>::drain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mks2.v1.Coordinator/Scale" => {
+                    #[allow(non_camel_case_types)]
+                    struct ScaleSvc<T: Coordinator>(pub Arc<T>);
+                    impl<T: Coordinator> tonic::server::UnaryService<super::ScaleRequest>
+                    for ScaleSvc<T> {
+                        type Response = super::ScaleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ScaleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Coordinator>::scale(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ScaleSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -259,10 +259,6 @@ impl Control for Stopwatch {
         self.turn(Some(phase));
     }
 
-    fn stop_requested(&self) -> bool {
-        false
-    }
-
     fn step_committed(
         &self,
         _generation: u64,

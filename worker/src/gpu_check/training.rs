@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use mks2_proto::failure::Failure;
 use mks2_proto::job::StageKind;
-use mks2_proto::v1::{Phase, StepMetrics};
+use mks2_proto::v1::Phase;
 use tch::Device;
 
 use super::table::{Check, Limit};
@@ -114,17 +114,4 @@ pub(super) struct Undirected;
 
 impl Control for Undirected {
     fn set_phase(&self, _phase: Phase, _collective: u64) {}
-
-    fn stop_requested(&self) -> bool {
-        false
-    }
-
-    fn step_committed(
-        &self,
-        _generation: u64,
-        _step: u64,
-        _metrics: Option<StepMetrics>,
-    ) -> Result<(), Failure> {
-        Ok(())
-    }
 }

@@ -18,6 +18,7 @@ use crate::flat::{Buffer, FlatLayout, FlatState};
 use crate::lineage;
 use crate::model::{Vision, Weights};
 use crate::pixels::to_pixels;
+use crate::replica::Replica;
 use crate::saver::{BUFFERS, REDUCER, TOKENIZER, table_of};
 use crate::text::TextEncoder;
 use crate::train::Progress;
@@ -32,9 +33,7 @@ const PROJECTION: &str = "visual_projection.weight";
 pub(super) struct Prepared {
     pub(super) encoder: Arc<TextEncoder>,
     pub(super) table: Arc<Table>,
-    pub(super) state: FlatState,
-    pub(super) reducer: Reducer,
-    pub(super) progress: Progress,
+    pub(super) replica: Replica,
     pub(super) weights: Weights,
     pub(super) leaves: Vec<Tensor>,
 }
@@ -50,7 +49,7 @@ impl Run {
             step = from.step as i64,
             "stage was finished before"
         );
-        self.keep(stage, &prepared.state, prepared.encoder)
+        self.keep(stage, &prepared.replica.state, prepared.encoder)
     }
 
     pub(super) fn read(
@@ -82,39 +81,33 @@ impl Run {
         let specs = trained_by(&self.job.model, encoder.vocab_size(), stage);
         let layout = Arc::new(FlatLayout::new(&specs)?);
         let table = table_of(&layout)?;
-        let mut state = FlatState::new(Arc::clone(&layout), self.device)?;
-        let mut reducer = Reducer::new(
-            Arc::clone(&layout),
-            self.job.reduction,
-            self.job.lanes,
-            self.device,
-        )?;
-        let mut progress = Progress::default();
+        let state = FlatState::new(Arc::clone(&layout), self.device)?;
+        let (reduction, lanes) = (self.job.reduction, self.job.lanes);
+        let reducer = Reducer::new(Arc::clone(&layout), reduction, lanes, self.device)?;
+        let mut replica = Replica::new(state, reducer);
         match from {
-            None => self.begin(&specs, &mut state)?,
+            None => self.initialise(&specs, &mut replica.state)?,
             Some(checkpoint) => {
-                fill(&mut state, checkpoint, &table)?;
+                fill(&mut replica.state, checkpoint, &table)?;
                 if let Some(exponents) = checkpoint.tensor(Kind::State, REDUCER) {
-                    reducer.load_state(&exponents.data)?;
+                    replica.reducer.load_state(&exponents.data)?;
                 }
-                progress = progress_of(&checkpoint.manifest.facts);
+                replica.progress = progress_of(&checkpoint.manifest.facts);
             }
         }
         let mut weights = self.lineage.weights(&self.base(stage)?)?;
-        let leaves = lineage::leaves(&mut weights, &state)?;
+        let leaves = lineage::leaves(&mut weights, &replica.state)?;
         Ok(Prepared {
             encoder,
             table,
-            state,
-            reducer,
-            progress,
+            replica,
             weights,
             leaves,
         })
     }
 
     /// Initial values of what a stage trains.
-    fn begin(&self, specs: &[ParamSpec], state: &mut FlatState) -> Result<(), Failure> {
+    fn initialise(&self, specs: &[ParamSpec], state: &mut FlatState) -> Result<(), Failure> {
         for spec in specs {
             let values = spec.initial_values(self.job.seed);
             state.load(Buffer::Weights, &spec.name, &values)?;

@@ -7,9 +7,8 @@ use mks2_proto::v1::Phase;
 
 use super::{End, Run};
 use crate::collectives::schedule;
-use crate::flat::FlatState;
 use crate::objective::Objective;
-use crate::team::{Part, Point, Setback, Standing};
+use crate::team::{Original, Part, Point, Setback, Standing};
 use crate::train::Trainer;
 
 /// The way over the border behind a stage.
@@ -28,9 +27,10 @@ impl Run {
         &mut self,
         stage: &Stage,
         plan: &Plan,
-        state: &FlatState,
+        original: Original<'_>,
         committed: u64,
     ) -> Result<(), Failure> {
+        let state = &original.replica.state;
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.config_digest.as_bytes());
         hasher.update(stage.name.as_bytes());
@@ -50,7 +50,7 @@ impl Run {
                 Ok(()) => return Ok(()),
                 Err(Setback::Fatal(failure)) => return Err(failure),
                 Err(Setback::Peers(cause)) => {
-                    let all = self.team.regroup(cause, &standing)?;
+                    let all = self.team.regroup(cause, &standing, Some(original))?;
                     // Whoever is further has compared with this worker, too.
                     if all.iter().any(|one| one.point > standing.point) {
                         return Ok(());
@@ -62,10 +62,21 @@ impl Run {
 
     /// Evaluates, and goes on behind the stage.
     pub(super) fn evaluate(&mut self, stage: &Stage, committed: u64) -> Result<End, Failure> {
-        let start = self.team.point();
+        let start = Point {
+            part: Part::Start,
+            ..self.team.point()
+        };
+        // A newcomer may find the others behind it.
+        let mut is_measured = self.team.point().part == Part::Border;
         loop {
-            self.team.enter(start);
-            match self.measure(stage) {
+            let measured = match is_measured {
+                true => Ok(()),
+                false => {
+                    self.team.enter(start);
+                    self.measure(stage)
+                }
+            };
+            match measured {
                 Ok(()) => {}
                 Err(Setback::Fatal(failure)) if failure.exit == ExitCode::Stopped => {
                     return Ok(End::Stopped);
@@ -73,14 +84,15 @@ impl Run {
                 Err(Setback::Fatal(failure)) => return Err(failure),
                 Err(Setback::Peers(cause)) => {
                     let standing = self.standing(committed);
-                    self.team.regroup(cause, &standing)?;
+                    self.team.regroup(cause, &standing, None)?;
                     continue;
                 }
             }
+            is_measured = false;
             self.enter_border();
             loop {
                 let standing = self.standing(committed);
-                match self.try_to_cross(&standing)? {
+                match self.try_to_cross(&standing, None)? {
                     Crossing::Over(end) => return Ok(end),
                     Crossing::Again {
                         some_are_behind: true,
@@ -96,7 +108,7 @@ impl Run {
         self.enter_border();
         let standing = self.standing(committed);
         loop {
-            if let Crossing::Over(end) = self.try_to_cross(&standing)? {
+            if let Crossing::Over(end) = self.try_to_cross(&standing, None)? {
                 return Ok(end);
             }
         }
@@ -117,7 +129,8 @@ impl Run {
                 is_saved = true;
             }
             let standing = trainer.standing(&self.team);
-            if let Crossing::Over(end) = self.try_to_cross(&standing)? {
+            let crossing = self.try_to_cross(&standing, Some(trainer.original()))?;
+            if let Crossing::Over(end) = crossing {
                 return Ok(end);
             }
             trainer.tell_again(&*self.session, &self.team)?;
@@ -125,7 +138,11 @@ impl Run {
     }
 
     /// All meet, and learn whether some worker was asked to stop.
-    fn try_to_cross(&mut self, standing: &Standing) -> Result<Crossing, Failure> {
+    fn try_to_cross(
+        &mut self,
+        standing: &Standing,
+        original: Option<Original<'_>>,
+    ) -> Result<Crossing, Failure> {
         self.meet();
         let mine = [u8::from(self.session.stop_requested())];
         let gathered = self.team.collective().all_gather(&mine);
@@ -137,7 +154,7 @@ impl Run {
             }
             Err(Setback::Fatal(failure)) => Err(failure),
             Err(Setback::Peers(cause)) => {
-                let all = self.team.regroup(cause, standing)?;
+                let all = self.team.regroup(cause, standing, original)?;
                 // Whoever is further would not be there if one had been asked to stop.
                 if all.iter().any(|one| one.point > standing.point) {
                     return Ok(Crossing::Over(End::Complete));
@@ -165,7 +182,7 @@ impl Run {
         Standing {
             point: self.team.point(),
             committed,
-            sums: Vec::new(),
+            ..Standing::default()
         }
     }
 }

@@ -17,7 +17,10 @@ use mks2_proto::{
     v1::{self, directive, report::Kind},
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{
+        mpsc::{self, WeakSender},
+        oneshot,
+    },
     time::MissedTickBehavior,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +28,7 @@ use tonic::{Status, Streaming};
 use tracing::{Span, debug, info, warn};
 
 use super::Labelled;
+use super::farewell;
 use super::mail::Mail;
 use super::shared::{Shared, assignment};
 
@@ -67,6 +71,7 @@ struct Line {
 pub(super) fn spawn(
     link: Link,
     reports: mpsc::Receiver<Labelled>,
+    trainer: WeakSender<Labelled>,
 ) -> Result<(oneshot::Receiver<JoinResult>, StdReceiver<()>), Failure> {
     let (joined_in, joined) = oneshot::channel();
     let (ended_in, ended) = sync_channel(1);
@@ -74,14 +79,14 @@ pub(super) fn spawn(
     let span = Span::current();
     std::thread::Builder::new()
         .name("session".into())
-        .spawn(move || span.in_scope(|| run(&link, reports, joined_in, &ended_in)))
+        .spawn(move || span.in_scope(|| run(&link, (reports, trainer), joined_in, &ended_in)))
         .map_err(|error| Failure::io("the session's thread cannot be started", error))?;
     Ok((joined, ended))
 }
 
 fn run(
     link: &Link,
-    reports: mpsc::Receiver<Labelled>,
+    (reports, trainer): (mpsc::Receiver<Labelled>, WeakSender<Labelled>),
     joined: oneshot::Sender<JoinResult>,
     ended: &SyncSender<()>,
 ) {
@@ -90,6 +95,7 @@ fn run(
         .build()
     {
         Ok(runtime) => {
+            runtime.spawn(farewell::listen(Arc::clone(&link.shared), trainer));
             runtime.block_on(link.live(reports, joined));
             runtime.shutdown_timeout(Duration::from_millis(200));
         }
@@ -317,6 +323,19 @@ impl Link {
             }
             Some(directive::Kind::Abort(abort)) => self.shared.end(aborted(abort)),
             Some(directive::Kind::Refused(refusal)) => self.shared.end(refused(refusal)),
+            Some(directive::Kind::Invitation(invitation)) => {
+                info!(stage = invitation.stage, "invited to a run at work");
+                self.shared.invite(invitation);
+            }
+            Some(directive::Kind::Regroup(_)) => self.shared.ask_to_regroup(),
+            Some(directive::Kind::Hold(hold)) => {
+                info!(reason = %hold.reason, "the run waits for more workers");
+                self.shared.hold(&hold.reason);
+            }
+            Some(directive::Kind::Leave(leave)) => {
+                info!(reason = %leave.reason, "let go");
+                self.shared.let_go(&leave.reason);
+            }
             None => warn!("a directive of an unknown kind was left aside"),
         }
     }

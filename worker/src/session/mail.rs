@@ -19,9 +19,11 @@ pub(super) struct Mail {
     waiting: VecDeque<Labelled>,
     /// The latest steps that were told.
     told: VecDeque<Labelled>,
-    /// The latest complaint and the latest stage that were told.
+    /// What ended the latest generation, the latest stage and the stage that was prepared, as far
+    /// as they were told.
     complaint: Option<Labelled>,
     stage: Option<Labelled>,
+    ready: Option<Labelled>,
     /// The trainer is done.
     closed: bool,
 }
@@ -34,6 +36,7 @@ impl Mail {
             told: VecDeque::new(),
             complaint: None,
             stage: None,
+            ready: None,
             closed: false,
         }
     }
@@ -60,7 +63,8 @@ impl Mail {
                 }
                 self.told.push_back(labelled);
             }
-            Kind::PeerLost(_) => self.complaint = Some(labelled),
+            Kind::PeerLost(_) | Kind::AtBorder(_) => self.complaint = Some(labelled),
+            Kind::Ready(_) => self.ready = Some(labelled),
             Kind::StageChanged(_) => self.stage = Some(labelled),
             _ => {}
         }
@@ -94,8 +98,8 @@ impl Mail {
         while let Some(labelled) = self.told.pop_back() {
             self.waiting.push_front(labelled);
         }
-        if let Some(stage) = self.stage.take() {
-            self.waiting.push_front(stage);
+        for labelled in [self.ready.take(), self.stage.take()].into_iter().flatten() {
+            self.waiting.push_front(labelled);
         }
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! `MKS2_TEST_MISHAP` holds any number of `ACT@PHASE@STEP@MEMBER`, separated by commas. When that
 //! member enters that phase (as in the wire's `Phase`, without its prefix) in the step of that
-//! number, counted from 1 over all stages, it is killed (`kill`), stopped (`stop`), panics
-//! (`panic`), or does nothing more while it goes on beating (`stall`). Without the variable nothing
-//! happens.
+//! number, counted from 1 over all stages, its first process is killed (`kill`), stopped (`stop`), panics
+//! (`panic`), takes half a second longer (`nap`), or does nothing more while it goes on beating (`stall`).
+//! Without the variable nothing happens.
 #![allow(unsafe_code)]
 
+use std::time::Duration;
+
+use mks2_proto::env;
 use mks2_proto::failure::Failure;
 use mks2_proto::v1::Phase;
 
@@ -19,6 +22,7 @@ enum Act {
     Kill,
     Stop,
     Panic,
+    Nap,
     Stall,
 }
 
@@ -40,6 +44,10 @@ impl Mishaps {
     /// # Errors
     /// When the variable cannot be understood.
     pub(super) fn read(member: &str) -> Result<Self, Failure> {
+        let is_another = |restarts: String| restarts != "0";
+        if std::env::var(env::RESTARTS).is_ok_and(is_another) {
+            return Ok(Self::default());
+        }
         match std::env::var(VARIABLE) {
             Ok(text) => Self::parse(&text, member).ok_or_else(|| {
                 Failure::usage(
@@ -60,6 +68,7 @@ impl Mishaps {
                 "kill" => Act::Kill,
                 "stop" => Act::Stop,
                 "panic" => Act::Panic,
+                "nap" => Act::Nap,
                 "stall" => Act::Stall,
                 _ => return None,
             };
@@ -91,6 +100,7 @@ impl Act {
             Self::Kill => libc::SIGKILL,
             Self::Stop => libc::SIGSTOP,
             Self::Panic => panic!("a panic on order of {VARIABLE}"),
+            Self::Nap => return std::thread::sleep(Duration::from_millis(500)),
             Self::Stall => loop {
                 std::thread::park();
             },

@@ -15,7 +15,7 @@ use mks2_proto::{
     v1::{self, Phase},
 };
 
-use super::Assignment;
+use super::{Assignment, Call, Invitation};
 use crate::collectives::AbortFlag;
 
 /// What is told to the trainer.
@@ -26,6 +26,10 @@ struct News {
     /// The run, or the session, is over.
     over: Option<Failure>,
     stop_reason: Option<String>,
+    /// The latest invitation.
+    invitation: Option<Invitation>,
+    /// It is over since this worker was let go.
+    is_let_go: bool,
     /// The coordinator that is connected now, if one is.
     client: Option<Client>,
 }
@@ -39,6 +43,7 @@ pub(super) struct Shared {
     /// The generation that the trainer works in.
     generation: AtomicU64,
     stop: AtomicBool,
+    regroup: AtomicBool,
     news: Mutex<News>,
     changed: Condvar,
 }
@@ -51,6 +56,7 @@ impl Default for Shared {
             step: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            regroup: AtomicBool::new(false),
             news: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -87,6 +93,14 @@ impl Shared {
         self.stop.load(Ordering::Acquire)
     }
 
+    pub(super) fn regroup_requested(&self) -> bool {
+        self.regroup.load(Ordering::Acquire)
+    }
+
+    pub(super) fn was_let_go(&self) -> bool {
+        self.lock().is_let_go
+    }
+
     pub(super) fn client(&self) -> Option<Client> {
         self.lock().client.clone()
     }
@@ -112,11 +126,48 @@ impl Shared {
             return;
         }
         let before = news.assignment.replace(assignment);
+        // The change that was asked for has come, or has to be asked for again.
+        self.regroup.store(false, Ordering::Release);
         drop(news);
         if let Some(before) = before {
             before.abort.abort(reason);
         }
         self.changed.notify_all();
+    }
+
+    /// The generation is to end behind the step that the workers agree on.
+    pub(super) fn ask_to_regroup(&self) {
+        self.regroup.store(true, Ordering::Release);
+    }
+
+    /// The generation is over, and the next one may be long in coming.
+    pub(super) fn hold(&self, reason: &str) {
+        if let Some(assignment) = &self.lock().assignment {
+            assignment.abort.abort(reason);
+        }
+    }
+
+    /// The run works on a stage: to be prepared by a worker that comes to it.
+    pub(super) fn invite(&self, invitation: v1::Invitation) {
+        let mut news = self.lock();
+        let number = news.invitation.as_ref().map_or(0, |before| before.number) + 1;
+        news.invitation = Some(Invitation {
+            number,
+            stage: invitation.stage,
+            finished: invitation.finished_stages,
+        });
+        drop(news);
+        self.changed.notify_all();
+    }
+
+    /// Others have this worker's lanes.
+    pub(super) fn let_go(&self, reason: &str) {
+        self.lock().is_let_go = true;
+        self.end(Failure::stopped(
+            "this worker was let go",
+            reason,
+            "nothing: the run goes on without it",
+        ));
     }
 
     pub(super) fn ask_to_stop(&self, reason: String) {
@@ -150,11 +201,43 @@ impl Shared {
             if let (None, Some(reason)) = (&news.assignment, &news.stop_reason) {
                 return Err(stopped_before_start(reason));
             }
-            news = self
-                .changed
-                .wait(news)
-                .unwrap_or_else(PoisonError::into_inner);
+            news = self.wait(news);
         }
+    }
+
+    pub(super) fn wait_invitation(&self, after: u64) -> Result<Invitation, Failure> {
+        let mut news = self.lock();
+        loop {
+            if let Some(failure) = &news.over {
+                return Err(failure.clone());
+            }
+            if let Some(next) = news.invitation.as_ref().filter(|i| i.number > after) {
+                return Ok(next.clone());
+            }
+            news = self.wait(news);
+        }
+    }
+
+    pub(super) fn wait_call(&self, invited: u64) -> Result<Call, Failure> {
+        let mut news = self.lock();
+        loop {
+            if let Some(failure) = &news.over {
+                return Err(failure.clone());
+            }
+            if let Some(first) = &news.assignment {
+                self.generation.store(first.generation, Ordering::Release);
+                return Ok(Call::Generation(first.clone()));
+            }
+            if news.invitation.as_ref().is_some_and(|i| i.number > invited) {
+                return Ok(Call::Invitation);
+            }
+            news = self.wait(news);
+        }
+    }
+
+    fn wait<'a>(&self, news: MutexGuard<'a, News>) -> MutexGuard<'a, News> {
+        let woken = self.changed.wait(news);
+        woken.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the end, at most so long.

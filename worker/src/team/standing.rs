@@ -32,13 +32,18 @@ pub struct Standing {
     /// The lanes' sums of the last of them (see [`LaneLoss`](crate::objective::LaneLoss)), for
     /// whoever has to commit it yet.
     pub sums: Vec<f64>,
+    /// It has no state of training yet, but for so many bytes of what the others had at that step.
+    pub newcomer: Option<u64>,
 }
 
 impl Standing {
-    /// Little endian: stage u32, part u8, committed u64, sums f64 each.
+    /// Little endian: stage u32, part u8, newcomer u8 and its bytes u64, committed u64, sums f64
+    /// each.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.point.stage.to_le_bytes().to_vec();
         bytes.push(self.point.part as u8);
+        bytes.push(u8::from(self.newcomer.is_some()));
+        bytes.extend(self.newcomer.unwrap_or(0).to_le_bytes());
         bytes.extend(self.committed.to_le_bytes());
         bytes.extend(self.sums.iter().flat_map(|sum| sum.to_le_bytes()));
         bytes
@@ -47,6 +52,8 @@ impl Standing {
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (stage, rest) = bytes.split_first_chunk()?;
         let (part, rest) = rest.split_first()?;
+        let (is_newcomer, rest) = rest.split_first()?;
+        let (received, rest) = rest.split_first_chunk()?;
         let (committed, rest) = rest.split_first_chunk()?;
         let part = match part {
             0 => Part::Start,
@@ -62,6 +69,7 @@ impl Standing {
             },
             committed: u64::from_le_bytes(*committed),
             sums: sums.iter().map(|sum| f64::from_le_bytes(*sum)).collect(),
+            newcomer: (*is_newcomer == 1).then(|| u64::from_le_bytes(*received)),
         })
     }
 }
@@ -79,11 +87,12 @@ mod tests {
             part in prop_oneof![Just(Part::Start), Just(Part::Steps), Just(Part::Border)],
             committed: u64,
             sums in prop::collection::vec(-1e9..1e9, 0..5),
+            newcomer: Option<u64>,
         ) {
-            let standing = Standing { point: Point { stage, part }, committed, sums };
+            let standing = Standing { point: Point { stage, part }, committed, sums, newcomer };
             prop_assert_eq!(Standing::decode(&standing.encode()), Some(standing.clone()));
             let whole = standing.encode();
-            for cut in 0..13 {
+            for cut in 0..22 {
                 prop_assert_eq!(Standing::decode(&whole[..cut]), None);
             }
         }

@@ -10,7 +10,7 @@ use super::work::{Vote, Work};
 use crate::collectives::CollectiveError;
 use crate::control::Control;
 use crate::objective::Objective;
-use crate::team::{Standing, Team};
+use crate::team::{Original, Standing, Team, identity};
 
 impl<O: Objective> Trainer<'_, O> {
     /// Goes on with those that are left. A vote means that one of them has committed the step: then
@@ -24,7 +24,7 @@ impl<O: Objective> Trainer<'_, O> {
     ) -> Result<Option<Vote>, Failure> {
         let began = Instant::now();
         let standing = self.standing(team);
-        let all = team.regroup(cause, &standing)?;
+        let all = team.regroup(cause, &standing, Some(self.original()))?;
         self.loader.hold(team.held())?;
         work.waits.comm += began.elapsed().as_secs_f64();
         if let Some(ahead) = all.iter().find(|one| one.committed > standing.committed) {
@@ -35,16 +35,35 @@ impl<O: Objective> Trainer<'_, O> {
             self.tell_again(control, team)?;
             return Ok(Some(Vote {
                 stop: all.iter().any(|one| one.point > standing.point),
+                // This is the next generation.
+                regroup: false,
                 sums: ahead.sums.clone(),
             }));
         }
         if work.keep(team.held()) {
-            self.reducer.begin_again();
+            self.replica.reducer.begin_again();
         }
-        let kept = self.reducer.lanes().len();
+        let kept = self.replica.reducer.lanes().len();
         info!(kept, of = team.held().len(), "the step goes on");
         self.tell_again(control, team)?;
         Ok(None)
+    }
+
+    /// Behind a step: lets the generation end and takes part in the next one, with others.
+    pub(super) fn meet(&mut self, control: &dyn Control, team: &mut Team) -> Result<(), Failure> {
+        let standing = self.standing(team);
+        team.meet(&standing, Some(self.original()))?;
+        self.loader.hold(team.held())?;
+        self.tell_again(control, team)
+    }
+
+    /// What a newcomer needs of this worker.
+    pub fn original(&self) -> Original<'_> {
+        let (stage, layout) = (self.settings.stage, self.replica.state.layout());
+        Original {
+            identity: identity(stage, &self.plan, layout),
+            replica: &self.replica,
+        }
     }
 
     /// Where this worker stands between two commits.
@@ -52,10 +71,8 @@ impl<O: Objective> Trainer<'_, O> {
         Standing {
             point: team.point(),
             committed: self.global_step(),
-            sums: self
-                .recent
-                .back()
-                .map_or_else(Vec::new, |last| last.sums.clone()),
+            sums: self.replica.recent.sums().to_vec(),
+            newcomer: None,
         }
     }
 
@@ -68,7 +85,7 @@ impl<O: Objective> Trainer<'_, O> {
         if team.rank() != 0 {
             return Ok(());
         }
-        for one in &self.recent {
+        for one in self.replica.recent.steps() {
             control.step_committed(one.generation, one.step, Some(one.metrics.clone()))?;
         }
         Ok(())

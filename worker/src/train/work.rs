@@ -18,6 +18,8 @@ pub(super) struct Waits {
 pub(super) struct Vote {
     /// Some worker was asked to stop.
     pub(super) stop: bool,
+    /// Some worker was asked to let the generation end behind this step.
+    pub(super) regroup: bool,
     /// The lanes' sums, added in lane order.
     pub(super) sums: Vec<f64>,
 }

@@ -61,6 +61,8 @@ fn formed(number: u64, after_step: u64, members: &[(&str, &[u32])], lost: &[&str
         members: members.iter().map(member).collect(),
         after_step,
         lost: lost.iter().map(|name| id(name)).collect(),
+        left: Vec::new(),
+        joined: Vec::new(),
     }
 }
 

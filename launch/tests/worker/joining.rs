@@ -1,0 +1,181 @@
+//! P9 and P10: workers come to a run at work and leave it, and no bit differs.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::lab::{Ended, Lab, awaited, ended, mks2, signal, workers_of};
+
+/// `worker-0` takes half a second longer in the steps of the memory stage: others have time to come.
+fn naps(steps: std::ops::Range<u64>) -> String {
+    let nap = |step| format!("nap@loading@{step}@worker-0");
+    steps.map(nap).collect::<Vec<_>>().join(",")
+}
+
+fn spawned(mut command: Command) -> Child {
+    command.spawn().expect("mks2 starts")
+}
+
+/// How many members each generation had, and how many of them were new in it.
+fn generations(lab: &Lab, run: &str) -> Vec<(usize, usize)> {
+    let formed = lab.journal(run, "generation-formed");
+    let count = |names: &serde_json::Value| names.as_array().map_or(0, Vec::len);
+    let formed = formed.iter();
+    formed
+        .map(|entry| (count(&entry["members"]), count(&entry["joined"])))
+        .collect()
+}
+
+#[track_caller]
+fn is_like_the_quiet_run(lab: &Lab, ended: &Ended, run: &str) {
+    ended.done();
+    lab.equals_quiet(run);
+    lab.has_a_ledger_that_holds(run);
+}
+
+#[test]
+fn a_worker_that_died_is_started_again_and_comes_in_at_a_step_border() {
+    let lab = Lab::enter();
+    let mut command = lab.train("replaced", 3, &[]);
+    let mishaps = format!("kill@computing@9@worker-1,{}", naps(10..16));
+    command.env("MKS2_TEST_MISHAP", mishaps);
+    let ended = ended(command);
+    is_like_the_quiet_run(&lab, &ended, "replaced");
+    assert_eq!(generations(&lab, "replaced"), [(3, 0), (2, 0), (3, 1)]);
+    assert!(
+        ended.err.contains("worker-1 is started again"),
+        "{}",
+        ended.err
+    );
+}
+
+#[test]
+fn below_the_minimum_the_run_waits_in_the_middle_of_a_step() {
+    let lab = Lab::enter();
+    let mut command = lab.train("held", "2:2", &[]);
+    let mishaps = "kill@reducing@6@worker-0,kill@computing@18@worker-1";
+    command.env("MKS2_TEST_MISHAP", mishaps);
+    let ended = ended(command);
+    is_like_the_quiet_run(&lab, &ended, "held");
+    assert_eq!(generations(&lab, "held"), [(2, 0), (2, 1), (2, 1)]);
+}
+
+#[test]
+fn the_last_worker_dies_and_the_run_goes_on_from_its_checkpoint() {
+    let lab = Lab::enter();
+    let mut command = lab.train("forsaken", 1, &[]);
+    command.env("MKS2_TEST_MISHAP", "kill@updating@12@worker-0");
+    let ended = ended(command);
+    is_like_the_quiet_run(&lab, &ended, "forsaken");
+    assert_eq!(generations(&lab, "forsaken"), [(1, 0), (1, 0)]);
+}
+
+#[test]
+fn the_last_ones_die_together_and_without_restarts_the_run_fails() {
+    let lab = Lab::enter();
+    let mut command = lab.train("given-up", 2, &[]);
+    command.args(["--restarts", "0"]);
+    let mishaps = "kill@updating@12@worker-0,kill@updating@12@worker-1";
+    command.env("MKS2_TEST_MISHAP", mishaps);
+    let ended = ended(command);
+    assert_eq!(ended.code, Some(7), "{}", ended.err);
+    assert!(ended.err.contains("was lost"), "{}", ended.err);
+    self::ended(lab.train("given-up", 2, &[])).done();
+    lab.equals_quiet("given-up");
+}
+
+#[test]
+fn workers_come_and_leave_on_request() {
+    let lab = Lab::enter();
+    let mut command = lab.train("scaled", 1, &[]);
+    command.env("MKS2_TEST_MISHAP", naps(4..17));
+    let mut launcher = spawned(command);
+    assert!(lab.reaches("scaled", 3, &mut launcher));
+    let run = lab.path("scaled").display().to_string();
+    let steer = |arguments: &[&str]| {
+        let output = mks2(arguments).output().expect("mks2 runs");
+        Ended::from(output).done();
+    };
+    steer(&["scale", &run, "3"]);
+    let formed = |members: usize| {
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while generations(&lab, "scaled").last().map(|last| last.0) != Some(members) {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{members} members were awaited"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    formed(3);
+    steer(&["drain", &run, "worker-1"]);
+    formed(2);
+    steer(&["scale", &run, "1"]);
+    formed(1);
+    let ended = awaited(launcher);
+    is_like_the_quiet_run(&lab, &ended, "scaled");
+    assert_eq!(lab.report("scaled")["failures"], 0, "{}", ended.err);
+}
+
+#[test]
+fn a_worker_that_is_asked_to_end_leaves_at_a_border_and_is_replaced() {
+    let lab = Lab::enter();
+    let mut command = lab.train("preempted", 2, &[]);
+    command.args(["--restarts", "0"]);
+    // The one that saves is the one that leaves, and nothing that it saved is lost.
+    let naps = naps(9..17).replace("worker-0", "worker-1");
+    command.env("MKS2_TEST_MISHAP", naps);
+    let mut launcher = spawned(command);
+    assert!(lab.reaches("preempted", 9, &mut launcher));
+    let workers = workers_of(launcher.id());
+    signal(workers[0], "TERM");
+    let ended = awaited(launcher);
+    is_like_the_quiet_run(&lab, &ended, "preempted");
+    let left = lab.journal("preempted", "generation-formed");
+    let left: Vec<_> = left
+        .iter()
+        .filter_map(|entry| entry["left"].as_array())
+        .collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(lab.report("preempted")["failures"], 0, "{}", ended.err);
+}
+
+#[test]
+fn workers_join_by_hand() {
+    let lab = Lab::enter();
+    let mut coordinator = lab.coordinate("joined", "1:2", "127.0.0.1:0");
+    coordinator.env("MKS2_TOKEN", "the-token-of-the-tests");
+    let mut coordinator = spawned(coordinator);
+    let run = lab.path("joined").display().to_string();
+    let contact = lab.path("joined").join("coordinator.json");
+    while !contact.exists() {
+        assert!(coordinator.try_wait().expect("waited").is_none());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let join = |name: &str, mishaps: &str| {
+        let mut command = mks2(&["worker", "--join", &run, "--name", name]);
+        command.env("MKS2_TEST_MISHAP", mishaps);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        spawned(command)
+    };
+    let first = join("first", &naps(4..14).replace("worker-0", "first"));
+    assert!(lab.reaches("joined", 3, &mut coordinator));
+    let second = join("second", "nap@loading@1@nobody");
+    while generations(&lab, "joined").len() < 2 {
+        assert!(coordinator.try_wait().expect("waited").is_none());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let third = awaited(join("third", "nap@loading@1@nobody"));
+    assert_eq!(third.code, Some(3), "{}", third.err);
+    assert!(
+        third.err.contains("the run has all its workers"),
+        "{}",
+        third.err
+    );
+    for worker in [first, second] {
+        awaited(worker).done();
+    }
+    awaited(coordinator).done();
+    lab.has_weights_of_quiet("joined");
+    lab.has_a_ledger_that_holds("joined");
+    assert_eq!(generations(&lab, "joined"), [(1, 0), (2, 1)]);
+}

@@ -1,0 +1,46 @@
+//! SIGTERM: the machine is wanted back. The worker asks to be let go at the next step border, and is
+//! gone when the time that it was given is over, or when it is asked again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mks2_proto::env;
+use mks2_proto::v1::{Leaving, report::Kind};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::WeakSender;
+use tracing::{info, warn};
+
+use super::Labelled;
+use super::shared::Shared;
+
+/// Kubernetes gives 30 s: a little less.
+const USUAL_GRACE: Duration = Duration::from_secs(25);
+/// What a shell says of a process that SIGTERM has ended.
+const TERMINATED: i32 = 128 + libc::SIGTERM;
+
+/// Listens for SIGTERM as long as the process lives.
+pub(super) async fn listen(shared: Arc<Shared>, reports: WeakSender<Labelled>) {
+    let mut asked = match signal(SignalKind::terminate()) {
+        Ok(asked) => asked,
+        Err(error) => return warn!(%error, "SIGTERM cannot be heard: it ends this worker at once"),
+    };
+    asked.recv().await;
+    let is_alone = shared.over().is_some() || shared.client().is_none();
+    let Some(reports) = reports.upgrade().filter(|_| !is_alone) else {
+        // Nobody is there to be asked, or nothing is left to do.
+        std::process::exit(TERMINATED);
+    };
+    info!("SIGTERM: leaving at the next step border");
+    let reason = "SIGTERM".to_owned();
+    let report = (shared.generation(), Kind::Leaving(Leaving { reason }));
+    let grace = std::env::var(env::GRACE).ok();
+    let grace = grace.and_then(|seconds| seconds.parse().ok());
+    let grace = grace.map_or(USUAL_GRACE, Duration::from_secs);
+    if reports.send(report).await.is_ok() {
+        // The sender must not keep the session open.
+        drop(reports);
+        let _again = tokio::time::timeout(grace, asked.recv()).await;
+    }
+    warn!("the time to leave is over");
+    std::process::exit(TERMINATED);
+}
