@@ -9,7 +9,7 @@ mod handle;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -19,15 +19,13 @@ use mks2_proto::{
     ids::{MemberId, Term},
     v1::{self, directive::Kind},
 };
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
 pub(crate) use handle::{Answer, Command, Directives, Handle};
 
 use crate::{
+    clock::{self, Pulse},
     metrics,
     scribe::{Done, Task},
     state::{Abortion, Action, Event, Limits, Machine, Refused, StreamId, Ticket},
@@ -50,6 +48,7 @@ enum Effect {
 struct Pending {
     reply: oneshot::Sender<Answer>,
     manifest: Option<Bytes>,
+    stream: Option<StreamId>,
 }
 
 struct Stream {
@@ -92,7 +91,7 @@ impl Driver {
             term,
             limits,
             wiring,
-            started: Instant::now(),
+            started: clock::now(),
             outbox: VecDeque::new(),
             busy: false,
             broken: false,
@@ -104,8 +103,7 @@ impl Driver {
 
     /// Runs until the run is over and everybody has left, or nobody holds a handle.
     pub(crate) async fn run(mut self) -> Result<v1::RunState, Failure> {
-        let mut pulse = tokio::time::interval(self.limits.tick);
-        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pulse = Pulse::new(self.limits.tick);
         let mut over_since = None;
         loop {
             self.carry_out().await;
@@ -123,7 +121,7 @@ impl Driver {
                     Some(command) => self.take(command),
                     None => break,
                 },
-                _ = pulse.tick(), if listening => self.apply(Event::Tick),
+                () = pulse.beat(), if listening => self.apply(Event::Tick),
             }
         }
         match self.machine.failure() {
@@ -137,15 +135,20 @@ impl Driver {
         if !self.machine.is_over() || self.busy || !self.outbox.is_empty() {
             return false;
         }
-        let since = *over_since.get_or_insert_with(Instant::now);
-        self.streams.is_empty() || since.elapsed() >= LINGER
+        let since = *over_since.get_or_insert_with(clock::now);
+        self.streams.is_empty() || clock::since(since) >= LINGER
     }
 
     fn apply(&mut self, event: Event) {
-        let now = self.started.elapsed();
+        let now = clock::since(self.started);
         for action in self.machine.apply(now, event) {
             match action {
                 Action::Abort(member, abortion) => self.abort(&member, &abortion),
+                Action::Refuse(ticket, refused) => {
+                    self.forget_stream(ticket);
+                    self.outbox
+                        .push_back(Effect::Do(Action::Refuse(ticket, refused)));
+                }
                 other => self.outbox.push_back(Effect::Do(other)),
             }
         }
@@ -172,6 +175,9 @@ impl Driver {
                 reply,
             } => {
                 let ticket = self.expect(reply, None);
+                self.pending.entry(ticket).and_modify(|pending| {
+                    pending.stream = Some(stream);
+                });
                 self.streams.insert(
                     stream,
                     Stream {
@@ -209,8 +215,21 @@ impl Driver {
     fn expect(&mut self, reply: oneshot::Sender<Answer>, manifest: Option<Bytes>) -> Ticket {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
-        self.pending.insert(ticket, Pending { reply, manifest });
+        let pending = Pending {
+            reply,
+            manifest,
+            stream: None,
+        };
+        self.pending.insert(ticket, pending);
         ticket
+    }
+
+    /// A stream that is refused is nobody's: directives belong to the one that was there before.
+    fn forget_stream(&mut self, ticket: Ticket) {
+        let pending = self.pending.get(&ticket);
+        if let Some(stream) = pending.and_then(|pending| pending.stream) {
+            self.streams.remove(&stream);
+        }
     }
 
     fn written(&mut self, done: Done) {
@@ -251,6 +270,7 @@ impl Driver {
                 Effect::Do(action) => {
                     if let Some(task) = self.perform(action) {
                         self.busy = !self.broken && self.wiring.tasks.send(task).await.is_ok();
+                        self.busy &= !planted!(AnnouncedBeforeRecorded);
                     }
                 }
             }

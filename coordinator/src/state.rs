@@ -145,7 +145,11 @@ impl Machine {
         Self {
             run: Run::Waiting,
             members: BTreeMap::new(),
-            generation: config.last_generation,
+            generation: if planted!(GenerationReused) {
+                Generation(0)
+            } else {
+                config.last_generation
+            },
             assignment: Assignment::new(),
             checkpoints: config.checkpoints.clone(),
             step,

@@ -61,7 +61,7 @@ impl Machine {
         if known == Some(registration.who.incarnation) {
             return Ok(());
         }
-        if registration.generation > Generation(0) {
+        if registration.generation > Generation(0) && !planted!(StaleWorkerAdmitted) {
             return Err(too_late(id));
         }
         if self.reunion.is_some() {
@@ -69,7 +69,7 @@ impl Machine {
         }
         let started = self.run.active().is_some();
         match known {
-            Some(_) if started => Err(taken(id)),
+            Some(_) if started && !planted!(TwinAdmitted) => Err(taken(id)),
             Some(_) => Ok(()),
             None => self.room_for(id, started),
         }
@@ -132,7 +132,9 @@ impl Machine {
             Some(active) => {
                 let generation = self.wire_generation(active);
                 let stop = active.stop.clone();
-                actions.push(Action::Announce(who.member.clone(), generation));
+                if !planted!(NotAnnouncedAgain) {
+                    actions.push(Action::Announce(who.member.clone(), generation));
+                }
                 // The one who was told may have been another coordinator.
                 let ask = |reason| Action::AskToStop(who.member.clone(), reason);
                 actions.extend(stop.map(ask));

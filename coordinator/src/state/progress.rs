@@ -33,7 +33,7 @@ impl Machine {
             }
             Kind::Failed(failed) => return self.member_failed(&who.member, failed.into()),
             // Whoever complains waits for the next generation, which is there already.
-            Kind::PeerLost(_) if !current => return Vec::new(),
+            Kind::PeerLost(_) if !current && !planted!(StaleComplaintHeard) => return Vec::new(),
             Kind::PeerLost(report) => return self.peer_lost(now, who, report),
             _ => {}
         }
@@ -110,7 +110,8 @@ impl Machine {
 
     /// Rank 0 of a generation measures for all; each step counts once.
     fn measure(&mut self, generation: Generation, step: StepCommitted) -> Option<Action> {
-        let metrics = step.metrics.filter(|_| step.step > self.measured)?;
+        let is_new = step.step > self.measured || planted!(MeasuredTwice);
+        let metrics = step.metrics.filter(|_| is_new)?;
         self.measured = step.step;
         let action = Action::Measure {
             generation,
@@ -193,6 +194,7 @@ impl Machine {
             return vec![Action::Refuse(ticket, refused)];
         }
         match self.checkpoints.place(&checkpoint) {
+            Place::Next if planted!(CommitBeforeManifest) => self.count(ticket, checkpoint),
             Place::Next => self.write_manifest(ticket, checkpoint),
             Place::Known => vec![Action::Committed(ticket, Vec::new())],
             Place::OutOfOrder { latest } => {
@@ -265,6 +267,9 @@ impl Machine {
             checkpoint,
             released: steps,
         };
+        if planted!(AnsweredBeforeRecorded) {
+            return vec![Action::Committed(ticket, released), Action::Persist(entry)];
+        }
         vec![Action::Persist(entry), Action::Committed(ticket, released)]
     }
 
