@@ -103,6 +103,31 @@ impl Meshes {
     }
 }
 
+impl Meshes {
+    /// Breaks the connections between two hosts, which are there in the latest generation at most.
+    pub(super) fn reset(&self, network: &Network, a: Host, b: Host) {
+        let boards = self.0.borrow();
+        let Some((_, board)) = boards.last_key_value() else {
+            return;
+        };
+        let rank = |host| board.hosts.iter().position(|one| *one == host);
+        if let (Some(one), Some(other)) = (rank(a), rank(b)) {
+            board.end(network, one, other);
+            board.end(network, other, one);
+            board.changed.raise();
+        }
+    }
+}
+
+impl Board {
+    /// Ends a way. What is on it may arrive or not.
+    fn end(&self, network: &Network, from: usize, to: usize) {
+        let end = now() + network.delay(self.hosts[from], self.hosts[to]);
+        let mut state = self.state.borrow_mut();
+        state.ended.entry((from, to)).or_insert(end);
+    }
+}
+
 impl Mesh {
     /// The number of the last collective.
     pub(super) fn sequence(&self) -> u64 {
@@ -206,13 +231,8 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
-        let mut state = self.board.state.borrow_mut();
-        for (to, host) in self.board.hosts.iter().enumerate() {
-            // What is under way may arrive or not, differently for each.
-            let end = now() + self.network.delay(self.board.hosts[self.rank], *host);
-            state.ended.entry((self.rank, to)).or_insert(end);
-        }
-        drop(state);
+        let others = 0..self.board.hosts.len();
+        others.for_each(|to| self.board.end(&self.network, self.rank, to));
         self.board.changed.raise();
     }
 }

@@ -244,18 +244,17 @@ async fn serve(handle: Handle, reports: Rc<Pipe<v1::Report>>, down: Rc<Pipe<v1::
             incarnation: Incarnation(first.incarnation),
         };
         let stream = handle.new_stream();
-        let (ways, whose) = (directives.clone(), who.clone());
+        let whose = who.clone();
         let attach = |reply| Command::Attach {
             stream,
             who: whose,
-            directives: ways,
+            directives,
             reply,
         };
         if handle.ask(attach).await.is_err() {
             return;
         }
         let mut next = Some(first);
-        let mut how = "it closed its stream";
         while let Some(report) = next {
             let generation = Generation(report.generation);
             let said = report.kind.map(|kind| {
@@ -267,19 +266,10 @@ async fn serve(handle: Handle, reports: Rc<Pipe<v1::Report>>, down: Rc<Pipe<v1::
             {
                 return;
             }
-            next = tokio::select! {
-                biased;
-                report = reports.recv() => report,
-                () = directives.closed() => {
-                    how = "its connection broke";
-                    None
-                }
-            };
+            next = reports.recv().await;
         }
-        handle
-            .tell(Command::Detach(stream, who, how.to_owned()))
-            .await;
-        drop(directives);
+        let how = "it closed its stream".to_owned();
+        handle.tell(Command::Detach(stream, who, how)).await;
     };
     tokio::join!(listen, forward);
 }

@@ -54,14 +54,14 @@ planted_faults! {
     TwinAdmitted,
     /// A checkpoint counts before its manifest is there.
     CommitBeforeManifest,
+    /// A checkpoint counts before the news of its steps is there.
+    CommitBeforeNews,
     /// A commit is answered before it is on record.
     AnsweredBeforeRecorded,
     /// A checkpoint that is the latest may be let go.
     LatestReleased,
     /// Steps that are told again are measured again.
     MeasuredTwice,
-    /// Complaints mean something whatever generation they are of.
-    StaleComplaintHeard,
     /// A member that is lost stays in the generation.
     LostMemberKept,
     /// A member that comes back is not told its generation.
@@ -71,8 +71,8 @@ planted_faults! {
     VoteBeforeHeld,
     /// A worker that missed the vote does the step again.
     StepsDoneAgain,
-    /// The lanes of a lost member are added to a sum that has them.
-    LostLanesKept,
+    /// Lanes that are in the sum are computed again in the next generation.
+    LanesSummedAgain,
     /// A worker that is asked to stop does not ask the others.
     StopAlone,
     /// A checkpoint is committed before its parts are stored.

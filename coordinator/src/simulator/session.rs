@@ -127,6 +127,7 @@ impl Session {
 
     pub(super) fn set_phase(&self, phase: Phase, collective: u64) {
         self.phase.set((phase, collective));
+        self.world.comes_to(self.host, phase);
     }
 
     pub(super) fn stop_requested(&self) -> bool {

@@ -32,7 +32,8 @@ pub(super) enum Trouble {
     Slow,
     /// Requests fail, before or after they did their work.
     Failing,
-    /// Writes that fail may do their work later, and others do it once more.
+    /// Writes that fail may do their work later, and others do it once more. Not deletions: one
+    /// that comes late may meet another object of the same name, which is a limit.
     Late,
 }
 
@@ -151,10 +152,8 @@ impl Cloud {
         let mut chance = lock(&self.chance);
         let (works, answered, delayed) = (chance.one_in(2), chance.one_in(2), chance.one_in(3));
         let later = chance.millis(50, 4_000);
-        let (failing, late) = match write.is_metrics() {
-            true => (false, false),
-            false => (failing, late),
-        };
+        let failing = failing && !write.is_metrics();
+        let late = late && !write.is_metrics() && write.bytes.is_some();
         let is_answered = !(failing && answered || late && delayed);
         Fate {
             works_after: match is_answered {

@@ -43,6 +43,8 @@ struct Work {
     summed: BTreeMap<u32, u64>,
     /// All lanes' gradients, as they came.
     reduced: Option<Vec<(u32, u64)>>,
+    /// By a fault that was planted.
+    sums_twice: bool,
 }
 
 /// One worker's part in a run.
@@ -219,7 +221,11 @@ impl Trainer {
             .summed
             .iter()
             .flat_map(|(lane, sum)| [(*lane).into(), *sum]);
-        let all = self.team.all_gather(mine.collect()).await?;
+        let mut mine: Vec<u64> = mine.collect();
+        if work.sums_twice {
+            mine.extend_from_within(..2);
+        }
+        let all = self.team.all_gather(mine).await?;
         let pairs = all
             .iter()
             .flat_map(|words| words.chunks(2).map(|pair| (pair[0], pair[1])));
@@ -294,9 +300,10 @@ impl Trainer {
         let held = self.team.held();
         work.loaded.retain(|lane| held.contains(lane));
         let is_tainted = work.summed.keys().any(|lane| !held.contains(lane));
-        if is_tainted && !planted!(LostLanesKept) {
+        if is_tainted {
             work.summed.clear();
         }
+        work.sums_twice |= planted!(LanesSummedAgain);
         self.tell_again()?;
         Ok(None)
     }

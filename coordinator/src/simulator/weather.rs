@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use mks2_proto::v1::Phase;
+
 use super::{chance::Chance, network::Host, store::Trouble};
 
 /// Hosts of coordinators.
@@ -27,10 +29,14 @@ pub(super) enum What {
     StallWorker(Host, Duration),
     /// It fails by itself.
     FailWorker(Host),
+    /// The next time that it comes to a phase, and a moment later.
+    Appointment(Host, Phase, Duration, Act),
     KillOffice,
     PauseOffice(Duration),
     /// A second coordinator is started beside the first.
     Rival,
+    /// The same, while the first stands still.
+    Replace(Duration),
     /// The coordinator's clocks jump: one forward, that on the wall anywhere.
     Jump(Duration, i64),
     Cut(Host, Host, Duration),
@@ -44,6 +50,26 @@ pub(super) enum What {
     Stop,
     KillAll,
 }
+
+/// What happens to a worker by appointment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Act {
+    Kill,
+    Pause(Duration),
+    /// Its connections to another one break.
+    Reset(Host),
+}
+
+/// Phases in which it matters who has seen what.
+const PHASES: [Phase; 7] = [
+    Phase::Gathering,
+    Phase::Reducing,
+    Phase::Voting,
+    Phase::Updating,
+    Phase::Checkpointing,
+    Phase::Evaluating,
+    Phase::Regrouping,
+];
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,9 +86,10 @@ pub(super) fn forecast(seed: u64, workers: u8) -> Vec<Fault> {
     for _ in 0..number {
         let what = any(&mut chance, workers);
         faults.push(Fault { at, what });
-        at += match chance.one_in(3) {
-            true => chance.millis(0, 5_000),
-            false => chance.millis(0, 600),
+        at += match chance.below(4) {
+            0 => chance.millis(0, 5_000),
+            1 => chance.millis(0, 20),
+            _ => chance.millis(0, 600),
         };
     }
     faults
@@ -72,13 +99,13 @@ fn any(chance: &mut Chance, workers: u8) -> What {
     let worker = |chance: &mut Chance| Host(chance.below(workers.into()).to_le_bytes()[0]);
     let short = |chance: &mut Chance| match chance.one_in(3) {
         true => chance.millis(50, 800),
-        false => chance.millis(500, 6_000),
+        false => chance.millis(500, 8_000),
     };
     let anybody = |chance: &mut Chance| match chance.one_in(3) {
         true => chance.pick(&OFFICES),
         false => worker(chance),
     };
-    match chance.below(22) {
+    match chance.below(28) {
         0..=2 => What::KillWorker(worker(chance)),
         3..=5 => What::PauseWorker(worker(chance), short(chance)),
         6 => What::StallWorker(worker(chance), chance.millis(500, 20_000)),
@@ -98,9 +125,17 @@ fn any(chance: &mut Chance, workers: u8) -> What {
             let trouble = chance.pick(&[Trouble::Slow, Trouble::Failing, Trouble::Late]);
             What::Store(trouble, short(chance))
         }
-        _ => match chance.one_in(2) {
-            true => What::Stop,
-            false => What::KillAll,
-        },
+        21 => What::Stop,
+        22 => What::KillAll,
+        23 => What::Replace(chance.millis(500, 14_000)),
+        _ => {
+            let phase = chance.pick(&PHASES);
+            let act = match chance.below(4) {
+                0 => Act::Pause(short(chance)),
+                1 => Act::Reset(worker(chance)),
+                _ => Act::Kill,
+            };
+            What::Appointment(worker(chance), phase, chance.millis(0, 2), act)
+        }
     }
 }

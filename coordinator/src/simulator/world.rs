@@ -12,7 +12,7 @@ use mks2_proto::{
     failure::{ExitCode, Failure},
     ids::{Incarnation, MemberId},
     job::{Job, load},
-    v1::{self, RunState, report::Kind},
+    v1::{self, Phase, RunState, report::Kind},
 };
 
 use super::{
@@ -26,7 +26,7 @@ use super::{
     store::Cloud,
     trace::Trace,
     trainer::{self, End},
-    weather::{Fault, OFFICES, What},
+    weather::{Act, Fault, OFFICES, What},
 };
 use crate::{ledger::Course, state::Identity};
 
@@ -57,6 +57,7 @@ pub(super) struct World {
     office_due: Cell<Duration>,
     stalls: RefCell<BTreeMap<Host, Duration>>,
     failing: RefCell<BTreeMap<Host, ()>>,
+    appointments: RefCell<Vec<(Host, Phase, Duration, Act)>>,
     chance: RefCell<Chance>,
     numbers: Numbers,
     /// When a coordinator said that the job is done.
@@ -86,6 +87,7 @@ impl World {
             office_due: Cell::default(),
             stalls: RefCell::default(),
             failing: RefCell::default(),
+            appointments: RefCell::default(),
             chance: RefCell::new(chance),
             numbers: Numbers::default(),
             finished: Cell::default(),
@@ -228,6 +230,39 @@ impl World {
         }
     }
 
+    fn reset(&self, a: Host, b: Host) {
+        self.network.reset(a, b);
+        self.meshes.reset(&self.network, a, b);
+    }
+
+    fn start_rival(self: &Rc<Self>) {
+        let is_up = |host: &Host| self.processes.borrow().contains_key(host);
+        let free = OFFICES.into_iter().find(|host| !is_up(host));
+        free.into_iter().for_each(|host| self.start_office(host));
+    }
+
+    /// A worker comes to a phase: keeps its appointment, if it has one there.
+    pub(super) fn comes_to(self: &Rc<Self>, host: Host, phase: Phase) {
+        let mut appointments = self.appointments.borrow_mut();
+        let found = appointments
+            .iter()
+            .position(|a| (a.0, a.1) == (host, phase));
+        let Some(found) = found else {
+            return;
+        };
+        let (_, _, after, act) = appointments.swap_remove(found);
+        drop(appointments);
+        let world = Rc::clone(self);
+        self.executor.spawn(OUTSIDE, async move {
+            sleep(after).await;
+            match act {
+                Act::Kill => world.kill(host),
+                Act::Pause(time) => world.pause(host, time).await,
+                Act::Reset(other) => world.reset(host, other),
+            }
+        });
+    }
+
     /// Everybody's place.
     fn hosts(&self) -> Vec<Host> {
         let workers = (0..self.workers).map(|number| Host(number.to_le_bytes()[0]));
@@ -247,16 +282,23 @@ impl World {
             What::FailWorker(host) => {
                 self.failing.borrow_mut().insert(host, ());
             }
+            What::Appointment(host, phase, after, act) => {
+                let appointment = (host, phase, after, act);
+                self.appointments.borrow_mut().push(appointment);
+            }
             What::KillOffice => OFFICES.into_iter().for_each(|host| self.kill(host)),
             What::PauseOffice(time) => {
                 if let Some(host) = self.office() {
                     self.pause(host, time).await;
                 }
             }
-            What::Rival => {
-                let is_up = |host: &Host| self.processes.borrow().contains_key(host);
-                let free = OFFICES.into_iter().find(|host| !is_up(host));
-                free.into_iter().for_each(|host| self.start_office(host));
+            What::Rival => self.start_rival(),
+            What::Replace(time) => {
+                let host = self.office();
+                self.start_rival();
+                if let Some(host) = host {
+                    self.pause(host, time).await;
+                }
             }
             What::Jump(by, wall) => {
                 let processes = self.processes.borrow();
@@ -269,7 +311,7 @@ impl World {
                 let cuts = others.map(|other| self.network.cut(host, other, time));
                 futures::future::join_all(cuts).await;
             }
-            What::Reset(a, b) => self.network.reset(a, b),
+            What::Reset(a, b) => self.reset(a, b),
             What::SlowNetwork(time) => self.network.slow(time),
             What::Store(trouble, time) => self.cloud.trouble(trouble, time),
             What::Stop => {
