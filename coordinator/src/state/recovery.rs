@@ -93,8 +93,9 @@ impl Machine {
             return Vec::new();
         }
         if self.run.active().is_none() {
-            self.members.remove(id);
-            return Vec::new();
+            // Its stream ends, so that it knows, and comes again if it is alive.
+            let stream = self.members.remove(id).and_then(|member| member.stream);
+            return stream.map(Action::Close).into_iter().collect();
         }
         if self
             .members
