@@ -35,6 +35,8 @@ use crate::{
 pub(crate) const COMMANDS: usize = 256;
 /// Actions that may wait for the store before the driver stops taking commands.
 const MAX_OUTBOX: usize = 4096;
+/// How often a coordinator that has nothing to write looks whether another one is in office.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long the end of a run waits for the members to leave.
 const LINGER: Duration = Duration::from_secs(3);
 
@@ -74,6 +76,8 @@ pub(crate) struct Driver {
     outbox: VecDeque<Effect>,
     /// The scribe is at work.
     busy: bool,
+    /// When it had its last task.
+    wrote: Instant,
     /// The journal is lost: nothing may be written any more.
     broken: bool,
     shown: v1::StatusResponse,
@@ -94,6 +98,7 @@ impl Driver {
             started: clock::now(),
             outbox: VecDeque::new(),
             busy: false,
+            wrote: clock::now(),
             broken: false,
             tickets: 0,
             pending: BTreeMap::new(),
@@ -121,7 +126,10 @@ impl Driver {
                     Some(command) => self.take(command),
                     None => break,
                 },
-                () = pulse.beat(), if listening => self.apply(Event::Tick),
+                () = pulse.beat(), if listening => {
+                    self.apply(Event::Tick);
+                    self.look_around().await;
+                }
             }
         }
         match self.machine.failure() {
@@ -257,6 +265,21 @@ impl Driver {
         self.apply(Event::Broken(failure));
     }
 
+    /// One that decides nothing would never learn that it was replaced, and its members would wait
+    /// with it.
+    async fn look_around(&mut self) {
+        let is_idle = !self.busy && !self.broken && self.outbox.is_empty();
+        if is_idle && !self.machine.is_over() && clock::since(self.wrote) >= LOOK_EVERY {
+            self.order(Task::Look).await;
+        }
+    }
+
+    /// Gives the scribe a task.
+    async fn order(&mut self, task: Task) {
+        self.wrote = clock::now();
+        self.busy = !self.broken && self.wiring.tasks.send(task).await.is_ok();
+    }
+
     /// Carries actions out until one has to wait for the store.
     async fn carry_out(&mut self) {
         while !self.busy {
@@ -269,7 +292,7 @@ impl Driver {
                 }
                 Effect::Do(action) => {
                     if let Some(task) = self.perform(action) {
-                        self.busy = !self.broken && self.wiring.tasks.send(task).await.is_ok();
+                        self.order(task).await;
                         self.busy &= !planted!(AnnouncedBeforeRecorded);
                     }
                 }

@@ -21,6 +21,8 @@ pub(crate) enum Task {
     Manifest(Ticket, Checkpoint, Bytes),
     /// A line of metrics.
     Line(Vec<u8>),
+    /// Nothing: only look whether somebody else is in office.
+    Look,
 }
 
 /// It is written, or not.
@@ -78,6 +80,10 @@ impl Scribe {
                 self.tolerate(pushed);
                 Done::Fine
             }
+            Task::Look => match self.journal.check_office().await {
+                Err(error @ JournalError::Fenced { .. }) => Done::Broken(error.into()),
+                _ => Done::Fine,
+            },
         }
     }
 
