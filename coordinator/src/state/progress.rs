@@ -33,7 +33,7 @@ impl Machine {
             }
             Kind::Failed(failed) => return self.member_failed(&who.member, failed.into()),
             // Whoever complains waits for the next generation, which is there already.
-            Kind::PeerLost(_) if !current && !planted!(StaleComplaintHeard) => return Vec::new(),
+            Kind::PeerLost(_) if !current => return Vec::new(),
             Kind::PeerLost(report) => return self.peer_lost(now, who, report),
             _ => {}
         }
@@ -194,6 +194,11 @@ impl Machine {
             return vec![Action::Refuse(ticket, refused)];
         }
         match self.checkpoints.place(&checkpoint) {
+            // The news of its steps is on its way: it takes another one than this request.
+            Place::Next if checkpoint.step > self.measured && !planted!(CommitBeforeNews) => {
+                let what = format!("the checkpoint at step {} is too early", checkpoint.step);
+                vec![Action::Refuse(ticket, self.not_yet_told(&what))]
+            }
             Place::Next if planted!(CommitBeforeManifest) => self.count(ticket, checkpoint),
             Place::Next => self.write_manifest(ticket, checkpoint),
             Place::Known => vec![Action::Committed(ticket, Vec::new())],
