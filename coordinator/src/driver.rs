@@ -320,7 +320,10 @@ impl Driver {
                     .ok()
                     .map(Task::Line);
             }
-            Action::Accept(ticket) => self.answer(ticket, Ok(Vec::new())),
+            Action::Accept(ticket) => {
+                let beginning = self.machine.beginning().after(0);
+                self.answer(ticket, Ok(beginning));
+            }
             Action::Committed(ticket, released) => self.answer(ticket, Ok(released)),
             Action::Refuse(ticket, refused) => self.answer(ticket, Err(refused)),
             Action::Announce(member, generation) => {

@@ -64,8 +64,8 @@ impl Coordinator for Service {
                 convert::registration(request.into_inner()).map_err(|no| self.refuse(&no))?;
             tracing::info!(member = %registration.who.member, host = registration.host, "registering");
             let answer = self.handle.ask(|reply| Command::Register(registration, reply)).await;
-            answer.map_err(|refused| self.refuse(&refused))?;
-            Ok(Response::new((*self.welcome).clone()))
+            let beginning = answer.map_err(|refused| self.refuse(&refused))?;
+            Ok(Response::new(convert::welcome(&self.welcome, beginning)))
         }
         .instrument(span)
         .await

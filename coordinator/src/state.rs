@@ -104,6 +104,8 @@ pub struct Machine {
     generation: Generation,
     assignment: Assignment,
     checkpoints: Checkpoints,
+    /// The same when the run began to wait for members.
+    beginning: Checkpoints,
     step: u64,
     stage: Option<v1::StageChanged>,
     metrics: Option<v1::StepMetrics>,
@@ -152,6 +154,7 @@ impl Machine {
             },
             assignment: Assignment::new(),
             checkpoints: config.checkpoints.clone(),
+            beginning: config.checkpoints.clone(),
             step,
             stage: None,
             metrics: None,
@@ -227,10 +230,11 @@ impl Machine {
         self.members.values().all(|member| member.stream.is_none())
     }
 
-    /// The checkpoint from which members start: the latest one when the coordinator started.
+    /// The checkpoints that were there when the run began to wait for members: all of them start
+    /// from the latest of these, whenever they register.
     #[must_use]
-    pub fn resume_from(&self) -> Option<&Checkpoint> {
-        self.config.checkpoints.latest()
+    pub fn beginning(&self) -> &Checkpoints {
+        &self.beginning
     }
 
     /// Number of the present generation; 0 before the first.

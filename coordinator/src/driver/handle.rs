@@ -16,7 +16,8 @@ use tonic::Status;
 
 use crate::state::{Checkpoint, Identity, Refused, Registration, StreamId};
 
-/// What a request gets; for commits the checkpoints that were let go.
+/// What a request gets; for commits the checkpoints that were let go, for registrations those that
+/// the run begins with.
 pub(crate) type Answer = Result<Vec<Checkpoint>, Refused>;
 /// The way down to one member.
 pub(crate) type Directives = mpsc::Sender<Result<v1::Directive, Status>>;

@@ -80,6 +80,20 @@ pub(crate) fn checkpoint(request: &v1::CommitCheckpointRequest) -> Result<Checkp
     Ok(checkpoint)
 }
 
+/// What a member is told when it registers: where to begin, beside what all are told.
+pub(crate) fn welcome(
+    all: &v1::RegisterResponse,
+    beginning: Vec<Checkpoint>,
+) -> v1::RegisterResponse {
+    let references = beginning.into_iter().map(v1::CheckpointRef::from);
+    let references: Vec<_> = references.collect();
+    v1::RegisterResponse {
+        resume_from: references.last().cloned(),
+        finished_stages: references.into_iter().filter(|one| one.r#final).collect(),
+        ..all.clone()
+    }
+}
+
 /// Where the manifest of a step lies in the run directory.
 pub(crate) fn manifest_path(step: u64) -> String {
     format!("checkpoints/step-{step:08}/manifest.json")

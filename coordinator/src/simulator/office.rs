@@ -165,8 +165,8 @@ impl Office {
     ) -> Result<Rc<v1::RegisterResponse>, Declined> {
         let register = |reply| Command::Register(registration, reply);
         let answer = self.ask(from, register).await?;
-        answer.map_err(|refused| self.declined(&refused))?;
-        Ok(Rc::clone(&self.welcome))
+        let beginning = answer.map_err(|refused| self.declined(&refused))?;
+        Ok(Rc::new(convert::welcome(&self.welcome, beginning)))
     }
 
     pub(super) async fn commit(

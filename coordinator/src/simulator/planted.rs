@@ -62,6 +62,8 @@ planted_faults! {
     LatestReleased,
     /// Steps that are told again are measured again.
     MeasuredTwice,
+    /// Members that come after the first ones begin where these began.
+    OldBeginning,
     /// A member that is lost stays in the generation.
     LostMemberKept,
     /// A member that comes back is not told its generation.

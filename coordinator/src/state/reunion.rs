@@ -125,7 +125,11 @@ impl Machine {
         self.members.clear();
         self.assignment.clear();
         self.run = Run::Waiting;
-        self.step = self.resume_from().map_or(0, |from| from.step);
+        if !planted!(OldBeginning) {
+            // Those who are gone may have committed some, and let others go.
+            self.beginning.clone_from(&self.checkpoints);
+        }
+        self.step = self.beginning.latest().map_or(0, |from| from.step);
         Vec::new()
     }
 }
