@@ -132,7 +132,7 @@ impl RunDir {
         }
         let run_id = describe(claim, &digest, &place, &mut journal).await?;
         rewind(claim.resume, &mut journal).await?;
-        delete_void(&place, journal.history()).await?;
+        delete_void(&place, &journal).await?;
         let step = journal
             .history()
             .checkpoints
@@ -360,7 +360,8 @@ async fn rewind(resume: Resume, journal: &mut Journal) -> Result<(), Failure> {
 
 /// Deletes manifests that no record speaks of: let go, rewound, or written in the moment between
 /// a manifest and its record. Parts are content-addressed and stay for whoever still uses them.
-async fn delete_void(place: &Place, history: &History) -> Result<(), Failure> {
+async fn delete_void(place: &Place, journal: &Journal) -> Result<(), Failure> {
+    let history = journal.history();
     let kept: BTreeSet<Path> = history
         .checkpoints
         .after(0)
@@ -377,6 +378,10 @@ async fn delete_void(place: &Place, history: &History) -> Result<(), Failure> {
         let is_manifest = meta.location.filename() == Some("manifest.json");
         let counts = kept.contains(&meta.location) && !planted!(CountedManifestsDeleted);
         if is_manifest && !counts {
+            // One that stood still since it took office may have a successor, whose these are.
+            if !planted!(VoidDeletedBlindly) {
+                journal.check_office().await?;
+            }
             tracing::info!(manifest = %meta.location, "deleting a manifest that does not count");
             store::delete(&*place.store, &meta.location).await?;
         }

@@ -103,6 +103,17 @@ impl Checks {
         }
     }
 
+    /// A member found nothing to begin with. One that nobody counts on any more does no harm.
+    pub(super) fn missed(&mut self, who: &Identity, path: &Path) {
+        let latest = self.seats.last_key_value();
+        let counts =
+            latest.is_some_and(|(_, seats)| seats.iter().any(|s| s.0 == who.incarnation.0));
+        if counts {
+            let words = format!("{path} is not there for {}", who.member);
+            self.violated("a worker can load what it begins with", words);
+        }
+    }
+
     /// An object was written or deleted.
     pub(super) fn changed(&mut self, change: &Change<'_>, cloud: &Cloud) {
         let root = format!("{ROOT}/");

@@ -43,6 +43,9 @@ planted_faults! {
     TermForgotten,
     /// Manifests that count are deleted with those that do not.
     CountedManifestsDeleted,
+    /// Manifests that seem not to count are deleted without a look whether somebody else is in
+    /// office.
+    VoidDeletedBlindly,
     // In the machine.
     /// A lane is dealt to two members.
     LaneDealtTwice,
@@ -69,6 +72,8 @@ planted_faults! {
     /// A member that comes back is not told its generation.
     NotAnnouncedAgain,
     // In the workers, as the simulator has them.
+    /// A worker that waits begins where the first coordinator said that it met.
+    FirstWelcomeKept,
     /// A worker votes before it holds the gradient.
     VoteBeforeHeld,
     /// A worker that missed the vote does the step again.

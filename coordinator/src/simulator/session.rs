@@ -49,7 +49,7 @@ pub(super) struct Session {
     pub(super) node: NodeId,
     pub(super) host: Host,
     pub(super) who: Identity,
-    pub(super) welcome: RefCell<Option<Rc<v1::RegisterResponse>>>,
+    welcome: RefCell<Option<Rc<v1::RegisterResponse>>>,
     phase: Cell<(Phase, u64)>,
     step: Cell<u64>,
     generation: Cell<u64>,
@@ -100,13 +100,9 @@ impl Session {
 
     // What the trainer calls.
 
-    pub(super) async fn welcomed(&self) -> Result<Rc<v1::RegisterResponse>, Failure> {
-        let look = || match (&*self.over.borrow(), &*self.welcome.borrow()) {
-            (Some(over), _) => Some(Err(over.clone())),
-            (None, Some(welcome)) => Some(Ok(Rc::clone(welcome))),
-            (None, None) => None,
-        };
-        self.changed.until(look).await
+    /// Where the run begins for this worker, as the coordinator said.
+    pub(super) fn welcome(&self) -> Rc<v1::RegisterResponse> {
+        self.welcome.borrow().clone().unwrap_or_default()
     }
 
     pub(super) async fn wait_generation(&self, after: u64) -> Result<Assignment, Failure> {
@@ -221,11 +217,7 @@ impl Session {
 
     pub(super) async fn live(self: Rc<Self>) {
         match self.join(JOIN_PATIENCE).await {
-            Ok((welcome, line)) => {
-                *self.welcome.borrow_mut() = Some(welcome);
-                self.changed.raise();
-                self.work(line).await;
-            }
+            Ok(line) => self.work(line).await,
             Err(failure) => self.end(failure),
         }
         self.has_ended.set(true);
@@ -244,7 +236,7 @@ impl Session {
             line.reports.tear();
             *self.office.borrow_mut() = None;
             match self.join(limits().orphanage).await {
-                Ok((_, found)) => line = found,
+                Ok(found) => line = found,
                 Err(failure) => return self.end(failure),
             }
             self.mail.borrow_mut().tell_again();
@@ -252,7 +244,7 @@ impl Session {
     }
 
     /// Registers and opens the stream, at one address after the other.
-    async fn join(&self, patience: Duration) -> Result<(Rc<v1::RegisterResponse>, Line), Failure> {
+    async fn join(&self, patience: Duration) -> Result<Line, Failure> {
         let (began, mut wait) = (now(), FIRST_RETRY);
         let mut addresses = self.world.office_hosts().into_iter().cycle();
         loop {
@@ -270,7 +262,7 @@ impl Session {
         }
     }
 
-    async fn attach(&self, address: Host) -> Result<(Rc<v1::RegisterResponse>, Line), Declined> {
+    async fn attach(&self, address: Host) -> Result<Line, Declined> {
         let office = self.world.offices.borrow().get(&address).cloned();
         let office = office.ok_or_else(nobody)?;
         let registration = Registration {
@@ -287,8 +279,12 @@ impl Session {
         let line = office.open((self.host, self.node)).await?;
         line.reports.send(self.heartbeat());
         self.note("opens a stream", welcome.term);
+        let has_begun = self.generation.get() > 0 || planted!(FirstWelcomeKept);
+        if !has_begun || self.welcome.borrow().is_none() {
+            *self.welcome.borrow_mut() = Some(welcome);
+        }
         *self.office.borrow_mut() = Some(office);
-        Ok((welcome, line))
+        Ok(line)
     }
 
     /// Passes reports up and directives down until one side ends.

@@ -76,10 +76,16 @@ impl Standing {
 
 impl Team {
     /// Joins the run's generation, and connects with its other members.
-    pub(super) async fn join(session: &Rc<Session>, standing: Standing) -> Result<Self, Failure> {
+    pub(super) async fn join(session: &Rc<Session>) -> Result<Self, Failure> {
+        let assignment = session.wait_generation(0).await?;
+        let from = session.welcome().resume_from.clone();
+        let standing = Standing {
+            committed: from.map_or(0, |from| from.step),
+            ..Standing::default()
+        };
         let mut team = Self {
             session: Rc::clone(session),
-            assignment: session.wait_generation(0).await?,
+            assignment,
             mesh: None,
             point: standing.point,
         };

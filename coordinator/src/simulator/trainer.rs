@@ -66,18 +66,12 @@ enum Crossing {
 
 /// All of a worker's part.
 pub(super) async fn run(session: &Rc<Session>) -> Result<End, Failure> {
-    let welcome = session.welcomed().await?;
-    let committed = welcome.resume_from.as_ref().map_or(0, |from| from.step);
-    let standing = Standing {
-        committed,
-        ..Standing::default()
-    };
     let mut trainer = Trainer {
-        team: Team::join(session, standing).await?,
+        team: Team::join(session).await?,
         saver: Saver::new(session),
         chance: Chance::new(session.world.seed, &format!("trainer {}", session.host.0)),
         session: Rc::clone(session),
-        welcome,
+        welcome: session.welcome(),
         weights: 0,
         committed: 0,
         recent: Vec::new(),
