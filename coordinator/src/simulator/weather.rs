@@ -77,14 +77,17 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The weather of a seed: faults that come close together, so that one meets what another has left.
+/// The weather of a seed. It has few kinds of faults, so that those meet which rarely would among
+/// all kinds, and they come close together, so that one meets what another has left.
 pub(super) fn forecast(seed: u64, workers: u8) -> Vec<Fault> {
     let mut chance = Chance::new(seed, "weather");
+    let kinds = 1 + chance.below(4);
+    let kinds: Vec<u64> = (0..kinds).map(|_| chance.below(KINDS)).collect();
     let mut at = chance.millis(0, 4_000);
-    let number = chance.below(7);
     let mut faults = Vec::new();
-    for _ in 0..number {
-        let what = any(&mut chance, workers);
+    for _ in 0..chance.below(9) {
+        let kind = chance.pick(&kinds);
+        let what = fault(kind, &mut chance, workers);
         faults.push(Fault { at, what });
         at += match chance.below(4) {
             0 => chance.millis(0, 5_000),
@@ -92,50 +95,69 @@ pub(super) fn forecast(seed: u64, workers: u8) -> Vec<Fault> {
             _ => chance.millis(0, 600),
         };
     }
+    faults.retain(|fault| fault.at < QUIET - LONGEST);
     faults
 }
 
-fn any(chance: &mut Chance, workers: u8) -> What {
-    let worker = |chance: &mut Chance| Host(chance.below(workers.into()).to_le_bytes()[0]);
-    let short = |chance: &mut Chance| match chance.one_in(3) {
-        true => chance.millis(50, 800),
-        false => chance.millis(500, 8_000),
-    };
-    let anybody = |chance: &mut Chance| match chance.one_in(3) {
-        true => chance.pick(&OFFICES),
-        false => worker(chance),
-    };
-    match chance.below(28) {
-        0..=2 => What::KillWorker(worker(chance)),
-        3..=5 => What::PauseWorker(worker(chance), short(chance)),
-        6 => What::StallWorker(worker(chance), chance.millis(500, 20_000)),
-        7 => What::FailWorker(worker(chance)),
-        8 | 9 => What::KillOffice,
-        10 | 11 => What::PauseOffice(short(chance)),
-        12 => What::Rival,
-        13 => {
+const KINDS: u64 = 17;
+/// Longest that one of them lasts, but for a stall.
+const LONGEST: Duration = Duration::from_secs(14);
+
+fn fault(kind: u64, chance: &mut Chance, workers: u8) -> What {
+    match kind {
+        0 => What::KillWorker(worker(chance, workers)),
+        1 => What::PauseWorker(worker(chance, workers), duration(chance)),
+        2 => What::StallWorker(worker(chance, workers), chance.millis(500, 20_000)),
+        3 => What::FailWorker(worker(chance, workers)),
+        4 => What::KillOffice,
+        5 => What::PauseOffice(duration(chance)),
+        6 => What::Rival,
+        7 => {
             let wall = i64::try_from(chance.below(7_200_000)).unwrap_or_default() - 3_600_000;
-            What::Jump(short(chance), wall)
+            What::Jump(duration(chance), wall)
         }
-        14 | 15 => What::Cut(anybody(chance), worker(chance), short(chance)),
-        16 => What::Isolate(anybody(chance), short(chance)),
-        17 => What::Reset(anybody(chance), worker(chance)),
-        18 => What::SlowNetwork(short(chance)),
-        19 | 20 => {
+        8 => What::Cut(
+            anybody(chance, workers),
+            worker(chance, workers),
+            duration(chance),
+        ),
+        9 => What::Isolate(anybody(chance, workers), duration(chance)),
+        10 => What::Reset(anybody(chance, workers), worker(chance, workers)),
+        11 => What::SlowNetwork(duration(chance)),
+        12 => {
             let trouble = chance.pick(&[Trouble::Slow, Trouble::Failing, Trouble::Late]);
-            What::Store(trouble, short(chance))
+            What::Store(trouble, duration(chance))
         }
-        21 => What::Stop,
-        22 => What::KillAll,
-        23 => What::Replace(chance.millis(500, 14_000)),
+        13 => What::Stop,
+        14 => What::KillAll,
+        15 => What::Replace(chance.millis(500, 14_000)),
         _ => {
             let phase = chance.pick(&PHASES);
             let act = match chance.below(4) {
-                0 => Act::Pause(short(chance)),
-                1 => Act::Reset(worker(chance)),
+                0 => Act::Pause(duration(chance)),
+                1 => Act::Reset(worker(chance, workers)),
                 _ => Act::Kill,
             };
-            What::Appointment(worker(chance), phase, chance.millis(0, 2), act)
+            What::Appointment(worker(chance, workers), phase, chance.millis(0, 2), act)
         }
+    }
+}
+
+fn worker(chance: &mut Chance, workers: u8) -> Host {
+    Host(chance.below(workers.into()).to_le_bytes()[0])
+}
+
+fn anybody(chance: &mut Chance, workers: u8) -> Host {
+    match chance.one_in(3) {
+        true => chance.pick(&OFFICES),
+        false => worker(chance, workers),
+    }
+}
+
+/// Shorter or longer than what makes somebody count as lost.
+fn duration(chance: &mut Chance) -> Duration {
+    match chance.one_in(3) {
+        true => chance.millis(50, 800),
+        false => chance.millis(500, 8_000),
     }
 }
