@@ -18,15 +18,16 @@
 //! A seed that fails is printed with what replays it, and with the few of its faults that suffice:
 //!
 //! ```text
-//! MKS2_SIM_SEED=17 MKS2_SIM_FAULTS=0,3 cargo test --workspace --lib simulator::replay -- --nocapture
+//! MKS2_SIM_SEED=17 MKS2_SIM_FAULTS=0,3 cargo test --workspace --lib simulator::tests::replay -- --nocapture
 //! ```
 //!
 //! | variable | what |
 //! |---|---|
 //! | `MKS2_SIM_SEED` | the seed to replay, or the first one of a hunt |
+//! | `MKS2_SIM_KINDS` | the kinds of faults that happen; any, if it is absent |
 //! | `MKS2_SIM_FAULTS` | which of the seed's faults happen; all, if it is absent |
 //! | `MKS2_SIM_PLANT` | a fault of the protocol to plant, by its name in `planted` |
-//! | `MKS2_SIM_SECONDS` | how long `simulator::hunt` looks for a seed that fails |
+//! | `MKS2_SIM_SECONDS` | how long `simulator::tests::hunt` looks for a seed that fails |
 
 mod chance;
 mod checks;
@@ -59,7 +60,7 @@ use checks::Violation;
 use executor::{Executor, OUTSIDE, now};
 use planted::Planted;
 use store::Cloud;
-use weather::{Fault, QUIET};
+use weather::{Fault, Kind, QUIET};
 use world::World;
 
 /// How long a run may take once all is quiet: two terms, each with a reunion and a stall.
@@ -71,6 +72,8 @@ const AFTERMATH: Duration = Duration::from_secs(6);
 #[derive(Clone, Debug)]
 struct Scenario {
     seed: u64,
+    /// What the faults are drawn from; empty: any.
+    kinds: Vec<Kind>,
     faults: Vec<(usize, Fault)>,
     planted: Option<Planted>,
 }
@@ -85,11 +88,12 @@ struct Report {
 }
 
 impl Scenario {
-    fn of(seed: u64, planted: Option<Planted>) -> Self {
+    fn of(seed: u64, kinds: &[Kind], planted: Option<Planted>) -> Self {
         let workers = world::workers(seed);
-        let faults = weather::forecast(seed, workers);
+        let faults = weather::forecast(seed, workers, kinds);
         Self {
             seed,
+            kinds: kinds.to_vec(),
             faults: faults.into_iter().enumerate().collect(),
             planted,
         }

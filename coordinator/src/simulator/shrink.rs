@@ -25,17 +25,20 @@ pub(super) fn shrink(scenario: &Scenario, rule: &str) -> Scenario {
 }
 
 /// What replays a scenario.
-pub(super) fn command(scenario: &Scenario) -> String {
-    let kept: Vec<String> = scenario
-        .faults
-        .iter()
-        .map(|(at, _)| at.to_string())
-        .collect();
+fn command(scenario: &Scenario) -> String {
+    let kept = scenario.faults.iter().map(|(at, _)| at.to_string());
+    let kept: Vec<String> = kept.collect();
+    let kinds = scenario.kinds.iter().map(|kind| format!("{kind:?}"));
+    let kinds: Vec<String> = kinds.collect();
+    let kinds = match kinds.is_empty() {
+        true => String::new(),
+        false => format!("MKS2_SIM_KINDS={} ", kinds.join(",")),
+    };
     let planted = scenario.planted.map_or_else(String::new, |planted| {
         format!("MKS2_SIM_PLANT={planted:?} ")
     });
     format!(
-        "MKS2_SIM_SEED={} MKS2_SIM_FAULTS={} {planted}cargo test --workspace --lib \
+        "MKS2_SIM_SEED={} {kinds}MKS2_SIM_FAULTS={} {planted}cargo test --workspace --lib \
          simulator::tests::replay -- --nocapture",
         scenario.seed,
         kept.join(",")

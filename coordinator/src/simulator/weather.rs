@@ -77,12 +77,60 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The weather of a seed. It has few kinds of faults, so that those meet which rarely would among
-/// all kinds, and they come close together, so that one meets what another has left.
-pub(super) fn forecast(seed: u64, workers: u8) -> Vec<Fault> {
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    KillWorker,
+    PauseWorker,
+    StallWorker,
+    FailWorker,
+    Appointment,
+    KillOffice,
+    PauseOffice,
+    Rival,
+    Replace,
+    Jump,
+    Cut,
+    Isolate,
+    Reset,
+    SlowNetwork,
+    Store,
+    Stop,
+    KillAll,
+}
+
+pub(super) const KINDS: [Kind; 17] = [
+    Kind::KillWorker,
+    Kind::PauseWorker,
+    Kind::StallWorker,
+    Kind::FailWorker,
+    Kind::Appointment,
+    Kind::KillOffice,
+    Kind::PauseOffice,
+    Kind::Rival,
+    Kind::Replace,
+    Kind::Jump,
+    Kind::Cut,
+    Kind::Isolate,
+    Kind::Reset,
+    Kind::SlowNetwork,
+    Kind::Store,
+    Kind::Stop,
+    Kind::KillAll,
+];
+
+/// The weather of a seed, of some kinds or of any. Few kinds, so that those meet which rarely would
+/// among all; and faults close together, so that one meets what another has left.
+pub(super) fn forecast(seed: u64, workers: u8, kinds: &[Kind]) -> Vec<Fault> {
     let mut chance = Chance::new(seed, "weather");
-    let kinds = 1 + chance.below(4);
-    let kinds: Vec<u64> = (0..kinds).map(|_| chance.below(KINDS)).collect();
+    let few = (0..1 + chance.below(4))
+        .map(|_| chance.pick(&KINDS))
+        .collect();
+    let kinds = if kinds.is_empty() {
+        few
+    } else {
+        kinds.to_vec()
+    };
     let mut at = chance.millis(0, 4_000);
     let mut faults = Vec::new();
     for _ in 0..chance.below(9) {
@@ -99,39 +147,16 @@ pub(super) fn forecast(seed: u64, workers: u8) -> Vec<Fault> {
     faults
 }
 
-const KINDS: u64 = 17;
-/// Longest that one of them lasts, but for a stall.
+/// Longest that a fault lasts, but for a stall.
 const LONGEST: Duration = Duration::from_secs(14);
 
-fn fault(kind: u64, chance: &mut Chance, workers: u8) -> What {
+fn fault(kind: Kind, chance: &mut Chance, workers: u8) -> What {
     match kind {
-        0 => What::KillWorker(worker(chance, workers)),
-        1 => What::PauseWorker(worker(chance, workers), duration(chance)),
-        2 => What::StallWorker(worker(chance, workers), chance.millis(500, 20_000)),
-        3 => What::FailWorker(worker(chance, workers)),
-        4 => What::KillOffice,
-        5 => What::PauseOffice(duration(chance)),
-        6 => What::Rival,
-        7 => {
-            let wall = i64::try_from(chance.below(7_200_000)).unwrap_or_default() - 3_600_000;
-            What::Jump(duration(chance), wall)
-        }
-        8 => What::Cut(
-            anybody(chance, workers),
-            worker(chance, workers),
-            duration(chance),
-        ),
-        9 => What::Isolate(anybody(chance, workers), duration(chance)),
-        10 => What::Reset(anybody(chance, workers), worker(chance, workers)),
-        11 => What::SlowNetwork(duration(chance)),
-        12 => {
-            let trouble = chance.pick(&[Trouble::Slow, Trouble::Failing, Trouble::Late]);
-            What::Store(trouble, duration(chance))
-        }
-        13 => What::Stop,
-        14 => What::KillAll,
-        15 => What::Replace(chance.millis(500, 14_000)),
-        _ => {
+        Kind::KillWorker => What::KillWorker(worker(chance, workers)),
+        Kind::PauseWorker => What::PauseWorker(worker(chance, workers), duration(chance)),
+        Kind::StallWorker => What::StallWorker(worker(chance, workers), chance.millis(500, 20_000)),
+        Kind::FailWorker => What::FailWorker(worker(chance, workers)),
+        Kind::Appointment => {
             let phase = chance.pick(&PHASES);
             let act = match chance.below(4) {
                 0 => Act::Pause(duration(chance)),
@@ -140,6 +165,28 @@ fn fault(kind: u64, chance: &mut Chance, workers: u8) -> What {
             };
             What::Appointment(worker(chance, workers), phase, chance.millis(0, 2), act)
         }
+        Kind::KillOffice => What::KillOffice,
+        Kind::PauseOffice => What::PauseOffice(duration(chance)),
+        Kind::Rival => What::Rival,
+        Kind::Replace => What::Replace(chance.millis(500, 14_000)),
+        Kind::Jump => {
+            let wall = i64::try_from(chance.below(7_200_000)).unwrap_or_default() - 3_600_000;
+            What::Jump(duration(chance), wall)
+        }
+        Kind::Cut => What::Cut(
+            anybody(chance, workers),
+            worker(chance, workers),
+            duration(chance),
+        ),
+        Kind::Isolate => What::Isolate(anybody(chance, workers), duration(chance)),
+        Kind::Reset => What::Reset(anybody(chance, workers), worker(chance, workers)),
+        Kind::SlowNetwork => What::SlowNetwork(duration(chance)),
+        Kind::Store => {
+            let trouble = chance.pick(&[Trouble::Slow, Trouble::Failing, Trouble::Late]);
+            What::Store(trouble, duration(chance))
+        }
+        Kind::Stop => What::Stop,
+        Kind::KillAll => What::KillAll,
     }
 }
 
