@@ -9,7 +9,7 @@ mod handle;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -19,15 +19,13 @@ use mks2_proto::{
     ids::{MemberId, Term},
     v1::{self, directive::Kind},
 };
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
 pub(crate) use handle::{Answer, Command, Directives, Handle, Yes};
 
 use crate::{
+    clock::{self, Pulse},
     metrics,
     scribe::{Done, Task},
     state::{Abortion, Action, Event, Limits, Machine, Refused, StreamId, Ticket},
@@ -37,6 +35,8 @@ use crate::{
 pub(crate) const COMMANDS: usize = 256;
 /// Actions that may wait for the store before the driver stops taking commands.
 const MAX_OUTBOX: usize = 4096;
+/// How often a coordinator that has nothing to write looks whether another one is in office.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long the end of a run waits for the members to leave.
 const LINGER: Duration = Duration::from_secs(3);
 
@@ -50,6 +50,7 @@ enum Effect {
 struct Pending {
     reply: oneshot::Sender<Answer>,
     manifest: Option<Bytes>,
+    stream: Option<StreamId>,
 }
 
 struct Stream {
@@ -75,6 +76,8 @@ pub(crate) struct Driver {
     outbox: VecDeque<Effect>,
     /// The scribe is at work.
     busy: bool,
+    /// When it had its last task.
+    wrote: Instant,
     /// The journal is lost: nothing may be written any more.
     broken: bool,
     shown: v1::StatusResponse,
@@ -92,9 +95,10 @@ impl Driver {
             term,
             limits,
             wiring,
-            started: Instant::now(),
+            started: clock::now(),
             outbox: VecDeque::new(),
             busy: false,
+            wrote: clock::now(),
             broken: false,
             tickets: 0,
             pending: BTreeMap::new(),
@@ -104,8 +108,7 @@ impl Driver {
 
     /// Runs until the run is over and everybody has left, or nobody holds a handle.
     pub(crate) async fn run(mut self) -> Result<v1::RunState, Failure> {
-        let mut pulse = tokio::time::interval(self.limits.tick);
-        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pulse = Pulse::new(self.limits.tick);
         let mut over_since = None;
         loop {
             self.carry_out().await;
@@ -123,7 +126,10 @@ impl Driver {
                     Some(command) => self.take(command),
                     None => break,
                 },
-                _ = pulse.tick(), if listening => self.apply(Event::Tick),
+                () = pulse.beat(), if listening => {
+                    self.apply(Event::Tick);
+                    self.look_around().await;
+                }
             }
         }
         match self.machine.failure() {
@@ -137,15 +143,20 @@ impl Driver {
         if !self.machine.is_over() || self.busy || !self.outbox.is_empty() {
             return false;
         }
-        let since = *over_since.get_or_insert_with(Instant::now);
-        self.streams.is_empty() || since.elapsed() >= LINGER
+        let since = *over_since.get_or_insert_with(clock::now);
+        self.streams.is_empty() || clock::since(since) >= LINGER
     }
 
     fn apply(&mut self, event: Event) {
-        let now = self.started.elapsed();
+        let now = clock::since(self.started);
         for action in self.machine.apply(now, event) {
             match action {
                 Action::Abort(member, abortion) => self.abort(&member, &abortion),
+                Action::Refuse(ticket, refused) => {
+                    self.forget_stream(ticket);
+                    self.outbox
+                        .push_back(Effect::Do(Action::Refuse(ticket, refused)));
+                }
                 other => self.outbox.push_back(Effect::Do(other)),
             }
         }
@@ -172,6 +183,9 @@ impl Driver {
                 reply,
             } => {
                 let ticket = self.expect(reply, None);
+                self.pending.entry(ticket).and_modify(|pending| {
+                    pending.stream = Some(stream);
+                });
                 self.streams.insert(
                     stream,
                     Stream {
@@ -217,8 +231,21 @@ impl Driver {
     fn expect(&mut self, reply: oneshot::Sender<Answer>, manifest: Option<Bytes>) -> Ticket {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
-        self.pending.insert(ticket, Pending { reply, manifest });
+        let pending = Pending {
+            reply,
+            manifest,
+            stream: None,
+        };
+        self.pending.insert(ticket, pending);
         ticket
+    }
+
+    /// A stream that is refused is nobody's: directives belong to the one that was there before.
+    fn forget_stream(&mut self, ticket: Ticket) {
+        let pending = self.pending.get(&ticket);
+        if let Some(stream) = pending.and_then(|pending| pending.stream) {
+            self.streams.remove(&stream);
+        }
     }
 
     fn written(&mut self, done: Done) {
@@ -246,6 +273,21 @@ impl Driver {
         self.apply(Event::Broken(failure));
     }
 
+    /// One that decides nothing would never learn that it was replaced, and its members would wait
+    /// with it.
+    async fn look_around(&mut self) {
+        let is_idle = !self.busy && !self.broken && self.outbox.is_empty();
+        if is_idle && !self.machine.is_over() && clock::since(self.wrote) >= LOOK_EVERY {
+            self.order(Task::Look).await;
+        }
+    }
+
+    /// Gives the scribe a task.
+    async fn order(&mut self, task: Task) {
+        self.wrote = clock::now();
+        self.busy = !self.broken && self.wiring.tasks.send(task).await.is_ok();
+    }
+
     /// Carries actions out until one has to wait for the store.
     async fn carry_out(&mut self) {
         while !self.busy {
@@ -258,7 +300,8 @@ impl Driver {
                 }
                 Effect::Do(action) => {
                     if let Some(task) = self.perform(action) {
-                        self.busy = !self.broken && self.wiring.tasks.send(task).await.is_ok();
+                        self.order(task).await;
+                        self.busy &= !planted!(AnnouncedBeforeRecorded);
                     }
                 }
             }

@@ -21,10 +21,7 @@ mod raw;
 mod record;
 mod replay;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use mks2_dataset::store::{self, Created};
@@ -34,6 +31,8 @@ use mks2_proto::{
 };
 use object_store::{ObjectStore, path::Path};
 use serde::{Deserialize, Serialize};
+
+use crate::clock;
 
 pub use history::{Ending, History, Origin, Working};
 pub use raw::{Raw, read_raw};
@@ -167,7 +166,13 @@ impl Replayed {
     /// [`JournalError::Fenced`] when another one took it between replay and now.
     pub async fn take_term(self, writer: Incarnation) -> Result<Journal, JournalError> {
         let mut journal = Journal {
-            term: Term(self.history.term.0 + 1),
+            term: Term(
+                if planted!(TermForgotten) {
+                    0
+                } else {
+                    self.history.term.0
+                } + 1,
+            ),
             place: self.place,
             writer,
             history: self.history,
@@ -232,7 +237,7 @@ impl Journal {
             number: self.number + 1,
             term: self.term,
             writer: self.writer,
-            at_ms: wall_clock_ms(),
+            at_ms: clock::wall_ms(),
             previous: self.last.clone(),
             entry,
             digest: String::new(),
@@ -255,13 +260,14 @@ impl Journal {
         for attempt in 1.. {
             match store::put_create_only(&*self.place.store, &path, bytes.clone()).await {
                 Ok(Created::New) => return Ok(()),
+                Ok(Created::Exists) if planted!(NoFence) => return Ok(()),
                 Ok(Created::Exists) => return self.check_own(record, &path, &bytes).await,
                 Err(error) if attempt == ATTEMPTS => return Err(error.into()),
                 Err(error) => {
                     tracing::warn!(number = record.number, attempt, %error, "the journal's store fails");
                 }
             }
-            tokio::time::sleep(wait).await;
+            clock::sleep(wait).await;
             wait *= 2;
         }
         Ok(())
@@ -304,14 +310,6 @@ impl Journal {
             tracing::warn!(number = self.number, %error, "no snapshot of the journal");
         }
     }
-}
-
-/// The writer's clock, for people who read the journal; nothing is decided by it.
-pub(crate) fn wall_clock_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

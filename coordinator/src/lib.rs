@@ -19,8 +19,14 @@
 //! | [`ledger`] | what journal, metrics and checkpoints prove of a run: pure |
 //! | [`contact`] | how to reach the coordinator of a live run |
 //! | [`lock`] | one coordinator per local run directory |
+//! | `clock` | time: the system's, or a simulation's |
+//! | `simulator` | tests only: coordinators, workers, network and store under one seed |
+
+#[macro_use]
+mod planted;
 
 pub mod assign;
+mod clock;
 pub mod contact;
 mod driver;
 pub mod journal;
@@ -31,6 +37,8 @@ mod rundir;
 mod running;
 mod scribe;
 mod service;
+#[cfg(test)]
+mod simulator;
 pub mod state;
 
 pub use rundir::Resume;

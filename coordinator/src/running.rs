@@ -26,7 +26,7 @@ use tonic::{
 use crate::{
     driver::{COMMANDS, Command, Driver, Handle, Wiring},
     rundir::{Claim, Resume, RunDir},
-    scribe::Scribe,
+    scribe::{Done, Scribe, Task},
     service::{Doorkeeper, Service},
     state::{Config, Limits, Machine, Workers},
 };
@@ -134,6 +134,48 @@ impl Coordinator {
     }
 }
 
+/// A coordinator's parts, put together and not yet at work.
+pub(crate) struct Parts {
+    pub(crate) driver: Driver,
+    pub(crate) scribe: Scribe,
+    /// What the driver wants written, and what the scribe answers.
+    pub(crate) tasks: mpsc::Receiver<Task>,
+    pub(crate) done: mpsc::Sender<Done>,
+    pub(crate) handle: Handle,
+    pub(crate) welcome: v1::RegisterResponse,
+}
+
+/// The state machine on top of a run directory, with who drives it and who writes for it.
+pub(crate) fn assemble(settings: &Settings, rundir: RunDir) -> Parts {
+    let term = rundir.journal.term();
+    let machine = Machine::new(config(settings, &rundir));
+    let welcome = welcome(settings, &rundir);
+    let (status, watch) = watch::channel(machine.status(Duration::ZERO));
+    let (commands, incoming) = mpsc::channel(COMMANDS);
+    let (tasks_in, tasks) = mpsc::channel(1);
+    let (done, done_out) = mpsc::channel(1);
+    let wiring = Wiring {
+        commands: incoming,
+        tasks: tasks_in,
+        done: done_out,
+        status,
+    };
+    let scribe = Scribe {
+        place: rundir.place,
+        journal: rundir.journal,
+        metrics: rundir.metrics,
+        metrics_failed: false,
+    };
+    Parts {
+        driver: Driver::new(machine, term, settings.limits, wiring),
+        scribe,
+        tasks,
+        done,
+        handle: Handle::new(commands, watch),
+        welcome,
+    }
+}
+
 /// Starts the three tasks.
 fn launch(
     settings: &Settings,
@@ -141,41 +183,22 @@ fn launch(
     address: SocketAddr,
     rundir: RunDir,
 ) -> Running {
-    let term = rundir.journal.term();
+    let (term, run_id) = (rundir.journal.term(), rundir.run_id.clone());
+    let was_finished = rundir.was_finished;
     let latest = rundir.journal.history().checkpoints.latest();
     let resumed_from = latest.cloned().map(Into::into);
-    let machine = Machine::new(config(settings, &rundir));
-    let welcome = Arc::new(welcome(settings, &rundir));
-    let (status, watch) = watch::channel(machine.status(Duration::ZERO));
-    let (commands, incoming) = mpsc::channel(COMMANDS);
-    let (tasks_in, tasks_out) = mpsc::channel(1);
-    let (done_in, done_out) = mpsc::channel(1);
-    let wiring = Wiring {
-        commands: incoming,
-        tasks: tasks_in,
-        done: done_out,
-        status,
-    };
-    let handle = Handle::new(commands, watch.clone());
-    let driver = Driver::new(machine, term, settings.limits, wiring);
-    let RunDir {
-        place,
-        journal,
-        metrics,
-        run_id,
-        was_finished,
-        restored: _,
-    } = rundir;
-    let scribe = Scribe {
-        place,
-        journal,
-        metrics,
-        metrics_failed: false,
-    };
+    let Parts {
+        driver,
+        scribe,
+        tasks: tasks_out,
+        done: done_in,
+        handle,
+        welcome,
+    } = assemble(settings, rundir);
     let (streams, goodbye) = (TaskTracker::new(), CancellationToken::new());
     let service = Service {
         handle: handle.clone(),
-        welcome,
+        welcome: Arc::new(welcome),
         tasks: streams.clone(),
     };
     let mut tasks = JoinSet::new();
@@ -193,7 +216,7 @@ fn launch(
         term,
         resumed_from,
         was_finished,
-        watch,
+        watch: handle.status(),
         handle,
         tasks,
         streams,

@@ -1,7 +1,7 @@
 //! The gRPC service: turns messages into commands for the driver, and answers into messages.
 
 mod auth;
-mod convert;
+pub(crate) mod convert;
 mod session;
 
 use std::{pin::Pin, sync::Arc, time::Duration};

@@ -124,6 +124,8 @@ pub struct Machine {
     generation: Generation,
     assignment: Assignment,
     checkpoints: Checkpoints,
+    /// The same when the run began to wait for members.
+    beginning: Checkpoints,
     step: u64,
     stage: Option<v1::StageChanged>,
     metrics: Option<v1::StepMetrics>,
@@ -173,9 +175,14 @@ impl Machine {
             departed: BTreeMap::new(),
             wanted: config.workers.max,
             arrived: Duration::ZERO,
-            generation: config.last_generation,
+            generation: if planted!(GenerationReused) {
+                Generation(0)
+            } else {
+                config.last_generation
+            },
             assignment: Assignment::new(),
             checkpoints: config.checkpoints.clone(),
+            beginning: config.checkpoints.clone(),
             step,
             stage: None,
             metrics: None,

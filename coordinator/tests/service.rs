@@ -240,6 +240,7 @@ async fn a_second_coordinator_fences_the_first() {
     members[0].generation().await;
     let second = start(settings(folder.path(), 1)).await;
     assert_eq!(second.term.0, 2);
+    members[0].committed_up_to(5).await;
     let status = commit(&mut members[0], 5, "memory", false)
         .await
         .expect_err("fenced");
@@ -304,6 +305,7 @@ async fn a_run_directory_is_not_mixed_up() {
     let first = start(settings(folder.path(), 1)).await;
     let mut members = Member::join_all(&first, 1).await;
     members[0].generation().await;
+    members[0].committed_up_to(7).await;
     for step in [3, 5, 7] {
         commit(&mut members[0], step, "memory", true)
             .await
@@ -356,6 +358,7 @@ async fn a_directory_without_a_checkpoint_gives_way_to_another_job() {
     assert_ne!(second.run_id, run_id);
     let mut members = Member::join_all(&second, 1).await;
     members[0].generation().await;
+    members[0].committed_up_to(3).await;
     commit(&mut members[0], 3, "memory", true)
         .await
         .expect("committed");

@@ -170,6 +170,29 @@ async fn a_slow_store_makes_nobody_look_dead_and_delays_no_abort() {
     assert!(abort.reason.contains("row 7 is damaged"), "{abort:?}");
 }
 
+/// A process that was told that it may come, and was replaced before it did.
+#[tokio::test]
+async fn a_stream_that_is_refused_takes_no_directives_from_the_one_that_counts() {
+    let mut stage = stage(Limits::default());
+    let (_, mut first) = stage.join(0).await;
+    let (directives, mut strangers) = mpsc::channel(16);
+    let attach = |reply| Command::Attach {
+        stream: stage.handle.new_stream(),
+        who: Identity {
+            incarnation: Incarnation(7),
+            ..who(0)
+        },
+        directives,
+        reply,
+    };
+    stage.handle.ask(attach).await.expect_err("another process");
+    let (_, _second) = stage.join(1).await;
+    stage.task().await;
+    stage.done.send(Done::Fine).await.expect("listening");
+    assert!(matches!(next(&mut first).await, Kind::Generation(_)));
+    assert!(strangers.recv().await.is_none(), "its stream is closed");
+}
+
 fn damaged_row() -> v1::report::Kind {
     let failure = Failure::data("a picture cannot be read", "row 7 is damaged", "verify it");
     v1::report::Kind::Failed((&failure).into())

@@ -29,7 +29,10 @@ pub(super) async fn serve(
             return;
         }
     };
-    let how = listen(&service, &who, first, &mut reports, &directives).await;
+    // The driver alone holds the way down now: a stream that it forgets ends, and its worker looks
+    // for the coordinator again.
+    drop(directives);
+    let how = listen(&service, &who, first, &mut reports).await;
     tracing::info!(member = %who.member, "stream ended: {how}");
     service.handle.tell(Command::Detach(stream, who, how)).await;
 }
@@ -61,7 +64,6 @@ async fn listen(
     who: &Identity,
     first: v1::Report,
     reports: &mut Streaming<v1::Report>,
-    directives: &Directives,
 ) -> String {
     let mut next = Some(first);
     loop {
@@ -79,13 +81,10 @@ async fn listen(
                 return "the coordinator ended".to_owned();
             }
         }
-        tokio::select! {
-            message = reports.message() => match message {
-                Ok(Some(report)) => next = Some(report),
-                Ok(None) => return "it closed its stream".to_owned(),
-                Err(status) => return broken(&status),
-            },
-            () = directives.closed() => return "its connection broke".to_owned(),
+        match reports.message().await {
+            Ok(Some(report)) => next = Some(report),
+            Ok(None) => return "it closed its stream".to_owned(),
+            Err(status) => return broken(&status),
         }
     }
 }

@@ -122,7 +122,7 @@ impl Checkpoints {
             .filter(|checkpoint| !checkpoint.is_final);
         let mut surplus: Vec<_> = inside
             .skip(keep_last)
-            .filter(|checkpoint| Some(checkpoint.step) != latest)
+            .filter(|checkpoint| Some(checkpoint.step) != latest || planted!(LatestReleased))
             .cloned()
             .collect();
         surplus.reverse();

@@ -18,6 +18,14 @@ impl Machine {
             self.members.remove(id);
             return vec![Action::LetGo(id.clone(), reason.to_owned())];
         }
+        let is_held = self
+            .run
+            .active()
+            .is_some_and(|active| active.held.is_some());
+        if is_held && self.may_anybody_leave() {
+            // No border comes while the run waits.
+            return self.form_generation(Vec::new(), format!("{id} leaves: {reason}"));
+        }
         if self.staying() > 0 || !self.candidates.is_empty() {
             return Vec::new();
         }

@@ -13,7 +13,10 @@ use super::{
     Action, Identity, Machine, Member, Refused, Registration, StreamId, Ticket, Welcome, refused,
     run::{Active, Held, Run},
 };
-use crate::{assign::deal, journal::Entry};
+use crate::{
+    assign::{Share, deal},
+    journal::Entry,
+};
 
 impl Machine {
     pub(super) fn register(
@@ -54,10 +57,17 @@ impl Machine {
 
     /// What a process is told when it registers.
     pub(super) fn welcome(&self, is_candidate: bool) -> Welcome {
+        if is_candidate {
+            // It begins where the others are, not at a checkpoint that may be let go meanwhile.
+            return Welcome {
+                is_candidate,
+                ..Welcome::default()
+            };
+        }
         Welcome {
             is_candidate,
-            resume_from: self.checkpoints.latest().cloned(),
-            finished: self.checkpoints.finished_stages().cloned().collect(),
+            resume_from: self.beginning.latest().cloned(),
+            finished: self.beginning.finished_stages().cloned().collect(),
         }
     }
 
@@ -81,7 +91,7 @@ impl Machine {
         if known.is_some_and(|known| known.incarnation == registration.who.incarnation) {
             return Ok(());
         }
-        if registration.generation > Generation(0) {
+        if registration.generation > Generation(0) && !planted!(StaleWorkerAdmitted) {
             return Err(too_late(id));
         }
         if self.reunion.is_some() {
@@ -90,7 +100,9 @@ impl Machine {
         let started = self.run.active().is_some();
         match known {
             // One whose stream broke has ended, if another process has its name.
-            Some(known) if started && known.stream.is_some() => Err(taken(id)),
+            Some(known) if started && known.stream.is_some() && !planted!(TwinAdmitted) => {
+                Err(taken(id))
+            }
             Some(_) => Ok(()),
             None => self.room_for(id, started),
         }
@@ -157,7 +169,10 @@ impl Machine {
             Some(active) => {
                 let generation = self.wire_generation(active);
                 let (stop, held) = (active.stop.clone(), active.held.clone());
-                actions.push(Action::Announce(who.member.clone(), generation));
+                // One that is over is not announced again: its members are others by now.
+                if held.is_none() && !planted!(NotAnnouncedAgain) {
+                    actions.push(Action::Announce(who.member.clone(), generation));
+                }
                 // The one who was told may have been another coordinator.
                 let ask = |reason| Action::AskToStop(who.member.clone(), reason);
                 actions.extend(stop.map(ask));
@@ -227,15 +242,35 @@ impl Machine {
         [actions, release].concat()
     }
 
-    /// Fewer are here than the run's minimum. Who asked it to stop does not wait.
+    /// Fewer are here than the run's minimum, where that matters.
     fn has_too_few(&self) -> bool {
-        let there = self.staying() + self.ready().len();
+        self.may_hold() && self.next_members() < self.config.workers.min as usize
+    }
+
+    /// How many members the next generation has. Those who would leave stay where nobody else knows
+    /// the state of training.
+    pub(super) fn next_members(&self) -> usize {
+        let working = self.members.values().filter(|m| m.finished.is_none());
+        let veterans = match self.staying() {
+            0 => working.count(),
+            staying => staying,
+        };
+        veterans + self.ready().len()
+    }
+
+    /// Who asked it to stop does not wait for others, and when some have finished little is left.
+    pub(super) fn may_hold(&self) -> bool {
         let active = self.run.active();
-        active.is_some_and(|a| a.stop.is_none()) && there < self.config.workers.min as usize
+        let nobody_has_finished = self.members.values().all(|m| m.finished.is_none());
+        active.is_some_and(|active| active.stop.is_none()) && nobody_has_finished
     }
 
     /// The generation is over, and the next one waits for more members.
     fn hold(&mut self, mut held: Held) -> Vec<Action> {
+        if self.stage.is_none() {
+            // Nobody has begun, so nobody could tell a newcomer anything: all begin together.
+            return self.begin_again("there are too few workers to begin");
+        }
         let (here, min) = (self.staying(), self.config.workers.min);
         held.reason = format!("{}: {here} of at least {min} workers are left", held.reason);
         let reason = held.reason.clone();
@@ -251,6 +286,9 @@ impl Machine {
     fn form(&mut self, held: Held) -> Vec<Action> {
         let is_first = self.assignment.is_empty();
         let mut joined = self.take_in();
+        // A newcomer may have the name of one that was lost, not its place.
+        let is_old = |share: &Share| !joined.contains(&share.member);
+        self.assignment.retain(is_old);
         let working = self.members.iter().filter(|(_, m)| m.finished.is_none());
         let ids: Vec<_> = working.map(|(id, _)| id.clone()).collect();
         if is_first {

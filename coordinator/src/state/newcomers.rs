@@ -215,9 +215,8 @@ impl Machine {
         };
         let ready = self.ready().len();
         if active.held.is_some() {
-            let enough = self.staying() + ready >= self.config.workers.min as usize;
-            // Whoever asks to stop does not wait for others.
-            if enough || active.stop.is_some() {
+            let enough = self.next_members() >= self.config.workers.min as usize;
+            if enough || !self.may_hold() {
                 return self.form_generation(Vec::new(), "enough workers are here".to_owned());
             }
             return Vec::new();
@@ -258,11 +257,6 @@ impl Machine {
             self.reason(),
             "nothing is left to do for it",
         );
-        self.send_away(failure)
-    }
-
-    /// Ends all candidates' processes.
-    pub(super) fn send_away(&mut self, failure: Failure) -> Vec<Action> {
         let abortion = Abortion {
             failure,
             lost: None,

@@ -114,7 +114,8 @@ impl Machine {
 
     /// Rank 0 of a generation measures for all; each step counts once.
     fn measure(&mut self, generation: Generation, step: StepCommitted) -> Option<Action> {
-        let metrics = step.metrics.filter(|_| step.step > self.measured)?;
+        let is_new = step.step > self.measured || planted!(MeasuredTwice);
+        let metrics = step.metrics.filter(|_| is_new)?;
         self.measured = step.step;
         let action = Action::Measure {
             generation,
@@ -207,6 +208,12 @@ impl Machine {
             return vec![Action::Refuse(ticket, refused)];
         }
         match self.checkpoints.place(&checkpoint) {
+            // The news of its steps is on its way: it takes another one than this request.
+            Place::Next if checkpoint.step > self.measured && !planted!(CommitBeforeNews) => {
+                let what = format!("the checkpoint at step {} is too early", checkpoint.step);
+                vec![Action::Refuse(ticket, self.not_yet_told(&what))]
+            }
+            Place::Next if planted!(CommitBeforeManifest) => self.count(ticket, checkpoint),
             Place::Next => self.write_manifest(ticket, checkpoint),
             Place::Known => vec![Action::Committed(ticket, Vec::new())],
             Place::OutOfOrder { latest } => {
@@ -279,6 +286,9 @@ impl Machine {
             checkpoint,
             released: steps,
         };
+        if planted!(AnsweredBeforeRecorded) {
+            return vec![Action::Committed(ticket, released), Action::Persist(entry)];
+        }
         vec![Action::Persist(entry), Action::Committed(ticket, released)]
     }
 

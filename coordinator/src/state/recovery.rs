@@ -114,8 +114,9 @@ impl Machine {
             return Vec::new();
         }
         if self.run.active().is_none() {
-            self.members.remove(id);
-            return Vec::new();
+            // Its stream ends, so that it knows, and comes again if it is alive.
+            let stream = self.members.remove(id).and_then(|member| member.stream);
+            return stream.map(Action::Close).into_iter().collect();
         }
         if self
             .members
@@ -155,30 +156,41 @@ impl Machine {
         self.members_lost += 1;
         self.notice(failure, self.process_of(id));
         let farewell = self.dismiss(id, failure);
-        let mut actions = self.begin_again();
+        let mut actions = self.begin_again("all others were lost");
         actions.extend(farewell);
         actions
     }
 
-    /// Waits for new members, from the latest checkpoint (P10). Candidates have prepared to be told
-    /// the state by others: they start anew, too.
-    pub(super) fn begin_again(&mut self) -> Vec<Action> {
-        self.members.clear();
+    /// Waits for new members, from the latest checkpoint (P10). Whoever is there is let go, to come
+    /// again: candidates have prepared to be told the state by others.
+    pub(super) fn begin_again(&mut self, why: &str) -> Vec<Action> {
+        let members = std::mem::take(&mut self.members).into_iter();
+        let candidates = std::mem::take(&mut self.candidates).into_iter();
+        let candidates = candidates.map(|(id, candidate)| (id, candidate.member));
+        let reason = format!("{why}; the run begins again from its latest checkpoint");
+        let there = members
+            .chain(candidates)
+            .filter(|(_, m)| m.stream.is_some());
+        let actions = there
+            .map(|(id, _)| Action::LetGo(id, reason.clone()))
+            .collect();
         self.assignment.clear();
         self.run = Run::Waiting;
-        self.step = self.checkpoints.latest().map_or(0, |latest| latest.step);
+        if !planted!(OldBeginning) {
+            // Those who are gone may have committed some, and let others go.
+            self.beginning.clone_from(&self.checkpoints);
+        }
+        self.step = self.beginning.latest().map_or(0, |latest| latest.step);
         self.stage = None;
         self.quarrelled_at = None;
-        let failure = Failure::environment(
-            "this worker cannot take part",
-            "all those who could have told it the state of training were lost",
-            "start it again: the run goes on from its latest checkpoint",
-        );
-        self.send_away(failure)
+        actions
     }
 
     /// Takes a member out; one that still listens is told why.
     fn dismiss(&mut self, id: &MemberId, failure: &Failure) -> Vec<Action> {
+        if planted!(LostMemberKept) {
+            return Vec::new();
+        }
         let stream = self.members.remove(id).and_then(|member| member.stream);
         stream.map_or_else(Vec::new, |stream| {
             let abortion = Abortion {

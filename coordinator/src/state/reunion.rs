@@ -73,6 +73,16 @@ impl Machine {
         refused(RefusalReason::Reunion, failure)
     }
 
+    /// A record that counts steps must not be there before their lines.
+    pub(super) fn not_yet_told(&self, what: &str) -> Refused {
+        let why = format!(
+            "the coordinator has heard of {} steps until now",
+            self.measured
+        );
+        let failure = Failure::run_failed(what, why, "it tries again by itself");
+        refused(RefusalReason::Reunion, failure)
+    }
+
     /// The reunion ends when all are back, or it is late.
     pub(super) fn end_of_reunion(&mut self, now: Duration) -> Vec<Action> {
         let Some(until) = self.reunion else {
@@ -116,6 +126,6 @@ impl Machine {
     fn wait_for_others(&mut self, number: usize, late: &str) -> Vec<Action> {
         let what = format!("the workers of the coordinator before are gone ({number})");
         self.notice(&Failure::run_failed(what, late, ""), None);
-        self.begin_again()
+        self.begin_again("nobody came back")
     }
 }

@@ -167,6 +167,13 @@ impl Member {
             .await;
     }
 
+    /// News of the first steps.
+    pub(crate) async fn committed_up_to(&self, last: u64) {
+        for step in 1..=last {
+            self.committed(step).await;
+        }
+    }
+
     /// The generation that is announced.
     pub(crate) async fn generation(&mut self) -> v1::Generation {
         match self.next().await {
@@ -232,6 +239,7 @@ pub(crate) async fn commit(
     r#final: bool,
 ) -> Result<Vec<v1::CheckpointRef>, Status> {
     let manifest = format!("{{\"step\":{step}}}").into_bytes();
+    let began = std::time::Instant::now();
     let request = v1::CommitCheckpointRequest {
         member_id: member.id.clone(),
         incarnation: 7,
@@ -245,8 +253,18 @@ pub(crate) async fn commit(
         }),
         manifest,
     };
-    let answer = member.client.commit_checkpoint(request).await?;
-    Ok(answer.into_inner().released)
+    loop {
+        let answer = member.client.commit_checkpoint(request.clone()).await;
+        // The news of the step may be behind it.
+        let is_early = |status: &Status| {
+            dial::refusal(status).is_some_and(|no| no.reason() == v1::RefusalReason::Reunion)
+        };
+        match answer {
+            Err(status) if is_early(&status) && began.elapsed() < PATIENCE => {}
+            other => return Ok(other?.into_inner().released),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Steps of the lines of `metrics.jsonl`.

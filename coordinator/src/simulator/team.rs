@@ -1,0 +1,312 @@
+//! The workers of a generation from one of them: follows `worker/src/team.rs`.
+
+use std::rc::Rc;
+
+use mks2_proto::{failure::Failure, v1::Phase};
+
+use super::{
+    mesh::{Broken, Mesh, Words},
+    session::{Assignment, Call, Session},
+};
+
+/// A place in the job: number of the stage, and the part of it.
+pub(super) type Point = (u32, Part);
+
+/// A part of a stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    #[default]
+    Start,
+    Steps,
+    Border,
+}
+
+/// Where a worker stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) point: Point,
+    pub(super) committed: u64,
+    /// It has no state of training yet.
+    pub(super) is_newcomer: bool,
+}
+
+/// What a newcomer is told: the state of training, and the last steps with their generations and
+/// the numbers of their members.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    pub(super) weights: u64,
+    pub(super) recent: Vec<[u64; 3]>,
+}
+
+/// Why a piece of joint work did not come to its end.
+#[derive(Debug)]
+pub(super) enum Setback {
+    Peers(Broken),
+    Fatal(Failure),
+}
+
+impl From<Broken> for Setback {
+    fn from(broken: Broken) -> Self {
+        Self::Peers(broken)
+    }
+}
+
+impl From<Failure> for Setback {
+    fn from(failure: Failure) -> Self {
+        Self::Fatal(failure)
+    }
+}
+
+/// This worker and the others.
+pub(super) struct Team {
+    session: Rc<Session>,
+    assignment: Option<Assignment>,
+    mesh: Option<Mesh>,
+    pub(super) point: Point,
+}
+
+impl Standing {
+    fn encode(self) -> Words {
+        let (stage, part) = self.point;
+        vec![
+            stage.into(),
+            part as u64,
+            self.committed,
+            self.is_newcomer.into(),
+        ]
+    }
+
+    fn decode(words: &Words) -> Self {
+        let part = match words[1] {
+            0 => Part::Start,
+            1 => Part::Steps,
+            _ => Part::Border,
+        };
+        Self {
+            point: (u32::try_from(words[0]).unwrap_or(u32::MAX), part),
+            committed: words[2],
+            is_newcomer: words[3] == 1,
+        }
+    }
+}
+
+impl State {
+    fn encode(&self) -> Words {
+        let recent = self.recent.iter().flatten().copied();
+        std::iter::once(self.weights).chain(recent).collect()
+    }
+
+    fn decode(words: &Words) -> Self {
+        let steps = words[1..].chunks(3);
+        Self {
+            weights: words[0],
+            recent: steps.map(|step| [step[0], step[1], step[2]]).collect(),
+        }
+    }
+}
+
+/// Why a generation is left.
+enum Leaving {
+    Failed(Broken),
+    AtBorder(u64),
+}
+
+impl Team {
+    /// A worker that has registered and is in no generation.
+    pub(super) fn outside(session: &Rc<Session>) -> Self {
+        Self {
+            session: Rc::clone(session),
+            assignment: None,
+            mesh: None,
+            point: (0, Part::Start),
+        }
+    }
+
+    /// Joins the run's generation, and connects with its other members.
+    pub(super) async fn join(&mut self) -> Result<(), Failure> {
+        self.assignment = Some(self.session.wait_generation(0).await?);
+        let from = self.session.welcome().resume_from.clone();
+        let standing = Standing {
+            committed: from.map_or(0, |from| from.step),
+            ..Standing::default()
+        };
+        // Nobody new can be in a first generation.
+        let state = State::default();
+        match self.connect(standing, &state).await {
+            Ok(_) => Ok(()),
+            Err(broken) => self.regroup(broken, standing, &state).await.map(drop),
+        }
+    }
+
+    /// Takes part in a run at work, with the state that the others have. None when the run has gone
+    /// on to another stage.
+    pub(super) async fn enter_run(
+        &mut self,
+        invited: u64,
+    ) -> Result<Option<(Standing, State)>, Failure> {
+        match self.session.wait_call(invited).await? {
+            Call::Generation(assignment) => self.assignment = Some(assignment),
+            Call::Invitation => return Ok(None),
+        }
+        let newcomer = Standing {
+            point: self.point,
+            committed: 0,
+            is_newcomer: true,
+        };
+        loop {
+            let broken = match self.connect(newcomer, &State::default()).await {
+                Ok((_, Some((source, state)))) if source.point.0 == self.point.0 => {
+                    self.point = source.point;
+                    self.session.entered(source.committed)?;
+                    return Ok(Some((source, state)));
+                }
+                Ok(_) => return Err(Failure::environment("it cannot take part", "", "")),
+                Err(broken) => broken,
+            };
+            self.leave(Leaving::Failed(broken)).await?;
+        }
+    }
+
+    pub(super) fn held(&self) -> &[u32] {
+        let assignment = self.assignment.as_ref();
+        assignment.map_or(&[], |assignment| &assignment.lanes)
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.mesh.as_ref().map_or(0, Mesh::rank)
+    }
+
+    pub(super) fn world(&self) -> usize {
+        self.mesh.as_ref().map_or(1, Mesh::world)
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.assignment.as_ref().map_or(0, |a| a.generation)
+    }
+
+    /// The number of the next collective.
+    pub(super) fn next(&self) -> u64 {
+        self.mesh.as_ref().map_or(0, Mesh::sequence) + 1
+    }
+
+    pub(super) fn check(&self) -> Result<(), Broken> {
+        self.mesh.as_ref().map_or(Ok(()), Mesh::check)
+    }
+
+    pub(super) async fn all_gather(&mut self, mine: Words) -> Result<Vec<Rc<Words>>, Broken> {
+        match &mut self.mesh {
+            Some(mesh) => mesh.all_gather(mine).await,
+            None => Err(Broken {
+                rank: None,
+                why: "there are no connections",
+            }),
+        }
+    }
+
+    /// Joins the next generation, connects with those that are left, hands the state over to those
+    /// that are new, and returns where each stands who was there before.
+    pub(super) async fn regroup(
+        &mut self,
+        cause: Broken,
+        standing: Standing,
+        state: &State,
+    ) -> Result<Vec<Standing>, Failure> {
+        self.go_on(Leaving::Failed(cause), standing, state).await
+    }
+
+    /// The same where all have agreed to let the generation end.
+    pub(super) async fn meet(
+        &mut self,
+        standing: Standing,
+        state: &State,
+    ) -> Result<Vec<Standing>, Failure> {
+        let cause = Leaving::AtBorder(standing.committed);
+        self.go_on(cause, standing, state).await
+    }
+
+    async fn go_on(
+        &mut self,
+        cause: Leaving,
+        standing: Standing,
+        state: &State,
+    ) -> Result<Vec<Standing>, Failure> {
+        let mut cause = cause;
+        loop {
+            self.leave(cause).await?;
+            match self.connect(standing, state).await {
+                Ok((mut standings, _)) => {
+                    standings.retain(|one| !one.is_newcomer);
+                    return Ok(standings);
+                }
+                Err(broken) => cause = Leaving::Failed(broken),
+            }
+        }
+    }
+
+    async fn leave(&mut self, cause: Leaving) -> Result<(), Failure> {
+        self.mesh = None;
+        let Some(before) = self.assignment.take() else {
+            return Ok(());
+        };
+        let generation = before.generation;
+        match cause {
+            _ if before.abort.is_raised() => {}
+            Leaving::Failed(cause) => {
+                let blamed = cause.rank.and_then(|rank| before.members.get(rank));
+                let blamed = blamed.map_or("", String::as_str);
+                self.session.peer_lost(generation, blamed, cause.why)?;
+            }
+            Leaving::AtBorder(step) => self.session.at_border(generation, step)?,
+        }
+        self.session.set_phase(Phase::Regrouping, 0);
+        self.assignment = Some(self.session.wait_generation(generation).await?);
+        Ok(())
+    }
+
+    /// Connects, exchanges standings, and where somebody is new hands the state over; then the
+    /// source's standing and state come with it.
+    #[expect(
+        clippy::type_complexity,
+        reason = "the source is there or not, with all it has"
+    )]
+    async fn connect(
+        &mut self,
+        standing: Standing,
+        state: &State,
+    ) -> Result<(Vec<Standing>, Option<(Standing, State)>), Broken> {
+        let Some(Assignment {
+            generation,
+            rank,
+            hosts,
+            seats,
+            abort,
+            ..
+        }) = &self.assignment
+        else {
+            return Ok((vec![standing], None));
+        };
+        self.session.set_phase(Phase::Regrouping, 0);
+        let world = &self.session.world;
+        world.note("joins", &[self.session.node.0, *generation]);
+        let same = (*generation, seats.clone());
+        self.mesh = Some(world.meshes.join(&world.network, same, hosts, *rank, abort));
+        let all = self.all_gather(standing.encode()).await?;
+        let all: Vec<_> = all.iter().map(|words| Standing::decode(words)).collect();
+        if all.iter().all(|one| !one.is_newcomer) {
+            return Ok((all, None));
+        }
+        let states = self.all_gather(state.encode()).await?;
+        let source = source(&all).map(|rank| (all[rank], State::decode(&states[rank])));
+        Ok((all, source))
+    }
+}
+
+/// The lowest rank of those that are furthest.
+fn source(all: &[Standing]) -> Option<usize> {
+    let veterans = || all.iter().enumerate().filter(|(_, one)| !one.is_newcomer);
+    let furthest = veterans()
+        .map(|(_, one)| (one.point, one.committed))
+        .max()?;
+    let mut found = veterans().filter(|(_, one)| (one.point, one.committed) == furthest);
+    found.next().map(|(rank, _)| rank)
+}
