@@ -76,12 +76,7 @@ pub(super) async fn run(session: &Rc<Session>) -> Result<End, Failure> {
         committed: 0,
         recent: Vec::new(),
     };
-    let end = trainer.run().await;
-    // Its connections close with the process, not before.
-    end.map(|end| {
-        session.world.note("done", &[session.node.0]);
-        end
-    })
+    trainer.run().await
 }
 
 impl Trainer {
