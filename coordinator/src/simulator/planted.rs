@@ -39,6 +39,8 @@ planted_faults! {
     NoOfficeCheck,
     /// A decision is announced while its record is on its way.
     AnnouncedBeforeRecorded,
+    /// A coordinator that has nothing to write never learns that it was replaced.
+    NeverLooked,
     /// A coordinator starts counting terms anew.
     TermForgotten,
     /// Manifests that count are deleted with those that do not.
@@ -67,6 +69,8 @@ planted_faults! {
     MeasuredTwice,
     /// Members that come after the first ones begin where these began.
     OldBeginning,
+    /// A member that is forgotten while the run waits keeps its stream, and waits too.
+    ForgottenInSilence,
     /// A member that is lost stays in the generation.
     LostMemberKept,
     /// A member that comes back is not told its generation.

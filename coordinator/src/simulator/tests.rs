@@ -19,7 +19,7 @@ const SHARE: u64 = 1_000;
 const SEEDS: u64 = 3_000;
 
 /// In which weather each fault that can be planted is found soon; none: in any.
-const DREADED: [(Planted, &[Kind]); 28] = [
+const DREADED: [(Planted, &[Kind]); 30] = [
     (Planted::NoFence, &[Kind::Replace, Kind::PauseWorker]),
     (
         Planted::LostJournalIgnored,
@@ -30,6 +30,7 @@ const DREADED: [(Planted, &[Kind]); 28] = [
         &[Kind::Replace, Kind::PauseOffice, Kind::KillWorker],
     ),
     (Planted::AnnouncedBeforeRecorded, &[]),
+    (Planted::NeverLooked, &[Kind::Rival, Kind::KillAll]),
     (Planted::TermForgotten, &[Kind::KillOffice]),
     (Planted::CountedManifestsDeleted, &[Kind::KillOffice]),
     (Planted::VoidDeletedBlindly, &[Kind::Stumble, Kind::KillAll]),
@@ -46,6 +47,10 @@ const DREADED: [(Planted, &[Kind]); 28] = [
     (Planted::LatestReleased, &[]),
     (Planted::MeasuredTwice, &[Kind::KillOffice]),
     (Planted::OldBeginning, &[Kind::KillOffice, Kind::KillWorker]),
+    (
+        Planted::ForgottenInSilence,
+        &[Kind::PauseWorker, Kind::KillWorker],
+    ),
     (Planted::LostMemberKept, &[Kind::KillWorker]),
     (
         Planted::NotAnnouncedAgain,
