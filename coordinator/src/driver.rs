@@ -277,6 +277,7 @@ impl Driver {
     /// with it.
     async fn look_around(&mut self) {
         let is_idle = !self.busy && !self.broken && self.outbox.is_empty();
+        let is_idle = is_idle && !planted!(NeverLooked);
         if is_idle && !self.machine.is_over() && clock::since(self.wrote) >= LOOK_EVERY {
             self.order(Task::Look).await;
         }

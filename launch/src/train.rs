@@ -17,6 +17,7 @@ mod cause;
 mod fleet;
 mod lost;
 mod prepare;
+mod replace;
 mod signals;
 mod spawn;
 mod supervise;
@@ -43,8 +44,9 @@ use crate::units::plural;
 use fleet::{Exit, Fleet};
 use lost::Lost;
 use prepare::Prepared;
+use replace::add_workers;
 use signals::Signals;
-use supervise::{Fate, Supervisor};
+use supervise::Supervisor;
 
 /// How long workers may take to leave by themselves after a run has ended well.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -301,52 +303,6 @@ impl Follow<'_> {
         }
     }
 
-    /// Another process for one that ended, if the run wants it.
-    async fn replace(
-        &self,
-        exit: &Exit,
-        fleet: &Fleet,
-        supervisor: &mut Supervisor,
-        watch: &mut watch::Receiver<StatusResponse>,
-    ) -> Result<(), Failure> {
-        let status = watch.borrow().clone();
-        let there = fleet.alive() + supervisor.waiting();
-        let is_wanted = there < status.wanted_members as usize
-            && !is_over(&status)
-            && status.state() != RunState::Stopping;
-        let fate = supervisor.ended(exit.rank, exit.status, is_wanted);
-        if fate == Fate::Exhausted {
-            let option = match exit.status.success() {
-                true => "--preemptions",
-                false => "--restarts",
-            };
-            self.output.note(&format!(
-                "worker-{} is not started again: {option} is used up",
-                exit.rank
-            ));
-        }
-        if fleet.alive() > 0 || supervisor.waiting() > 0 {
-            return Ok(());
-        }
-        // The coordinator waits for workers, and nobody will start any: unless it has an end of
-        // its own to tell.
-        let over = tokio::time::timeout(LAST_WORDS, watch.wait_for(is_over));
-        if over.await.is_ok() {
-            return Ok(());
-        }
-        Err(self.nobody_left(&watch.borrow()))
-    }
-
-    fn nobody_left(&self, status: &StatusResponse) -> Failure {
-        let last = status.notices.last();
-        let why = last.map_or_else(
-            || "all have ended".to_owned(),
-            |notice| format!("the last one: {}: {}", notice.what, notice.why),
-        );
-        let cure = resume_words(self.args, self.prepared);
-        Failure::run_failed("no worker is left", why, cure)
-    }
-
     fn never_joined(&self, status: &StatusResponse) -> Failure {
         Failure::run_failed(
             "the workers did not join the run",
@@ -361,20 +317,6 @@ impl Follow<'_> {
             "it was asked a second time; steps since the last checkpoint are computed again",
             resume_words(self.args, self.prepared),
         )
-    }
-}
-
-/// The run is to have more workers than are there: places of those that ended first.
-fn add_workers(wanted: u32, fleet: &Fleet, supervisor: &mut Supervisor) {
-    let there = fleet.alive() + supervisor.waiting();
-    let missing = (wanted as usize).saturating_sub(there);
-    let is_free = |rank: u32| {
-        let worker = fleet.workers().get(rank as usize);
-        worker.is_none_or(|worker| worker.exit.is_some()) && !supervisor.is_waiting(rank)
-    };
-    let places: Vec<u32> = (0..).filter(|rank| is_free(*rank)).take(missing).collect();
-    for rank in places {
-        supervisor.start(rank, Duration::ZERO);
     }
 }
 

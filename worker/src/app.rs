@@ -17,9 +17,9 @@ use crate::dispatch::check_libtorch;
 use crate::lineage::Lineage;
 use crate::run::{End, Run, Start};
 use crate::saver::Saver;
-use crate::session::Session;
+use crate::session::{Call, Session};
 use crate::sources::open_corpora;
-use crate::team::{Standing, Team};
+use crate::team::Team;
 
 /// Threads for the network and storage; computing has its own thread.
 const IO_THREADS: usize = 2;
@@ -88,19 +88,18 @@ fn joined(
         device::repeat_bits(device)?;
     }
     let corpora = runtime.block_on(open_corpora(&job))?;
-    let standing = Standing {
-        committed: welcome.resume_from.as_ref().map_or(0, |from| from.step),
-        ..Standing::default()
-    };
     let mut team = Team::outside(env, session, listener, device);
-    let wait = |team: &mut Team| match welcome.candidate {
-        true => session.wait_invitation(0).map(Some),
-        false => team.join(&standing).map(|()| None),
-    };
-    let invitation = match wait(&mut team) {
+    let invitation = match session.wait_call(0) {
         Err(_) if session.was_let_go() => return Ok(End::LetGo),
-        waited => waited?,
+        Err(failure) => return Err(failure),
+        Ok(Call::Invitation) => Some(session.wait_invitation(0)?),
+        Ok(Call::Generation(first)) => {
+            team.join(first)?;
+            None
+        }
     };
+    // Another coordinator may have said another beginning meanwhile.
+    let welcome = session.welcome();
     let store = CheckpointStore::open(&welcome.run_url)?;
     let saver = Saver::new(store, Arc::clone(session), runtime.handle().clone());
     let mut run = Run {

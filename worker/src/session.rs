@@ -101,7 +101,6 @@ type Labelled = (u64, Kind);
 /// A worker's membership in a run.
 #[derive(Debug)]
 pub struct Session {
-    welcome: v1::RegisterResponse,
     member_id: String,
     incarnation: u64,
     shared: Arc<Shared>,
@@ -125,9 +124,8 @@ impl Session {
         let link = Link::new(env, data_address, Arc::clone(&shared))?;
         let incarnation = link.incarnation();
         let (joined, ended) = link::spawn(link, outgoing, reports.downgrade())?;
-        let welcome = joined.await.map_err(|_| thread_died())??;
+        joined.await.map_err(|_| thread_died())??;
         Ok(Self {
-            welcome,
             member_id: env.member_id.clone(),
             incarnation,
             shared,
@@ -137,18 +135,18 @@ impl Session {
         })
     }
 
-    /// What the coordinator said at the registration: the job, the run directory, where to
-    /// start.
+    /// What the coordinator said at the registration: the job, the run directory, where to start.
+    /// A worker that is in no generation yet may have registered with several: the last one counts.
     #[must_use]
-    pub fn welcome(&self) -> &v1::RegisterResponse {
-        &self.welcome
+    pub fn welcome(&self) -> v1::RegisterResponse {
+        self.shared.welcome()
     }
 
     /// Waits for the first generation after number `after` that this worker is a part of. Blocks:
     /// not for asynchronous code. From then on its reports speak of that generation.
     ///
     /// # Errors
-    /// When the run ends, or stops before all workers are there.
+    /// When the run ends.
     pub fn wait_generation(&self, after: u64) -> Result<Assignment, Failure> {
         self.shared.wait_generation(after)
     }
@@ -164,7 +162,7 @@ impl Session {
     /// Waits for a first generation, or for another invitation than number `invited`. Blocks.
     ///
     /// # Errors
-    /// When the run ends.
+    /// When the run ends, or stops before all workers are there.
     pub fn wait_call(&self, invited: u64) -> Result<Call, Failure> {
         self.shared.wait_call(invited)
     }
@@ -305,7 +303,7 @@ impl Session {
             manifest,
         };
         let began = Instant::now();
-        let patience = Duration::from_millis(self.welcome.orphanage_ms.into());
+        let patience = Duration::from_millis(self.welcome().orphanage_ms.into());
         loop {
             let status = match self.shared.client() {
                 Some(mut client) => match client.commit_checkpoint(request.clone()).await {

@@ -150,16 +150,19 @@ impl Team {
     ///
     /// # Errors
     /// When the run ends before.
-    pub fn join(&mut self, standing: &Standing) -> Result<(), Failure> {
+    pub fn join(&mut self, first: Assignment) -> Result<(), Failure> {
+        let mut standing = Standing::default();
         if let Some(link) = &mut self.link {
-            link.assignment = Some(link.session.wait_generation(0)?);
+            link.assignment = Some(first);
+            let from = link.session.welcome().resume_from;
+            standing.committed = from.map_or(0, |from| from.step);
         }
         let role = &mut Role::Veteran(None);
-        match self.connect(standing, role) {
+        match self.connect(&standing, role) {
             Ok(_) => Ok(()),
             Err(Setback::Peers(cause)) => {
                 let cause = Leaving::Failed(cause);
-                self.go_on(cause, standing, role).map(drop)
+                self.go_on(cause, &standing, role).map(drop)
             }
             Err(Setback::Fatal(failure)) => Err(failure),
         }

@@ -274,7 +274,7 @@ async fn a_stop_reaches_workers_before_and_after_the_start() {
 
     let running = coordinator(folder.path(), 2).await;
     let alone = join(&running, 0).await;
-    let waiting = tokio::spawn(blocking(move || alone.wait_generation(0)));
+    let waiting = tokio::spawn(blocking(move || alone.wait_call(0)));
     tokio::time::sleep(Duration::from_millis(50)).await;
     running.stop("Ctrl-C").await.expect("accepted");
     let failure = waiting.await.expect("no panic").expect_err("stopped");

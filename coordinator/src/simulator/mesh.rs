@@ -199,7 +199,6 @@ impl Mesh {
     }
 
     /// What has come of the collective: everything, a broken way, or when to look again.
-    #[expect(clippy::type_complexity, reason = "three outcomes of one look")]
     fn look(&self) -> Result<Result<Vec<Rc<Words>>, Broken>, Option<Duration>> {
         let state = self.board.state.borrow();
         let (mut all, mut wake) = (Vec::new(), None::<Duration>);

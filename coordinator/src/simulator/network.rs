@@ -32,12 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) struct Network {
     seed: u64,
     chances: RefCell<BTreeMap<(Host, Host), Chance>>,
-    cuts: RefCell<BTreeMap<(Host, Host), Cut>>,
+    cuts: RefCell<Cuts>,
     /// Until when everything takes its time.
     slow_until: Cell<Duration>,
     wires: RefCell<Vec<Weak<Wire>>>,
     changed: Signal,
 }
+
+type Cuts = BTreeMap<(Host, Host), Cut>;
 
 struct Cut {
     since: Duration,
@@ -127,10 +129,9 @@ impl Network {
             since: now(),
             times: 0,
         };
-        let mut cuts = self.cuts.borrow_mut();
-        cuts.entry(pair(a, b)).or_insert_with(fresh).times += 1;
-        drop(cuts);
-        self.changed.raise();
+        self.change(a, b, |cuts, pair| {
+            cuts.entry(pair).or_insert_with(fresh).times += 1;
+        });
         if time > PATIENCE {
             sleep(PATIENCE).await;
             if self.is_cut_for_long(a, b) {
@@ -138,14 +139,16 @@ impl Network {
             }
         }
         sleep_until(until).await;
-        let mut cuts = self.cuts.borrow_mut();
-        if let Some(cut) = cuts.get_mut(&pair(a, b)) {
-            cut.times -= 1;
-            if cut.times == 0 {
-                cuts.remove(&pair(a, b));
+        self.change(a, b, |cuts, pair| {
+            if let Some(cut) = cuts.get_mut(&pair) {
+                cut.times -= 1;
             }
-        }
-        drop(cuts);
+            cuts.retain(|_, cut| cut.times > 0);
+        });
+    }
+
+    fn change(&self, a: Host, b: Host, change: impl FnOnce(&mut Cuts, (Host, Host))) {
+        change(&mut self.cuts.borrow_mut(), pair(a, b));
         self.changed.raise();
     }
 

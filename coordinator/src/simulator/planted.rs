@@ -39,6 +39,8 @@ planted_faults! {
     NoOfficeCheck,
     /// A decision is announced while its record is on its way.
     AnnouncedBeforeRecorded,
+    /// A coordinator that has nothing to write never learns that it was replaced.
+    NeverLooked,
     /// A coordinator starts counting terms anew.
     TermForgotten,
     /// Manifests that count are deleted with those that do not.
@@ -53,8 +55,12 @@ planted_faults! {
     GenerationReused,
     /// A worker of a generation that is over may come back.
     StaleWorkerAdmitted,
-    /// A second process of a member takes part beside the first.
-    TwinAdmitted,
+    /// A newcomer takes the place of a lost member of its name.
+    NamesakeInPlace,
+    /// A run waits for more workers though some have finished.
+    HeldAtTheEnd,
+    /// A run that waits for more workers keeps those that would leave.
+    HeldAgainstItsWill,
     /// A checkpoint counts before its manifest is there.
     CommitBeforeManifest,
     /// A checkpoint counts before the news of its steps is there.
@@ -67,6 +73,8 @@ planted_faults! {
     MeasuredTwice,
     /// Members that come after the first ones begin where these began.
     OldBeginning,
+    /// A member that is forgotten while the run waits keeps its stream, and waits too.
+    ForgottenInSilence,
     /// A member that is lost stays in the generation.
     LostMemberKept,
     /// A member that comes back is not told its generation.
@@ -74,6 +82,8 @@ planted_faults! {
     // In the workers, as the simulator has them.
     /// A worker that waits begins where the first coordinator said that it met.
     FirstWelcomeKept,
+    /// A newcomer does not take the weights of the others.
+    NothingHandedOver,
     /// A worker votes before it holds the gradient.
     VoteBeforeHeld,
     /// A worker that missed the vote does the step again.

@@ -1,8 +1,10 @@
 //! A worker's side of the control plane: follows `worker/src/session` rule by rule.
 
+mod calls;
+mod mail;
+
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     rc::Rc,
     time::Duration,
 };
@@ -21,6 +23,7 @@ use super::{
     world::World,
 };
 use crate::state::{Identity, Registration};
+use mail::Mail;
 
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 const ATTEMPT: Duration = Duration::from_secs(3);
@@ -79,17 +82,6 @@ pub(super) struct Session {
     changed: Signal,
 }
 
-/// Reports in their order: on their way, waiting, and told lately.
-#[derive(Default)]
-struct Mail {
-    waiting: VecDeque<Labelled>,
-    told: Vec<Labelled>,
-    complaint: Option<Labelled>,
-    stage: Option<Labelled>,
-    ready: Option<Labelled>,
-    is_closed: bool,
-}
-
 enum End {
     Done,
     Lost,
@@ -124,76 +116,6 @@ impl Session {
     /// Where the run begins for this worker, as the coordinator said.
     pub(super) fn welcome(&self) -> Rc<v1::RegisterResponse> {
         self.welcome.borrow().clone().unwrap_or_default()
-    }
-
-    pub(super) async fn wait_generation(&self, after: u64) -> Result<Assignment, Failure> {
-        let look = || {
-            if let Some(over) = &*self.over.borrow() {
-                return Some(Err(over.clone()));
-            }
-            let known = self.assignment.borrow();
-            if let Some(next) = known.as_ref().filter(|a| a.generation > after) {
-                self.generation.set(next.generation);
-                return Some(Ok(next.clone()));
-            }
-            let stops = known.is_none() && self.stop.get();
-            stops.then(|| Err(Failure::stopped("stopped before the first step", "", "")))
-        };
-        self.changed.until(look).await
-    }
-
-    /// Waits until this worker has registered.
-    pub(super) async fn registered(&self) -> Result<Rc<v1::RegisterResponse>, Failure> {
-        let look = || {
-            if let Some(over) = &*self.over.borrow() {
-                return Some(Err(over.clone()));
-            }
-            self.welcome.borrow().clone().map(Ok)
-        };
-        self.changed.until(look).await
-    }
-
-    pub(super) async fn wait_invitation(&self, after: u64) -> Result<Invitation, Failure> {
-        let look = || {
-            if let Some(over) = &*self.over.borrow() {
-                return Some(Err(over.clone()));
-            }
-            let known = self.invitation.borrow();
-            let next = known.as_ref().filter(|i| i.number > after);
-            next.map(|next| Ok(next.clone()))
-        };
-        self.changed.until(look).await
-    }
-
-    pub(super) async fn wait_call(&self, invited: u64) -> Result<Call, Failure> {
-        let look = || {
-            if let Some(over) = &*self.over.borrow() {
-                return Some(Err(over.clone()));
-            }
-            if let Some(first) = &*self.assignment.borrow() {
-                self.generation.set(first.generation);
-                return Some(Ok(Call::Generation(first.clone())));
-            }
-            let known = self.invitation.borrow();
-            let is_news = known.as_ref().is_some_and(|i| i.number > invited);
-            is_news.then_some(Ok(Call::Invitation))
-        };
-        self.changed.until(look).await
-    }
-
-    /// This worker has the state of training behind a step.
-    pub(super) fn entered(&self, step: u64) -> Result<(), Failure> {
-        self.step.set(self.step.get().max(step));
-        let (phase, collective) = self.phase.get();
-        self.report(Kind::Heartbeat(v1::Heartbeat {
-            step: self.step.get(),
-            phase: phase.into(),
-            collective,
-        }))
-    }
-
-    pub(super) fn at_border(&self, generation: u64, step: u64) -> Result<(), Failure> {
-        self.send((generation, Kind::AtBorder(v1::AtBorder { step })))
     }
 
     pub(super) fn regroup_requested(&self) -> bool {
@@ -365,7 +287,6 @@ impl Session {
         let has_begun = self.generation.get() > 0 || planted!(FirstWelcomeKept);
         if !has_begun || self.welcome.borrow().is_none() {
             *self.welcome.borrow_mut() = Some(welcome);
-            self.changed.raise();
         }
         *self.office.borrow_mut() = Some(office);
         Ok(line)
@@ -536,46 +457,6 @@ impl Session {
     pub(super) async fn has_ended(&self, patience: Duration) -> bool {
         let look = || self.has_ended.get().then_some(());
         within(patience, self.changed.until(look)).await.is_some()
-    }
-}
-
-impl Mail {
-    /// Some(None): the trainer is done.
-    #[expect(
-        clippy::option_option,
-        reason = "not yet, never again, or the next one"
-    )]
-    fn next(&mut self) -> Option<Option<Labelled>> {
-        match self.waiting.pop_front() {
-            Some(labelled) => Some(Some(labelled)),
-            None => self.is_closed.then_some(None),
-        }
-    }
-
-    fn handled(&mut self, labelled: Labelled, sent: bool) {
-        if !sent {
-            return self.waiting.push_front(labelled);
-        }
-        match labelled.1 {
-            Kind::StepCommitted(_) => self.told.push(labelled),
-            Kind::PeerLost(_) | Kind::AtBorder(_) => self.complaint = Some(labelled),
-            Kind::StageChanged(_) => self.stage = Some(labelled),
-            Kind::Ready(_) => self.ready = Some(labelled),
-            _ => {}
-        }
-    }
-
-    /// A new coordinator is told the stage, the latest steps and the latest complaint again.
-    fn tell_again(&mut self) {
-        if planted!(StepsToldOnce) {
-            self.told.clear();
-        }
-        let complaint = self.complaint.take();
-        let told = std::mem::take(&mut self.told);
-        let before = self.stage.take().into_iter().chain(self.ready.take());
-        let again = before.chain(told).chain(complaint);
-        let waiting = std::mem::take(&mut self.waiting);
-        self.waiting = again.chain(waiting).collect();
     }
 }
 

@@ -123,8 +123,8 @@ impl Team {
     }
 
     /// Joins the run's generation, and connects with its other members.
-    pub(super) async fn join(&mut self) -> Result<(), Failure> {
-        self.assignment = Some(self.session.wait_generation(0).await?);
+    pub(super) async fn join(&mut self, first: Assignment) -> Result<(), Failure> {
+        self.assignment = Some(first);
         let from = self.session.welcome().resume_from.clone();
         let standing = Standing {
             committed: from.map_or(0, |from| from.step),
@@ -265,10 +265,6 @@ impl Team {
 
     /// Connects, exchanges standings, and where somebody is new hands the state over; then the
     /// source's standing and state come with it.
-    #[expect(
-        clippy::type_complexity,
-        reason = "the source is there or not, with all it has"
-    )]
     async fn connect(
         &mut self,
         standing: Standing,

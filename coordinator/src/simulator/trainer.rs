@@ -2,6 +2,9 @@
 //! them. A gradient is a number that depends on weights, step and lane; weights are a digest of all
 //! gradients that were applied.
 
+mod newcomer;
+mod together;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
@@ -9,7 +12,7 @@ use std::{
 
 use mks2_proto::{
     failure::Failure,
-    v1::{CheckpointRef, Phase, Ready, RegisterResponse, StageChanged, StepMetrics, report::Kind},
+    v1::{CheckpointRef, Phase, RegisterResponse, StageChanged, StepMetrics, report::Kind},
 };
 
 use super::{
@@ -17,8 +20,8 @@ use super::{
     executor::sleep,
     mesh::Broken,
     saver::{Content, Saver},
-    session::{Invitation, Session},
-    team::{Part, Setback, Standing, State, Team},
+    session::{Call, Invitation, Session},
+    team::{Part, Setback, Standing, Team},
 };
 use crate::ledger::Leg;
 
@@ -74,18 +77,13 @@ pub(super) struct Trainer {
     invitation: Option<Invitation>,
 }
 
-enum Crossing {
-    Over(End),
-    Again { some_are_behind: bool },
-}
-
 /// All of a worker's part.
 pub(super) async fn run(session: &Rc<Session>) -> Result<End, Failure> {
     let mut team = Team::outside(session);
     let mut invitation = None;
-    match session.registered().await?.candidate {
-        true => invitation = Some(session.wait_invitation(0).await?),
-        false => team.join().await?,
+    match session.wait_call(0).await? {
+        Call::Invitation => invitation = Some(session.wait_invitation(0).await?),
+        Call::Generation(first) => team.join(first).await?,
     }
     let mut trainer = Trainer {
         team,
@@ -98,12 +96,7 @@ pub(super) async fn run(session: &Rc<Session>) -> Result<End, Failure> {
         committed: 0,
         recent: Vec::new(),
     };
-    let end = trainer.run().await;
-    // Its connections close with the process, not before.
-    end.map(|end| {
-        session.world.note("done", &[session.node.0]);
-        end
-    })
+    trainer.run().await
 }
 
 impl Trainer {
@@ -183,67 +176,6 @@ impl Trainer {
         match self.committed < leg.last_step() {
             true => Ok(End::Stopped),
             false => Ok(crossed),
-        }
-    }
-
-    // Coming to a run at work.
-
-    fn is_invited_to_another_than(&self, stage: &str) -> bool {
-        let invited = self.invitation.as_ref();
-        invited.is_some_and(|invitation| invitation.stage != stage)
-    }
-
-    /// Takes up what a stage has left that was finished without this worker.
-    async fn catch_up(&mut self, stage: &str) -> Result<(), Failure> {
-        let invitation = self.invitation.as_ref();
-        let finished = invitation.and_then(|invitation| {
-            let mut finished = invitation.finished.iter();
-            finished.find(|done| done.stage == stage).cloned()
-        });
-        let Some(finished) = finished else {
-            return Err(Failure::environment("a stage has left nothing", "", ""));
-        };
-        self.weights = self.saver.read(&finished).await?;
-        self.committed = finished.step;
-        Ok(())
-    }
-
-    /// Takes part in the stage from here on. False when the run has gone on to another one.
-    async fn come_to(&mut self, stage: &str, leg: Option<&Leg>) -> Result<bool, Failure> {
-        while let Some(invitation) = &self.invitation {
-            if invitation.stage != stage {
-                return Ok(false);
-            }
-            let (stage, invited) = (stage.to_owned(), invitation.number);
-            self.session.report(Kind::Ready(Ready { stage }))?;
-            let Some((source, state)) = self.team.enter_run(invited).await? else {
-                self.invitation = Some(self.session.wait_invitation(invited).await?);
-                continue;
-            };
-            self.invitation = None;
-            self.committed = source.committed;
-            self.weights = state.weights;
-            let told = |leg: &Leg| {
-                let recent = state.recent.iter();
-                let told = recent.map(|&[generation, step, workers]| Committed {
-                    generation,
-                    step,
-                    metrics: metrics(leg, step, workers),
-                });
-                told.collect()
-            };
-            self.recent = leg.map(told).unwrap_or_default();
-        }
-        Ok(true)
-    }
-
-    /// What a newcomer needs of this worker.
-    fn state(&self) -> State {
-        let recent = self.recent.iter();
-        let recent = recent.map(|one| [one.generation, one.step, one.metrics.workers.into()]);
-        State {
-            weights: self.weights,
-            recent: recent.collect(),
         }
     }
 
@@ -462,115 +394,6 @@ impl Trainer {
         let words = format!("the lanes {lanes:?} were {what} in step {step}");
         self.session.world.violated("every row is used once", words);
         Err(Failure::internal("the lanes are not those of the job", ""))
-    }
-
-    // Around the steps.
-
-    /// All begin a stage with the same.
-    async fn agree(&mut self) -> Result<(), Failure> {
-        let standing = self.standing();
-        loop {
-            self.meet();
-            let digest = fold_number(self.weights, self.committed);
-            match self.team.all_gather(vec![digest]).await {
-                Ok(all) if all.iter().all(|words| words[0] == digest) => return Ok(()),
-                Ok(_) => {
-                    let words = format!("at step {}", self.committed);
-                    let world = &self.session.world;
-                    world.violated("all workers begin a stage with the same weights", words);
-                    return Err(Failure::internal("the workers differ", ""));
-                }
-                Err(cause) => {
-                    let state = self.state();
-                    let all = self.team.regroup(cause, standing, &state).await?;
-                    if all.iter().any(|one| one.point > standing.point) {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    async fn evaluate(&mut self) -> Result<End, Failure> {
-        let start = (self.team.point.0, Part::Start);
-        // A newcomer may find the others behind it.
-        let mut is_measured = self.team.point.1 == Part::Border;
-        loop {
-            let measured = match std::mem::take(&mut is_measured) {
-                true => Ok(Vec::new()),
-                false => {
-                    self.team.point = start;
-                    self.session.set_phase(Phase::Evaluating, 0);
-                    sleep(self.chance.millis(5, 50)).await;
-                    self.team.all_gather(vec![self.weights]).await
-                }
-            };
-            if let Err(cause) = measured {
-                let (standing, state) = (self.standing(), self.state());
-                self.team.regroup(cause, standing, &state).await?;
-                continue;
-            }
-            self.team.point.1 = Part::Border;
-            loop {
-                match self.try_to_cross().await? {
-                    Crossing::Over(end) => return Ok(end),
-                    Crossing::Again { some_are_behind } if some_are_behind => break,
-                    Crossing::Again { .. } => {}
-                }
-            }
-        }
-    }
-
-    async fn cross_alone(&mut self) -> Result<End, Failure> {
-        self.team.point.1 = Part::Border;
-        loop {
-            if let Crossing::Over(end) = self.try_to_cross().await? {
-                return Ok(end);
-            }
-        }
-    }
-
-    /// Before anybody goes on, rank 0 has saved the stage's end.
-    async fn cross(&mut self, leg: &Leg) -> Result<End, Failure> {
-        self.team.point.1 = Part::Border;
-        let mut is_saved = planted!(BorderBeforeSaved);
-        loop {
-            if self.team.rank() == 0 && !is_saved {
-                self.save(leg).await?;
-                self.saver.settle().await?;
-                is_saved = true;
-            }
-            if let Crossing::Over(end) = self.try_to_cross().await? {
-                return Ok(end);
-            }
-            self.tell_again()?;
-        }
-    }
-
-    async fn try_to_cross(&mut self) -> Result<Crossing, Failure> {
-        self.meet();
-        let standing = self.standing();
-        let mine = vec![self.session.stop_requested().into()];
-        match self.team.all_gather(mine).await {
-            Ok(all) => {
-                let stop = all.iter().any(|words| words[0] == 1);
-                let end = if stop { End::Stopped } else { End::Complete };
-                Ok(Crossing::Over(end))
-            }
-            Err(cause) => {
-                let state = self.state();
-                let all = self.team.regroup(cause, standing, &state).await?;
-                if all.iter().any(|one| one.point > standing.point) {
-                    return Ok(Crossing::Over(End::Complete));
-                }
-                let some_are_behind = all.iter().any(|one| one.point < standing.point);
-                Ok(Crossing::Again { some_are_behind })
-            }
-        }
-    }
-
-    fn meet(&self) {
-        self.session.set_phase(Phase::Voting, self.team.next());
     }
 
     /// Rank 0 saves the state after the last committed step.

@@ -37,6 +37,8 @@ pub(super) enum What {
     Rival,
     /// The same, while the first stands still.
     Replace(Duration),
+    /// The next one stands still so soon after its start, for so long, and has a rival meanwhile.
+    Stumble(Duration, Duration),
     /// The coordinator's clocks jump: one forward, that on the wall anywhere.
     Jump(Duration, i64),
     Cut(Host, Host, Duration),
@@ -91,6 +93,7 @@ pub(super) enum Kind {
     PauseOffice,
     Rival,
     Replace,
+    Stumble,
     Jump,
     Cut,
     Isolate,
@@ -102,7 +105,7 @@ pub(super) enum Kind {
     KillAll,
 }
 
-pub(super) const KINDS: [Kind; 18] = [
+pub(super) const KINDS: [Kind; 19] = [
     Kind::KillWorker,
     Kind::PauseWorker,
     Kind::StallWorker,
@@ -112,6 +115,7 @@ pub(super) const KINDS: [Kind; 18] = [
     Kind::PauseOffice,
     Kind::Rival,
     Kind::Replace,
+    Kind::Stumble,
     Kind::Jump,
     Kind::Cut,
     Kind::Isolate,
@@ -173,6 +177,7 @@ fn fault(kind: Kind, chance: &mut Chance, workers: u8) -> What {
         Kind::PauseOffice => What::PauseOffice(duration(chance)),
         Kind::Rival => What::Rival,
         Kind::Replace => What::Replace(chance.millis(500, 14_000)),
+        Kind::Stumble => What::Stumble(chance.millis(0, 150), chance.millis(500, 14_000)),
         Kind::Jump => {
             let wall = i64::try_from(chance.below(7_200_000)).unwrap_or_default() - 3_600_000;
             What::Jump(duration(chance), wall)

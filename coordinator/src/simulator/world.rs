@@ -65,6 +65,7 @@ pub(super) struct World {
     stalls: RefCell<BTreeMap<Host, Duration>>,
     failing: RefCell<BTreeMap<Host, ()>>,
     appointments: RefCell<Vec<(Host, Phase, Duration, Act)>>,
+    stumble: Cell<Option<(Duration, Duration)>>,
     chance: RefCell<Chance>,
     numbers: Numbers,
     /// When a coordinator said that the job is done.
@@ -100,6 +101,7 @@ impl World {
             stalls: RefCell::default(),
             failing: RefCell::default(),
             appointments: RefCell::default(),
+            stumble: Cell::default(),
             chance: RefCell::new(chance),
             numbers: Numbers::default(),
             finished: Cell::default(),
@@ -163,6 +165,19 @@ impl World {
         self.note("coordinator starts", &[node.0, host.0.into()]);
         let run = office::run(Rc::clone(self), node, host, self.numbers.next());
         self.executor.spawn(node, run);
+        if let Some((after, time)) = self.stumble.take() {
+            let world = Rc::clone(self);
+            self.executor.spawn(OUTSIDE, async move {
+                sleep(after).await;
+                world.replace(host, time).await;
+            });
+        }
+    }
+
+    /// A coordinator stands still, and another one is started.
+    async fn replace(self: &Rc<Self>, host: Host, time: Duration) {
+        self.start_rival();
+        self.pause(host, time).await;
     }
 
     fn look_after_worker(self: &Rc<Self>, number: u32) {
@@ -317,11 +332,10 @@ impl World {
                 }
             }
             What::Rival => self.start_rival(),
+            What::Stumble(after, time) => self.stumble.set(Some((after, time))),
             What::Replace(time) => {
-                let host = self.office();
-                self.start_rival();
-                if let Some(host) = host {
-                    self.pause(host, time).await;
+                if let Some(host) = self.office() {
+                    self.replace(host, time).await;
                 }
             }
             What::Jump(by, wall) => {

@@ -22,7 +22,7 @@ impl Machine {
             .run
             .active()
             .is_some_and(|active| active.held.is_some());
-        if is_held && self.may_anybody_leave() {
+        if is_held && self.may_anybody_leave() && !planted!(HeldAgainstItsWill) {
             // No border comes while the run waits.
             return self.form_generation(Vec::new(), format!("{id} leaves: {reason}"));
         }

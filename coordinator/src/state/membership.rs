@@ -100,9 +100,7 @@ impl Machine {
         let started = self.run.active().is_some();
         match known {
             // One whose stream broke has ended, if another process has its name.
-            Some(known) if started && known.stream.is_some() && !planted!(TwinAdmitted) => {
-                Err(taken(id))
-            }
+            Some(known) if started && known.stream.is_some() => Err(taken(id)),
             Some(_) => Ok(()),
             None => self.room_for(id, started),
         }
@@ -261,7 +259,8 @@ impl Machine {
     /// Who asked it to stop does not wait for others, and when some have finished little is left.
     pub(super) fn may_hold(&self) -> bool {
         let active = self.run.active();
-        let nobody_has_finished = self.members.values().all(|m| m.finished.is_none());
+        let is_at_work = |m: &Member| m.finished.is_none() || planted!(HeldAtTheEnd);
+        let nobody_has_finished = self.members.values().all(is_at_work);
         active.is_some_and(|active| active.stop.is_none()) && nobody_has_finished
     }
 
@@ -287,7 +286,7 @@ impl Machine {
         let is_first = self.assignment.is_empty();
         let mut joined = self.take_in();
         // A newcomer may have the name of one that was lost, not its place.
-        let is_old = |share: &Share| !joined.contains(&share.member);
+        let is_old = |share: &Share| !joined.contains(&share.member) || planted!(NamesakeInPlace);
         self.assignment.retain(is_old);
         let working = self.members.iter().filter(|(_, m)| m.finished.is_none());
         let ids: Vec<_> = working.map(|(id, _)| id.clone()).collect();
@@ -345,7 +344,7 @@ impl Machine {
     }
 
     fn wire_generation(&self, active: &Active) -> v1::Generation {
-        let member = |share: &crate::assign::Share| {
+        let member = |share: &Share| {
             let known = self.members.get(&share.member)?;
             Some(v1::Member {
                 member_id: share.member.to_string(),

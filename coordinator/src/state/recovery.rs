@@ -116,6 +116,7 @@ impl Machine {
         if self.run.active().is_none() {
             // Its stream ends, so that it knows, and comes again if it is alive.
             let stream = self.members.remove(id).and_then(|member| member.stream);
+            let stream = stream.filter(|_| !planted!(ForgottenInSilence));
             return stream.map(Action::Close).into_iter().collect();
         }
         if self

@@ -59,7 +59,7 @@ enum End {
     Lost(String),
 }
 
-type JoinResult = Result<v1::RegisterResponse, Failure>;
+type JoinResult = Result<(), Failure>;
 
 /// An open stream.
 struct Line {
@@ -163,7 +163,7 @@ impl Link {
         let interval =
             Duration::from_millis(welcome.heartbeat_interval_ms.clamp(10, 60_000).into());
         let patience = Duration::from_millis(welcome.orphanage_ms.into());
-        if joined.send(Ok(welcome)).is_ok() {
+        if joined.send(Ok(())).is_ok() {
             self.work(Mail::new(reports), line, interval, patience)
                 .await;
         }
@@ -211,6 +211,7 @@ impl Link {
         };
         let answer = client.register(request).await;
         let welcome = answer.map_err(told)?.into_inner();
+        self.shared.welcomed(welcome.clone());
         let (outgoing, stream) = mpsc::channel(IN_FLIGHT);
         // The first report says whose stream it is.
         if outgoing.send(self.heartbeat()).await.is_err() {

@@ -21,6 +21,8 @@ use crate::collectives::AbortFlag;
 /// What is told to the trainer.
 #[derive(Debug, Default)]
 struct News {
+    /// What the coordinator said when this worker registered last.
+    welcome: v1::RegisterResponse,
     /// The latest generation.
     assignment: Option<Assignment>,
     /// The run, or the session, is over.
@@ -99,6 +101,18 @@ impl Shared {
 
     pub(super) fn was_let_go(&self) -> bool {
         self.lock().is_let_go
+    }
+
+    pub(super) fn welcome(&self) -> v1::RegisterResponse {
+        self.lock().welcome.clone()
+    }
+
+    /// Registered: where to begin counts until this worker takes part.
+    pub(super) fn welcomed(&self, welcome: v1::RegisterResponse) {
+        let mut news = self.lock();
+        if news.assignment.is_none() {
+            news.welcome = welcome;
+        }
     }
 
     pub(super) fn client(&self) -> Option<Client> {
@@ -198,9 +212,6 @@ impl Shared {
                 self.generation.store(next.generation, Ordering::Release);
                 return Ok(next.clone());
             }
-            if let (None, Some(reason)) = (&news.assignment, &news.stop_reason) {
-                return Err(stopped_before_start(reason));
-            }
             news = self.wait(news);
         }
     }
@@ -230,6 +241,9 @@ impl Shared {
             }
             if news.invitation.as_ref().is_some_and(|i| i.number > invited) {
                 return Ok(Call::Invitation);
+            }
+            if let Some(reason) = &news.stop_reason {
+                return Err(stopped_before_start(reason));
             }
             news = self.wait(news);
         }

@@ -18,8 +18,8 @@ use crate::flat::{Buffer, FlatState, le_bytes, le_bytes_mut};
 use crate::replica::Replica;
 use crate::train::{Progress, Recent};
 
-/// Bytes of one broadcast.
-const CHUNK: usize = 16 << 20;
+/// Bytes of one broadcast; in tests the state of a few parameters has several.
+const CHUNK: usize = if cfg!(test) { 256 } else { 16 << 20 };
 /// What is handed over of the flat state; gradients belong to a step.
 const BUFFERS: [Buffer; 3] = [Buffer::Weights, Buffer::ExpAvg, Buffer::ExpAvgSq];
 
@@ -108,7 +108,10 @@ pub(super) fn hand_over(
     match role {
         Role::Veteran(Some(original)) if is_source => give(collective, source, original, from)?,
         Role::Veteran(None) if is_source => drop(collective.broadcast(source, &[])?),
-        Role::Veteran(original) => watch(collective, source, original.is_some())?,
+        Role::Veteran(_) => watch(collective, source)?,
+        Role::Newcomer(_) if all[collective.rank()].point.stage != standing.point.stage => {
+            return Err(overtaken().into());
+        }
         Role::Newcomer(arrival) => take(collective, source, standing, from, arrival)?,
     }
     Ok(Some(standing.clone()))
@@ -169,10 +172,10 @@ fn give(
 }
 
 /// Another veteran takes part in the broadcasts until the digest: the only message of its length,
-/// since chunks are whole buffers or multiples of 64 bytes.
-fn watch(collective: &mut dyn Collective, source: usize, has_state: bool) -> Result<(), Setback> {
+/// since chunks are multiples of 64 bytes.
+fn watch(collective: &mut dyn Collective, source: usize) -> Result<(), Setback> {
     let head = collective.broadcast(source, &[])?;
-    if head.is_empty() || !has_state {
+    if head.is_empty() {
         return Ok(());
     }
     while collective.broadcast(source, &[])?.len() != blake3::OUT_LEN {}
@@ -286,3 +289,6 @@ fn nobody_knows() -> Failure {
         "start it again: the run goes on from its latest checkpoint",
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! What a worker waits for, and says when it has come.
+
+use mks2_proto::{
+    failure::Failure,
+    v1::{self, report::Kind},
+};
+
+use super::{Assignment, Call, Invitation, Session};
+
+impl Session {
+    pub(in crate::simulator) async fn wait_generation(
+        &self,
+        after: u64,
+    ) -> Result<Assignment, Failure> {
+        let look = || {
+            if let Some(over) = &*self.over.borrow() {
+                return Some(Err(over.clone()));
+            }
+            let known = self.assignment.borrow();
+            if let Some(next) = known.as_ref().filter(|a| a.generation > after) {
+                self.generation.set(next.generation);
+                return Some(Ok(next.clone()));
+            }
+            None
+        };
+        self.changed.until(look).await
+    }
+
+    pub(in crate::simulator) async fn wait_invitation(
+        &self,
+        after: u64,
+    ) -> Result<Invitation, Failure> {
+        let look = || {
+            if let Some(over) = &*self.over.borrow() {
+                return Some(Err(over.clone()));
+            }
+            let known = self.invitation.borrow();
+            let next = known.as_ref().filter(|i| i.number > after);
+            next.map(|next| Ok(next.clone()))
+        };
+        self.changed.until(look).await
+    }
+
+    pub(in crate::simulator) async fn wait_call(&self, invited: u64) -> Result<Call, Failure> {
+        let look = || {
+            if let Some(over) = &*self.over.borrow() {
+                return Some(Err(over.clone()));
+            }
+            if let Some(first) = &*self.assignment.borrow() {
+                self.generation.set(first.generation);
+                return Some(Ok(Call::Generation(first.clone())));
+            }
+            let known = self.invitation.borrow();
+            if known.as_ref().is_some_and(|i| i.number > invited) {
+                return Some(Ok(Call::Invitation));
+            }
+            let stopped = || Failure::stopped("stopped before the first step", "", "");
+            self.stop.get().then(|| Err(stopped()))
+        };
+        self.changed.until(look).await
+    }
+
+    /// This worker has the state of training behind a step.
+    pub(in crate::simulator) fn entered(&self, step: u64) -> Result<(), Failure> {
+        self.step.set(self.step.get().max(step));
+        let (phase, collective) = self.phase.get();
+        self.report(Kind::Heartbeat(v1::Heartbeat {
+            step: self.step.get(),
+            phase: phase.into(),
+            collective,
+        }))
+    }
+
+    pub(in crate::simulator) fn at_border(
+        &self,
+        generation: u64,
+        step: u64,
+    ) -> Result<(), Failure> {
+        self.send((generation, Kind::AtBorder(v1::AtBorder { step })))
+    }
+}
