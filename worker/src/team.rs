@@ -379,16 +379,27 @@ impl Team {
         });
         let all = decoded.collect::<Result<Vec<_>, _>>()?;
         let source = handover::hand_over(&mut *self.collective, &all, role)?;
-        if let (Role::Newcomer(_), Some(source)) = (role, source) {
+        if let (Role::Newcomer(arrival), Some(source)) = (role, source) {
             info!(
                 step = source.committed as i64,
                 "the state of training was handed over"
             );
-            self.point = source.point;
+            self.point = match arrival.has_state() {
+                true => source.point,
+                // Where there is no state all do again what one of them has not done.
+                false => hindmost(&all, source.point),
+            };
             link.session.entered(source.committed)?;
         }
         Ok(all)
     }
+}
+
+/// The earliest point of those that are in this stage.
+fn hindmost(all: &[Standing], furthest: Point) -> Point {
+    let veterans = all.iter().filter(|one| one.newcomer.is_none());
+    let there = veterans.filter(|one| one.point.stage == furthest.stage);
+    there.map(|one| one.point).min().unwrap_or(furthest)
 }
 
 impl Link {

@@ -155,8 +155,15 @@ impl Team {
         };
         loop {
             let broken = match self.connect(newcomer, &State::default()).await {
-                Ok((_, Some((source, state)))) if source.point.0 == self.point.0 => {
-                    self.point = source.point;
+                Ok((all, Some((source, state)))) if source.point.0 == self.point.0 => {
+                    let veterans = all.iter().filter(|one| !one.is_newcomer);
+                    let here = veterans.filter(|one| one.point.0 == self.point.0);
+                    let hindmost = here.map(|one| one.point).min();
+                    // An evaluation has no state: all do again what one has not done.
+                    self.point = match self.point.0 {
+                        u32::MAX => hindmost.unwrap_or(source.point),
+                        _ => source.point,
+                    };
                     self.session.entered(source.committed)?;
                     return Ok(Some((source, state)));
                 }

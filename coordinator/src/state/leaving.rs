@@ -4,7 +4,7 @@
 
 use mks2_proto::{failure::Failure, ids::MemberId, v1::RefusalReason};
 
-use super::{Action, Machine, Refused, Ticket, refused};
+use super::{Action, Machine, Member, Refused, Ticket, refused};
 
 impl Machine {
     /// A member would leave.
@@ -26,15 +26,13 @@ impl Machine {
             // No border comes while the run waits.
             return self.form_generation(Vec::new(), format!("{id} leaves: {reason}"));
         }
-        if self.staying() > 0 || !self.candidates.is_empty() {
-            return Vec::new();
-        }
-        self.stop_for(format!("all workers leave; {id}: {reason}"))
+        Vec::new()
     }
 
     /// Somebody asks for a member to leave.
     pub(super) fn drain(&mut self, ticket: Ticket, id: &MemberId, reason: &str) -> Vec<Action> {
         if self.candidates.remove(id).is_some() {
+            self.want_one_less();
             let go = Action::LetGo(id.clone(), reason.to_owned());
             return vec![Action::Accept(ticket), go];
         }
@@ -48,11 +46,18 @@ impl Machine {
             let refused = refused(RefusalReason::UnknownMember, failure);
             return vec![Action::Refuse(ticket, refused)];
         }
-        // It is not replaced.
-        self.wanted = self.wanted.saturating_sub(1).max(self.config.workers.min);
+        let is_news = self.members.get(id).is_some_and(Member::stays);
+        if is_news {
+            self.want_one_less();
+        }
         let mut actions = vec![Action::Accept(ticket)];
         actions.extend(self.member_leaves(id, reason));
         actions
+    }
+
+    /// One that is let go by a person is not replaced.
+    fn want_one_less(&mut self) {
+        self.wanted = self.wanted.saturating_sub(1).max(self.config.workers.min);
     }
 
     /// Somebody asks for another number of workers.
@@ -108,30 +113,59 @@ impl Machine {
         members.filter(|member| member.stays()).count()
     }
 
-    /// Somebody would leave, and another one stays who knows the state of training.
+    /// Those who leave with the next generation. One of them stays where no other member does: it
+    /// tells the state of training to those that are `ready`, and leaves after them.
+    pub(super) fn leavers(&self, is_somebody_ready: bool) -> Vec<MemberId> {
+        let rank = |id: &MemberId| self.run.active().and_then(|active| active.rank_of(id));
+        let leaves = |member: &Member| member.leaving.is_some() && member.finished.is_none();
+        let leaving = self.members.iter().filter(|(_, member)| leaves(member));
+        let mut leaving: Vec<_> = leaving.map(|(id, _)| id.clone()).collect();
+        let knows = |member: &Member| member.stays() && member.knows();
+        if self.members.values().any(knows) {
+            return leaving;
+        }
+        if !is_somebody_ready {
+            return Vec::new();
+        }
+        let knows = |id: &&MemberId| self.members.get(*id).is_some_and(Member::knows);
+        let source = leaving
+            .iter()
+            .filter(knows)
+            .min_by_key(|id| rank(id))
+            .cloned();
+        leaving.retain(|id| Some(id) != source.as_ref());
+        leaving
+    }
+
+    /// Somebody may leave at the next border.
     pub(super) fn may_anybody_leave(&self) -> bool {
-        let leaves =
-            |member: &&super::Member| member.leaving.is_some() && member.finished.is_none();
-        self.members.values().any(|member| leaves(&member)) && self.staying() > 0
+        !self.leavers(!self.ready().is_empty()).is_empty()
+    }
+
+    /// All members would leave, and nobody comes to whom they could leave the run.
+    pub(super) fn all_leave(&self) -> Option<String> {
+        let active = self.run.active()?;
+        let mut working = self.members.iter().filter(|(_, m)| m.finished.is_none());
+        let nobody_comes = self.candidates.is_empty() || self.config.lanes == 1;
+        let first = working.next()?;
+        let all = first.1.leaving.is_some() && working.all(|(_, m)| m.leaving.is_some());
+        if !all || !nobody_comes || active.stop.is_some() || self.reunion.is_some() {
+            return None;
+        }
+        let (id, reason) = (first.0, first.1.leaving.as_deref().unwrap_or_default());
+        Some(format!("all workers leave; {id}: {reason}"))
     }
 
     /// Takes those out who leave with the generation that is about to form.
     pub(super) fn let_go(&mut self) -> Vec<(MemberId, String)> {
-        if !self.may_anybody_leave() {
-            return Vec::new();
-        }
-        let leaving: Vec<_> = self
-            .members
-            .iter()
-            .filter(|(_, member)| member.finished.is_none())
-            .filter_map(|(id, member)| Some((id.clone(), member.leaving.clone()?)))
-            .collect();
-        for (id, _) in &leaving {
-            if let Some(member) = self.members.remove(id) {
+        let mut gone = Vec::new();
+        for id in self.leavers(!self.ready().is_empty()) {
+            if let Some(member) = self.members.remove(&id) {
                 self.departed.insert(id.clone(), member.incarnation);
+                gone.push((id, member.leaving.unwrap_or_default()));
             }
         }
-        self.members_left += leaving.len() as u64;
-        leaving
+        self.members_left += gone.len() as u64;
+        gone
     }
 }

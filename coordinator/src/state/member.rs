@@ -34,6 +34,8 @@ pub(crate) struct Member {
     pub(crate) finished: Option<bool>,
     /// Why it is to leave, if it is.
     pub(crate) leaving: Option<String>,
+    /// It came to a run at work and has not been told the state of training yet, as far as is known.
+    pub(crate) is_blank: bool,
 }
 
 impl Member {
@@ -53,6 +55,7 @@ impl Member {
             moved: now,
             finished: None,
             leaving: None,
+            is_blank: false,
         }
     }
 
@@ -73,6 +76,7 @@ impl Member {
             moved: until,
             finished: None,
             leaving: None,
+            is_blank: false,
         }
     }
 
@@ -86,13 +90,15 @@ impl Member {
 
     /// Takes over what a heartbeat says, if it speaks of the present generation.
     pub(crate) fn beat(&mut self, now: Duration, beat: Heartbeat, current: bool) {
+        // What it has committed stays so when the generation changes.
+        self.committed = self.committed.max(beat.step);
         if !current {
             return;
         }
         let before = (self.phase, self.progress());
         self.phase = beat.phase();
         self.collective = beat.collective;
-        self.committed = self.committed.max(beat.step);
+        self.is_blank &= matches!(self.phase, Phase::Starting | Phase::Regrouping);
         if (self.phase, self.progress()) != before {
             self.moved = now;
         }
@@ -101,6 +107,11 @@ impl Member {
     /// Whether it works and is not about to leave.
     pub(crate) fn stays(&self) -> bool {
         self.finished.is_none() && self.leaving.is_none()
+    }
+
+    /// Whether it works and could tell a newcomer the state of training.
+    pub(crate) fn knows(&self) -> bool {
+        self.finished.is_none() && !self.is_blank
     }
 
     /// How far it is: steps, and collectives of the generation. Between two collectives it says

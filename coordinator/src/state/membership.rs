@@ -18,6 +18,9 @@ use crate::{
     journal::Entry,
 };
 
+/// Why members are asked to meet at a border.
+pub(super) const CHANGE: &str = "the workers are to change";
+
 impl Machine {
     pub(super) fn register(
         &mut self,
@@ -107,6 +110,10 @@ impl Machine {
     }
 
     fn room_for(&self, id: &MemberId, started: bool) -> Result<(), Refused> {
+        let twin = self.candidates.get(id);
+        if twin.is_some_and(|twin| started && twin.member.stream.is_some()) {
+            return Err(taken(id));
+        }
         let candidates = self.candidates.keys().filter(|other| *other != id).count();
         let members = match started {
             true => self.staying() + candidates,
@@ -174,6 +181,10 @@ impl Machine {
                 // The one who was told may have been another coordinator.
                 let ask = |reason| Action::AskToStop(who.member.clone(), reason);
                 actions.extend(stop.map(ask));
+                if active.is_asked && held.is_none() && active.stop.is_none() {
+                    let reason = CHANGE.to_owned();
+                    actions.push(Action::AskToRegroup(who.member.clone(), reason));
+                }
                 let hold = |held: Held| Action::Hold(who.member.clone(), held.reason);
                 actions.extend(held.map(hold));
             }
@@ -249,11 +260,8 @@ impl Machine {
     /// the state of training.
     pub(super) fn next_members(&self) -> usize {
         let working = self.members.values().filter(|m| m.finished.is_none());
-        let veterans = match self.staying() {
-            0 => working.count(),
-            staying => staying,
-        };
-        veterans + self.ready().len()
+        let ready = self.ready().len();
+        working.count() - self.leavers(ready > 0).len() + ready
     }
 
     /// Who asked it to stop does not wait for others, and when some have finished little is left.

@@ -20,6 +20,7 @@ use mks2_proto::{
     v1::{self, report::Kind},
 };
 
+use super::membership::CHANGE;
 use super::{
     Abortion, Action, Identity, Machine, Registration, StreamId, Ticket, member::Member, run::Run,
 };
@@ -102,6 +103,11 @@ impl Machine {
     /// The run works on a stage from now on. What candidates have prepared for another one is of no
     /// use.
     pub(super) fn stage_changed(&mut self, stage: v1::StageChanged) -> Vec<Action> {
+        let is_old = |known: &v1::StageChanged| known.first_step > stage.first_step;
+        if self.stage.as_ref().is_some_and(is_old) {
+            // Told again by one that is still behind the border.
+            return Vec::new();
+        }
         let known = self.stage.as_ref().map(|known| &known.stage);
         let is_news = known != Some(&stage.stage);
         self.stage = Some(stage);
@@ -151,7 +157,7 @@ impl Machine {
             return Vec::new();
         };
         let failure = Failure::run_failed(format!("{id} was lost before it took part"), how, "");
-        self.notice(&failure, Some((id.clone(), candidate.member.pid)));
+        self.notice(&failure, None);
         let stream = candidate.member.stream;
         stream.map(Action::Close).into_iter().collect()
     }
@@ -189,7 +195,11 @@ impl Machine {
             .map(|(id, _)| id.clone())
             .collect();
         ready.sort_by(|a, b| a.natural_key().cmp(&b.natural_key()));
-        ready.truncate((self.wanted as usize).saturating_sub(self.staying()));
+        let there = self.members.values().filter(|m| m.finished.is_none());
+        let kept = there.count() - self.leavers(!ready.is_empty()).len();
+        let wanted = (self.wanted as usize).saturating_sub(self.staying());
+        let lanes = (self.config.lanes as usize).saturating_sub(kept);
+        ready.truncate(wanted.min(lanes));
         ready
     }
 
@@ -200,6 +210,7 @@ impl Machine {
             if let Some(candidate) = self.candidates.remove(id) {
                 let mut member = candidate.member;
                 member.committed = self.step;
+                member.is_blank = true;
                 self.members.insert(id.clone(), member);
             }
         }
@@ -213,6 +224,9 @@ impl Machine {
         let Some(active) = self.run.active() else {
             return Vec::new();
         };
+        if let Some(reason) = self.all_leave() {
+            return self.stop_for(reason);
+        }
         let ready = self.ready().len();
         if active.held.is_some() {
             let enough = self.next_members() >= self.config.workers.min as usize;
@@ -228,9 +242,8 @@ impl Machine {
         if let Some(active) = self.run.active_mut() {
             active.is_asked = true;
         }
-        let reason = "the workers are to change".to_owned();
         self.attached()
-            .map(|id| Action::AskToRegroup(id.clone(), reason.clone()))
+            .map(|id| Action::AskToRegroup(id.clone(), CHANGE.to_owned()))
             .collect()
     }
 

@@ -108,6 +108,7 @@ impl Machine {
             return vec![Action::Reject(who.member.clone(), refused)];
         }
         member.committed = member.committed.max(step.step);
+        member.is_blank = false;
         self.step = self.step.max(step.step);
         self.measure(generation, step).into_iter().collect()
     }
@@ -169,10 +170,11 @@ impl Machine {
     }
 
     /// The only member of a generation that has done nothing: a new process would fare like it. One
-    /// that came in last may have lost those that know the state of training.
+    /// that has no state of training may have lost those that could have told it.
     fn is_hopeless(&self, id: &MemberId) -> bool {
         let active = self.run.active();
-        active.is_none_or(|a| self.step == a.after_step && !a.joined.contains(id))
+        let is_blank = self.members.get(id).is_some_and(|member| member.is_blank);
+        active.is_none_or(|a| self.step == a.after_step && !is_blank)
     }
 
     fn with_name(&self, id: &MemberId, mut failure: Failure) -> Failure {
@@ -306,7 +308,7 @@ impl Machine {
                     reason: reason.clone(),
                 };
                 Some(Action::Persist(journal::Entry::RunStopped {
-                    step: self.step,
+                    step: self.step.max(self.measured),
                 }))
             }
             Run::Active(active) if active.stop.is_none() => {

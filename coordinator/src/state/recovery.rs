@@ -11,7 +11,7 @@ use std::time::Duration;
 use mks2_proto::{failure::Failure, ids::MemberId, v1};
 
 use super::{
-    Abortion, Action, Identity, Machine, StreamId,
+    Abortion, Action, Identity, Machine, Member, StreamId,
     run::{Quarrel, Run},
 };
 
@@ -128,7 +128,8 @@ impl Machine {
         }
         let failure = self.loss(id, how);
         let mut others = self.members.iter().filter(|(other, _)| *other != id);
-        if others.clone().next().is_none() {
+        let knows = |(_, other): (_, &Member)| other.knows() || other.finished.is_some();
+        if !others.clone().any(knows) {
             let may_wait = self
                 .run
                 .active()
@@ -348,7 +349,12 @@ impl Machine {
         } else {
             let reason = stop.unwrap_or_else(|| "the workers stopped".to_owned());
             let end = Run::Stopped { reason };
-            (end, crate::journal::Entry::RunStopped { step })
+            (
+                end,
+                crate::journal::Entry::RunStopped {
+                    step: step.max(self.measured),
+                },
+            )
         };
         self.run = end;
         vec![Action::Persist(entry)]

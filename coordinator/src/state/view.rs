@@ -46,7 +46,7 @@ impl Machine {
             lost_member: self.lost_member(),
             stalled: self.stalled.clone().unwrap_or_default(),
             min_members: self.config.workers.min,
-            wanted_members: self.wanted,
+            wanted_members: self.wanted_now(),
             candidates: self.candidate_statuses(now),
             members_joined: self.members_joined,
             members_left: self.members_left,
@@ -70,6 +70,15 @@ impl Machine {
             .collect();
         members.sort_by_key(|member| member.rank);
         members
+    }
+
+    /// Nobody is wanted any more once some have finished.
+    fn wanted_now(&self) -> u32 {
+        let has_ended = |member: &Member| member.finished.is_some();
+        match self.members.values().any(has_ended) {
+            true => 0,
+            false => self.wanted,
+        }
     }
 
     fn candidate_statuses(&self, now: Duration) -> Vec<v1::MemberStatus> {

@@ -96,8 +96,22 @@ pub(super) fn text(status: &StatusResponse) -> String {
         "generation  {} (term {})",
         status.generation, status.term
     ));
+    lines.push(workers(status));
+    lines.extend(status.notices.iter().map(|notice| {
+        let step = count(notice.step);
+        format!("after step {step}: {}: {}", notice.what, notice.why)
+    }));
+    let members = members(&status.members, &status.candidates);
+    format!("{}\n\n{members}", lines.join("\n"))
+}
+
+/// How many there are and are to be, and who came and went.
+fn workers(status: &StatusResponse) -> String {
     let workers = status.members.len();
-    let mut words = format!("workers     {workers} of {}", status.wanted_members);
+    let mut words = match status.wanted_members {
+        0 => format!("workers     {workers}"),
+        wanted => format!("workers     {workers} of {wanted}"),
+    };
     for (number, what) in [
         (status.members_lost, "lost"),
         (status.members_joined, "joined"),
@@ -107,13 +121,7 @@ pub(super) fn text(status: &StatusResponse) -> String {
             words.push_str(&format!(", {number} {what}"));
         }
     }
-    lines.push(words);
-    lines.extend(status.notices.iter().map(|notice| {
-        let step = count(notice.step);
-        format!("after step {step}: {}: {}", notice.what, notice.why)
-    }));
-    let members = members(&status.members, &status.candidates);
-    format!("{}\n\n{members}", lines.join("\n"))
+    words
 }
 
 /// Members by rank, then those who prepare to take part.

@@ -35,7 +35,15 @@ impl Follow<'_> {
                 exit.rank
             ));
         }
-        if fleet.alive() > 0 || supervisor.waiting() > 0 {
+        let there = fleet.alive() + supervisor.waiting();
+        let is_short = is_wanted && there < self.args.workers.min as usize;
+        if there > 0 && is_short {
+            self.output
+                .note("too few workers are left, and no others are started");
+            // What the others know is saved.
+            let _over = self.running.stop("too few workers are left").await;
+        }
+        if there > 0 {
             return Ok(());
         }
         // The coordinator waits for workers, and nobody will start any: unless it has an end of

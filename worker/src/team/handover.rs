@@ -60,6 +60,11 @@ impl<'a> Arrival<'a> {
         }
     }
 
+    /// Whether the stage that it prepared has a state of training.
+    pub(super) fn has_state(&self) -> bool {
+        self.blank.is_some()
+    }
+
     /// What a newcomer says of itself: which step's state it has received, and how much.
     pub(super) fn standing(&self, stage: &Standing) -> Standing {
         let of = self.of.as_ref();
