@@ -312,7 +312,9 @@ impl Driver {
     /// Does what can be done at once, and returns what the scribe has to write.
     fn perform(&mut self, action: Action) -> Option<Task> {
         match action {
-            Action::Persist(entry) => return Some(Task::Record(entry)),
+            Action::Persist(entry) => {
+                return Some(Task::Record(entry, self.machine.books().clone()));
+            }
             Action::WriteManifest(ticket, checkpoint) => {
                 let manifest = self
                     .pending
@@ -325,7 +327,7 @@ impl Driver {
                 step,
                 metrics,
             } => {
-                return metrics::line(step, generation, &metrics)
+                return metrics::line(step, generation, &metrics, self.machine.goodput())
                     .ok()
                     .map(Task::Line);
             }

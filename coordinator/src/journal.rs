@@ -32,7 +32,7 @@ use mks2_proto::{
 use object_store::{ObjectStore, path::Path};
 use serde::{Deserialize, Serialize};
 
-use crate::clock;
+use crate::{books::Books, clock};
 
 pub use history::{Ending, History, Origin, Working};
 pub use raw::{Raw, read_raw};
@@ -233,12 +233,22 @@ impl Journal {
     /// [`JournalError::Fenced`] when the record is another coordinator's,
     /// [`JournalError::Store`] when the store failed several times.
     pub async fn append(&mut self, entry: Entry) -> Result<u64, JournalError> {
+        let books = self.history.books.clone();
+        self.append_with(entry, books).await
+    }
+
+    /// The same, with the run's books as they are now.
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub async fn append_with(&mut self, entry: Entry, books: Books) -> Result<u64, JournalError> {
         let record = Record {
             number: self.number + 1,
             term: self.term,
             writer: self.writer,
             at_ms: clock::wall_ms(),
             previous: self.last.clone(),
+            books,
             entry,
             digest: String::new(),
         }

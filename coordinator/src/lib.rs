@@ -15,6 +15,7 @@
 //! | `driver` | the one task that owns the state |
 //! | `scribe` | the one task that writes |
 //! | `service` | gRPC, the token, the streams of members |
+//! | [`books`] | where the time of a run goes, by worker: pure |
 //! | [`metrics`] | `metrics.jsonl` |
 //! | [`ledger`] | what journal, metrics and checkpoints prove of a run: pure |
 //! | [`contact`] | how to reach the coordinator of a live run |
@@ -26,6 +27,7 @@
 mod planted;
 
 pub mod assign;
+pub mod books;
 mod clock;
 pub mod contact;
 mod driver;

@@ -44,9 +44,11 @@ struct Line<'a> {
     comm_wait_seconds: f64,
     workers: u32,
     generation: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    goodput: Option<f64>,
 }
 
-/// The line of a step, with its line end.
+/// The line of a step, with its line end. `goodput` is the useful part of the run's time so far.
 ///
 /// # Errors
 /// Never, in practice: all fields are numbers and text.
@@ -54,6 +56,7 @@ pub fn line(
     step: u64,
     generation: Generation,
     metrics: &StepMetrics,
+    goodput: Option<f64>,
 ) -> serde_json::Result<Vec<u8>> {
     let mut text = serde_json::to_vec(&Line {
         step,
@@ -73,6 +76,7 @@ pub fn line(
         comm_wait_seconds: metrics.comm_wait_seconds,
         workers: metrics.workers,
         generation: generation.0,
+        goodput,
     })?;
     text.push(b'\n');
     Ok(text)
@@ -237,13 +241,13 @@ mod tests {
 
     #[test]
     fn a_line_has_the_names_of_the_interface_and_leaves_absent_ones_out() {
-        let line = line(3, Generation(2), &metrics()).expect("a line");
+        let line = line(3, Generation(2), &metrics(), Some(0.875)).expect("a line");
         let text = String::from_utf8(line).expect("text");
         assert_eq!(
             text,
             "{\"step\":3,\"epoch\":0.5,\"stage\":\"memory\",\"loss\":2.25,\"loss_caption\":1.5,\
              \"grad_norm\":1.0,\"lr\":0.001,\"samples\":64,\"tokens\":640,\"step_seconds\":0.25,\
-             \"data_wait_seconds\":0.0,\"comm_wait_seconds\":0.0,\"workers\":4,\"generation\":2}\n"
+             \"data_wait_seconds\":0.0,\"comm_wait_seconds\":0.0,\"workers\":4,\"generation\":2,\"goodput\":0.875}\n"
         );
     }
 
@@ -257,7 +261,7 @@ mod tests {
     async fn write_three(folder: Option<&FilePath>, store: &Arc<dyn ObjectStore>) {
         let mut sink = sink(folder, store, 0).await;
         for step in 1..=3 {
-            sink.push(&line(step, Generation(1), &metrics()).expect("a line"))
+            sink.push(&line(step, Generation(1), &metrics(), None).expect("a line"))
                 .expect("space");
         }
         sink.flush().await.expect("space");

@@ -266,6 +266,7 @@ fn config(settings: &Settings, rundir: &RunDir) -> Config {
         last_generation: history.generation,
         checkpoints: history.checkpoints.clone(),
         restored: rundir.restored.clone(),
+        books: history.books.clone(),
         limits: settings.limits,
     }
 }

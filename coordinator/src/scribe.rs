@@ -7,6 +7,7 @@ use mks2_proto::failure::Failure;
 use tokio::sync::mpsc;
 
 use crate::{
+    books::Books,
     journal::{Entry, Journal, JournalError, Place},
     metrics::Sink,
     state::{Checkpoint, Ticket},
@@ -15,8 +16,8 @@ use crate::{
 /// Something to write.
 #[derive(Debug)]
 pub(crate) enum Task {
-    /// A decision.
-    Record(Entry),
+    /// A decision, and the books as they were then.
+    Record(Entry, Books),
     /// A checkpoint's manifest.
     Manifest(Ticket, Checkpoint, Bytes),
     /// A line of metrics.
@@ -70,7 +71,7 @@ impl Scribe {
 
     async fn write(&mut self, task: Task) -> Done {
         match task {
-            Task::Record(entry) => self.record(entry).await,
+            Task::Record(entry, books) => self.record(entry, books).await,
             Task::Manifest(ticket, checkpoint, bytes) => {
                 let result = self.manifest(&checkpoint, bytes).await;
                 Done::Manifest(ticket, checkpoint, result)
@@ -87,7 +88,7 @@ impl Scribe {
         }
     }
 
-    async fn record(&mut self, entry: Entry) -> Done {
+    async fn record(&mut self, entry: Entry, books: Books) -> Done {
         let is_border = matches!(
             entry,
             Entry::CheckpointCommitted { .. }
@@ -104,7 +105,7 @@ impl Scribe {
             }
             self.flush().await;
         }
-        match self.journal.append(entry).await {
+        match self.journal.append_with(entry, books).await {
             Ok(number) => {
                 tracing::debug!(number, "journal record written");
                 Done::Fine
@@ -181,7 +182,7 @@ mod tests {
         };
         let line = scribe.write(Task::Line(b"{\"step\":1}\n".to_vec())).await;
         assert!(matches!(line, Done::Fine));
-        let stopped = || Task::Record(Entry::RunStopped { step: 1 });
+        let stopped = || Task::Record(Entry::RunStopped { step: 1 }, Books::default());
         assert!(matches!(scribe.write(stopped()).await, Done::Fine));
         office(&place, 2).await;
         let line = scribe.write(Task::Line(b"{\"step\":2}\n".to_vec())).await;

@@ -1,6 +1,7 @@
 //! The decisions of the coordinator, as a pure state machine: an event and the time go in,
 //! ordered actions come out. No clock, no file, no socket, no randomness in here.
 
+mod accounts;
 mod checkpoints;
 mod event;
 mod leaving;
@@ -37,6 +38,7 @@ pub use workers::Workers;
 
 use crate::{
     assign::Assignment,
+    books::Books,
     journal::{Entry, Working},
 };
 
@@ -71,6 +73,8 @@ pub struct Config {
     /// A generation of an earlier term whose members may be alive, and the last step of which
     /// metrics were written. They keep working, and are awaited.
     pub restored: Option<(Working, u64)>,
+    /// Where the run's time has gone in earlier terms.
+    pub books: Books,
     /// When things are late.
     pub limits: Limits,
 }
@@ -149,6 +153,9 @@ pub struct Machine {
     reunion: Option<Duration>,
     /// Who holds the others up, in words.
     stalled: Option<String>,
+    /// Where the run's time has gone, and how many places it has had workers for.
+    books: Books,
+    places: u32,
     /// The time of the last event, and until when nobody is blamed for a broken stream.
     last_event: Duration,
     lenient_until: Duration,
@@ -201,6 +208,8 @@ impl Machine {
             last_event: Duration::ZERO,
             lenient_until: Duration::ZERO,
             stalled: None,
+            books: Self::books_of_earlier_terms(&config),
+            places: config.workers.start,
             config,
         }
     }
@@ -208,6 +217,7 @@ impl Machine {
     /// Takes an event at a time (since the coordinator's start) and says what to do, in order.
     pub fn apply(&mut self, now: Duration, event: Event) -> Vec<Action> {
         let noticed = self.noticed;
+        self.count_vacancies(now);
         self.forgive_pauses(now);
         let mut actions = match event {
             Event::Register(ticket, registration) => self.register(now, ticket, registration),

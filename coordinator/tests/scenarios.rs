@@ -104,6 +104,7 @@ fn config(text: &str) -> Config {
         last_generation: Generation(number("generation", 0)),
         checkpoints,
         restored: restored(&options),
+        books: Default::default(),
         limits: Limits {
             reunion: Duration::from_secs(5),
             stall: Duration::from_secs(number("stall", 600)),
@@ -273,6 +274,7 @@ fn heartbeat(line: &str) -> v1::Heartbeat {
         step: number("step"),
         phase,
         collective: number("collective"),
+        spent: None,
     }
 }
 

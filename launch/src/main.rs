@@ -16,6 +16,7 @@
 mod cli;
 mod config;
 mod data;
+mod goodput;
 mod ledger;
 mod output;
 mod plan;

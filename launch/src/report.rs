@@ -9,16 +9,20 @@ mod evaluation;
 mod html;
 mod sources;
 mod text;
+mod time;
 
 #[cfg(test)]
 mod tests;
 
 use mks2_proto::failure::Failure;
+use mks2_proto::goodput::TimeSpent;
 use mks2_proto::job::{Reduction, StageKind};
 use serde::Serialize;
 use serde_json::Value;
 
 pub(crate) use sources::Sources;
+
+use crate::goodput;
 
 /// `report.json`: the numbers of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -43,6 +47,10 @@ pub(crate) struct Report {
     /// Seconds of the evaluation, where it is the last stage of a finished run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) evaluation_seconds: Option<f64>,
+    /// Where the time went: `run` and `workers`, each with its seconds and the part of every
+    /// activity in them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) goodput: Option<Value>,
 }
 
 /// One finished training stage.
@@ -67,6 +75,8 @@ pub(crate) struct Written {
     pub(crate) report: Report,
     /// Location of `report.html`.
     pub(crate) html: String,
+    /// Where the run's time went.
+    pub(crate) spent: TimeSpent,
 }
 
 /// Reads a run directory and writes `report.json` and `report.html` into it.
@@ -84,6 +94,7 @@ pub(crate) async fn compose(run: &str) -> Result<Written, Failure> {
     Ok(Written {
         report,
         html: location,
+        spent: sources.past.books.run(),
     })
 }
 
@@ -111,6 +122,7 @@ fn report(sources: &Sources) -> Report {
         evaluation_seconds: evaluates_last
             .then_some(sources.past.last_seconds)
             .flatten(),
+        goodput: goodput::of_run(&sources.past.books),
     }
 }
 

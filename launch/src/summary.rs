@@ -1,8 +1,10 @@
 //! The closing table of a run, and `mks2 report`, which makes report and table again.
 
 use mks2_proto::failure::Failure;
+use mks2_proto::goodput::TimeSpent;
 use serde_json::Value;
 
+use crate::goodput;
 use crate::output::Output;
 use crate::report;
 use crate::table::Table;
@@ -19,15 +21,20 @@ pub(crate) async fn print(run_url: &str, json: bool, output: &Output) -> Result<
     if json {
         output.result(&format!("{numbers:#}"));
     } else {
-        output.result(&render(&numbers));
+        output.result(&render(&numbers, &written.spent));
         output.note(&format!("report: {}", written.html));
     }
     Ok(())
 }
 
-fn render(report: &Value) -> String {
+fn render(report: &Value, spent: &TimeSpent) -> String {
     let mut text = String::new();
-    for part in [stages(report), evaluation(report), footing(report)] {
+    for part in [
+        stages(report),
+        evaluation(report),
+        time(spent),
+        footing(report),
+    ] {
         if !part.is_empty() {
             text.push('\n');
             text.push_str(&part);
@@ -115,6 +122,13 @@ fn add_share(table: &mut Table, label: &str, share: &Value) {
     }
 }
 
+fn time(spent: &TimeSpent) -> String {
+    match goodput::words(spent) {
+        words if words.is_empty() => words,
+        words => format!("time: {words}\n"),
+    }
+}
+
 fn footing(report: &Value) -> String {
     let mut parts = Vec::new();
     parts.extend(
@@ -134,6 +148,8 @@ fn footing(report: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mks2_proto::goodput::Activity;
+
     use super::*;
 
     #[test]
@@ -147,7 +163,10 @@ mod tests {
             "workers": 2,
             "evaluation_seconds": 12.4,
         });
-        let text = render(&report);
+        let mut spent = TimeSpent::ZERO;
+        spent.add(Activity::Useful, 3);
+        spent.add(Activity::Data, 1);
+        let text = render(&report, &spent);
         assert!(text.contains("evaluate         0:12"), "{text}");
         assert!(
             text.contains("memory    1,200  1:01  0.5000  0123456789ab"),
@@ -160,6 +179,7 @@ mod tests {
             text.contains("reduction exact  workers 2  weights abc"),
             "{text}"
         );
-        assert_eq!(render(&serde_json::json!({})), "");
+        assert!(text.contains("time: useful 75.0 %, data 25.0 %"), "{text}");
+        assert_eq!(render(&serde_json::json!({}), &TimeSpent::ZERO), "");
     }
 }

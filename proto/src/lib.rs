@@ -8,12 +8,14 @@
 //! | [`v1`] | the generated gRPC messages and services |
 //! | [`dial`] | connecting to a coordinator: endpoint, token, deadlines |
 //! | [`env`](mod@env) | the environment contract between launcher and worker |
+//! | [`goodput`] | where the time of a run goes |
 //! | [`failure`] | errors that a user sees: what, why, what to do, exit code |
 //! | [`telemetry`] | logs and OpenTelemetry export, set up once in each `main` |
 
 pub mod dial;
 pub mod env;
 pub mod failure;
+pub mod goodput;
 pub mod ids;
 pub mod job;
 pub mod params;

@@ -30,7 +30,7 @@ mod lines;
 mod propagation;
 mod settings;
 
-pub use instruments::{Instruments, StepSample};
+pub use instruments::{Instruments, StepSample, observe_time};
 pub use propagation::{
     child_environment, continue_from, continue_from_environment, extract, inject,
 };

@@ -1,5 +1,7 @@
 //! What the training step says to whoever directs it, and asks of him.
 
+use std::time::Duration;
+
 use mks2_proto::failure::Failure;
 use mks2_proto::v1::{Phase, StepMetrics};
 
@@ -11,6 +13,9 @@ pub trait Control {
     /// Says what the step does from now on. `collective` is the number of the collective operation
     /// under way, 0 for none.
     fn set_phase(&self, phase: Phase, collective: u64);
+
+    /// Says how long the step has waited for other workers within its present phase.
+    fn waited(&self, _time: Duration) {}
 
     /// Whether somebody asked the run to stop.
     fn stop_requested(&self) -> bool {
@@ -40,6 +45,10 @@ pub trait Control {
 impl Control for Session {
     fn set_phase(&self, phase: Phase, collective: u64) {
         Self::set_phase(self, phase, collective);
+    }
+
+    fn waited(&self, time: Duration) {
+        Self::waited(self, time);
     }
 
     fn stop_requested(&self) -> bool {

@@ -25,6 +25,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mks2_proto::job::Reduction;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -89,6 +90,8 @@ pub struct Reducer {
     held_limit: usize,
     /// Gradients are added by libtorch's operators, as on devices other than the CPU.
     by_operators: bool,
+    /// How long the last `finish` waited until all ranks had come to it.
+    waited: Duration,
 }
 
 /// What has been added since `begin_step`.
@@ -154,6 +157,7 @@ impl Reducer {
             sums,
             held_limit,
             by_operators,
+            waited: Duration::ZERO,
         })
     }
 
@@ -345,12 +349,20 @@ impl Reducer {
             ));
         }
         self.resolve()?;
+        let began = Instant::now();
         let ballots = collective.all_gather(&self.ballot().encode())?;
+        self.waited = began.elapsed();
         let tally = Tally::count(&ballots, self.layout.spans().len(), self.lanes)?;
         no_grad(|| match self.mode {
             Reduction::Exact => self.finish_exact(&tally, collective, state),
             Reduction::Fast => self.finish_fast(collective, state),
         })
+    }
+
+    /// How long the last [`Reducer::finish`] waited until all ranks had come to it.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Brings magnitudes that are still on the device into `seen`.

@@ -185,6 +185,7 @@ impl Run {
         first_step: u64,
         resume: Option<&CheckpointRef>,
     ) -> Result<End, Failure> {
+        self.session.set_phase(Phase::Starting, 0);
         let checkpoint = resume
             .map(|from| self.read(stage, from, &Kind::ALL))
             .transpose()?;

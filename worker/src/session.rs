@@ -20,6 +20,7 @@ mod link;
 mod mail;
 mod mishap;
 mod shared;
+mod timesheet;
 
 use std::{
     net::SocketAddr,
@@ -31,6 +32,8 @@ use mks2_proto::{
     dial,
     env::WorkerEnv,
     failure::{ExitCode, Failure},
+    goodput::{Activity, TimeSpent},
+    telemetry,
     v1::{self, CheckpointRef, Phase, StepMetrics, report::Kind},
 };
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -125,6 +128,8 @@ impl Session {
         let incarnation = link.incarnation();
         let (joined, ended) = link::spawn(link, outgoing, reports.downgrade())?;
         joined.await.map_err(|_| thread_died())??;
+        let account = Arc::clone(&shared);
+        telemetry::observe_time(move || account.spent());
         Ok(Self {
             member_id: env.member_id.clone(),
             incarnation,
@@ -243,10 +248,33 @@ impl Session {
     }
 
     /// Says what the trainer does; heartbeats repeat it. `collective` is the number of the
-    /// collective operation under way, 0 for none. Costs two atomic stores.
+    /// collective operation under way, 0 for none. Costs less than a microsecond.
     pub fn set_phase(&self, phase: Phase, collective: u64) {
         self.shared.set_phase(phase, collective);
         self.mishaps.at(phase, self.shared.step() + 1);
+    }
+
+    /// Says what the trainer waits for until its next phase, where the phase does not tell.
+    pub fn wait_for(&self, activity: Activity) {
+        let now = Instant::now();
+        self.shared.timesheet().wait_for(now, activity);
+    }
+
+    /// Says how long the trainer has waited for others within its present phase.
+    pub fn waited(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.shared.timesheet().waited(Instant::now(), micros);
+    }
+
+    /// Says that a collective has failed with a lost peer.
+    pub fn set_back(&self) {
+        self.shared.timesheet().set_back(Instant::now());
+    }
+
+    /// Where this worker's time has gone since it registered first.
+    #[must_use]
+    pub fn spent(&self) -> TimeSpent {
+        self.shared.spent()
     }
 
     /// Reports a step, counted from 1 over all stages, that was committed in a generation; rank 0
@@ -261,6 +289,7 @@ impl Session {
         metrics: Option<StepMetrics>,
     ) -> Result<(), Failure> {
         self.shared.set_step(step);
+        self.shared.timesheet().committed(Instant::now());
         let committed = v1::StepCommitted { step, metrics };
         self.send((generation, Kind::StepCommitted(committed)))
     }
@@ -328,7 +357,11 @@ impl Session {
     /// # Errors
     /// When the run was over before.
     pub fn finished(&self, complete: bool) -> Result<(), Failure> {
-        let reported = self.report(Kind::Finished(v1::Finished { complete }));
+        // The last word on its time.
+        let beat = self.shared.heartbeat_with_account();
+        let reported = self
+            .report(Kind::Heartbeat(beat))
+            .and_then(|()| self.report(Kind::Finished(v1::Finished { complete })));
         self.close();
         reported
     }

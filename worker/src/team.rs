@@ -317,6 +317,9 @@ impl Team {
             };
         };
         let generation = before.generation;
+        if matches!(cause, Leaving::Failed(_)) {
+            link.session.set_back();
+        }
         match cause {
             _ if before.abort.is_raised() => {
                 info!(generation = generation as i64, "the generation is over");

@@ -269,6 +269,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             .reducer
             .finish(team.collective(), &mut self.replica.state)?;
         work.waits.comm += began.elapsed().as_secs_f64();
+        control.waited(self.replica.reducer.waited());
         match verdict {
             Verdict::Applied => {
                 work.is_reduced = true;

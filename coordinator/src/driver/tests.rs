@@ -38,6 +38,7 @@ fn stage(limits: Limits) -> Stage {
         last_generation: Generation(0),
         checkpoints: Checkpoints::default(),
         restored: None,
+        books: Default::default(),
         limits,
     });
     let (status, watch) = watch::channel(machine.status(Duration::ZERO));
@@ -124,7 +125,7 @@ async fn nothing_is_announced_before_it_is_recorded() {
     let (_, mut second) = stage.join(1).await;
     let task = stage.task().await;
     assert!(
-        matches!(task, Task::Record(Entry::GenerationFormed { .. })),
+        matches!(task, Task::Record(Entry::GenerationFormed { .. }, _)),
         "{task:?}"
     );
     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -6,6 +6,7 @@ use mks2_proto::ids::{Generation, RunId, Term};
 use serde::{Deserialize, Serialize};
 
 use super::{Entry, Record, record::GenerationMember};
+use crate::books::Books;
 use crate::state::Checkpoints;
 
 /// The run that a directory belongs to.
@@ -78,12 +79,16 @@ pub struct History {
     /// The generation at work.
     #[serde(default)]
     pub working: Option<Working>,
+    /// Where the run's time has gone.
+    #[serde(default)]
+    pub books: Books,
 }
 
 impl History {
     /// Adds a record.
     pub fn fold(&mut self, record: &Record) {
         self.term = record.term;
+        self.books.clone_from(&record.books);
         match &record.entry {
             // A finished run stays finished until somebody works in it again.
             Entry::TermTaken if self.ending == Some(Ending::Finished) => {}
@@ -103,6 +108,7 @@ impl History {
                 });
                 self.ending = None;
                 self.working = None;
+                self.books = Books::default();
             }
             Entry::GenerationFormed {
                 generation,
@@ -110,16 +116,14 @@ impl History {
                 after_step,
                 ..
             } => {
+                let before = self.working.take();
                 self.generation = *generation;
                 self.ending = None;
                 self.working = Some(Working {
                     generation: *generation,
                     members: members.clone(),
                     after_step: *after_step,
-                    stop: self
-                        .working
-                        .take()
-                        .and_then(|before| before.stop_for(members)),
+                    stop: before.and_then(|before| before.stop_for(members)),
                 });
             }
             Entry::CheckpointCommitted {

@@ -8,6 +8,7 @@ use mks2_proto::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::books::Books;
 use crate::state::{Abortion, Checkpoint};
 
 /// A decision. Steps are none: they follow from the plan.
@@ -155,6 +156,9 @@ pub struct Record {
     pub at_ms: u64,
     /// The digest of the record before; empty for the first.
     pub previous: String,
+    /// Where the run's time had gone by then.
+    #[serde(default, skip_serializing_if = "Books::is_empty")]
+    pub books: Books,
     /// The decision.
     pub entry: Entry,
     /// blake3 in hex of this record as compact JSON with an empty digest.

@@ -347,6 +347,7 @@ impl Session {
             step: self.step.get(),
             phase: phase.into(),
             collective,
+            spent: None,
         };
         self.labelled((self.generation.get(), Kind::Heartbeat(beat)))
     }

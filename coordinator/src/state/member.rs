@@ -24,6 +24,8 @@ pub(crate) struct Member {
     pub(crate) detached: Option<(Duration, String)>,
     /// Its last sign of life. For one that is awaited, the end of the reunion.
     pub(crate) heard: Duration,
+    /// When it last said where its time has gone.
+    pub(crate) accounted: Duration,
     /// The last step that it committed.
     pub(crate) committed: u64,
     pub(crate) phase: Phase,
@@ -49,6 +51,7 @@ impl Member {
             stream: None,
             detached: None,
             heard: now,
+            accounted: now,
             committed: resumed_at,
             phase: Phase::Starting,
             collective: 0,
@@ -70,6 +73,7 @@ impl Member {
             stream: None,
             detached: None,
             heard: until,
+            accounted: until,
             committed: step,
             phase: Phase::Unspecified,
             collective: 0,

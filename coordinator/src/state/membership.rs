@@ -313,6 +313,7 @@ impl Machine {
             }
         };
         self.generation = Generation(self.generation.0 + 1);
+        self.count_places(assignment.len());
         self.assignment.clone_from(&assignment);
         let active = Active {
             generation: self.generation,

@@ -19,6 +19,9 @@ impl Machine {
         generation: Generation,
         kind: Kind,
     ) -> Vec<Action> {
+        if let Kind::Heartbeat(beat) = &kind {
+            self.keep_books(now, who, beat);
+        }
         if let Some(actions) = self.candidate_said(now, who, &kind) {
             return actions;
         }
@@ -281,6 +284,7 @@ impl Machine {
             return vec![Action::Committed(ticket, Vec::new())];
         }
         self.checkpoints.insert(checkpoint.clone());
+        self.books.saved();
         let released = self.checkpoints.surplus(self.config.keep_last);
         let steps: Vec<_> = released.iter().map(|checkpoint| checkpoint.step).collect();
         self.checkpoints.remove(&steps);

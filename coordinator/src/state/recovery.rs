@@ -127,6 +127,7 @@ impl Machine {
             return Vec::new();
         }
         let failure = self.loss(id, how);
+        self.close_account(id);
         let mut others = self.members.iter().filter(|(other, _)| *other != id);
         let knows = |(_, other): (_, &Member)| other.knows() || other.finished.is_some();
         if !others.clone().any(knows) {
@@ -182,6 +183,7 @@ impl Machine {
             // Those who are gone may have committed some, and let others go.
             self.beginning.clone_from(&self.checkpoints);
         }
+        self.books.rewound();
         self.step = self.beginning.latest().map_or(0, |latest| latest.step);
         self.stage = None;
         self.quarrelled_at = None;

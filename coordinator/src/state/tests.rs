@@ -111,6 +111,7 @@ fn machine(returns: bool, min: u32) -> Machine {
         last_generation: Generation(0),
         checkpoints: Checkpoints::default(),
         restored: None,
+        books: Default::default(),
         limits: Limits::default(),
     })
 }

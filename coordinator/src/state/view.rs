@@ -50,6 +50,7 @@ impl Machine {
             candidates: self.candidate_statuses(now),
             members_joined: self.members_joined,
             members_left: self.members_left,
+            spent: Some(self.books.run().into()),
         }
     }
 
@@ -73,7 +74,7 @@ impl Machine {
     }
 
     /// Nobody is wanted any more once some have finished.
-    fn wanted_now(&self) -> u32 {
+    pub(super) fn wanted_now(&self) -> u32 {
         let has_ended = |member: &Member| member.finished.is_some();
         match self.members.values().any(has_ended) {
             true => 0,
@@ -106,6 +107,7 @@ impl Machine {
             collective: member.collective,
             silent_ms: in_steps(now.saturating_sub(member.heard)),
             connected: member.stream.is_some(),
+            spent: Some(self.books.of(id).into()),
         }
     }
 

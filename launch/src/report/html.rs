@@ -8,7 +8,7 @@ use mks2_proto::job::{Stage, StageKind};
 use serde_json::Value;
 
 use super::text::{escape, moment, short};
-use super::{Report, Sources, curves, evaluation};
+use super::{Report, Sources, curves, evaluation, time};
 use crate::units::{clock, count, percent, plural};
 
 const STYLE: &str = include_str!("style.css");
@@ -24,6 +24,7 @@ pub(super) fn page(sources: &Sources, report: &Report) -> String {
         evaluation::captions(sources),
         evaluation::router(sources),
         stages(sources, report),
+        time::time(sources),
         curves::curves(sources),
         job(sources, report),
     ];

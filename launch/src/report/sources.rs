@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::TryStreamExt;
+use mks2_coordinator::books::Books;
 use mks2_coordinator::journal::{Ending, Entry, History, Record};
 use mks2_dataset::error::Error;
 use mks2_dataset::store;
@@ -49,6 +50,8 @@ pub(super) struct Past {
     pub(super) ending: Option<Ending>,
     /// What the last failure was, and why.
     pub(super) failure: Option<(String, String)>,
+    /// Where the time went.
+    pub(super) books: Books,
 }
 
 impl Past {
@@ -83,6 +86,7 @@ impl Past {
             }
         }
         past.ending = history.ending;
+        past.books = history.books;
         past
     }
 }

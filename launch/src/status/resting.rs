@@ -6,6 +6,7 @@ use mks2_dataset::store;
 use mks2_proto::failure::Failure;
 use serde_json::{Value, json};
 
+use crate::goodput;
 use crate::train::located;
 
 /// The end of a run's journal.
@@ -80,6 +81,10 @@ impl Resting {
             Some(latest) => format!("checkpoint  step {} (stage {})", latest.step, latest.stage),
             None => "checkpoint  none".into(),
         });
+        let time = goodput::words(&self.history.books.run());
+        if !time.is_empty() {
+            lines.push(format!("time        {time}"));
+        }
         if self.has_report {
             lines.push(format!(
                 "report      {}/report.html",
@@ -111,6 +116,7 @@ impl Resting {
             "state": self.state(),
             "term": self.history.term.0,
             "generation": self.history.generation.0,
+            "goodput": goodput::of_run(&self.history.books),
             "checkpoint": self.history.checkpoints.latest().map(|latest| json!({
                 "step": latest.step, "stage": latest.stage, "final": latest.is_final,
             })),

@@ -1,10 +1,12 @@
 //! A live status as text and as JSON.
 
-use mks2_proto::v1::{MemberStatus, Phase, RunState, StatusResponse};
+use mks2_proto::goodput::{Activity, TimeSpent};
+use mks2_proto::v1::{self, MemberStatus, Phase, RunState, StatusResponse};
 use serde_json::{Value, json};
 
+use crate::goodput;
 use crate::table::Table;
-use crate::units::count;
+use crate::units::{count, percent};
 
 /// The state in one word.
 pub(super) fn state_word(state: RunState) -> &'static str {
@@ -97,12 +99,20 @@ pub(super) fn text(status: &StatusResponse) -> String {
         status.generation, status.term
     ));
     lines.push(workers(status));
+    let spent = spent(status.spent);
+    if spent.total() > 0 {
+        lines.push(format!("time        {}", goodput::words(&spent)));
+    }
     lines.extend(status.notices.iter().map(|notice| {
         let step = count(notice.step);
         format!("after step {step}: {}: {}", notice.what, notice.why)
     }));
     let members = members(&status.members, &status.candidates);
     format!("{}\n\n{members}", lines.join("\n"))
+}
+
+fn spent(wire: Option<v1::TimeSpent>) -> TimeSpent {
+    wire.map(TimeSpent::from).unwrap_or_default()
 }
 
 /// How many there are and are to be, and who came and went.
@@ -127,7 +137,7 @@ fn workers(status: &StatusResponse) -> String {
 /// Members by rank, then those who prepare to take part.
 fn members(members: &[MemberStatus], candidates: &[MemberStatus]) -> String {
     let mut table = Table::new(&[
-        ">rank", "worker", "host", "device", "lanes", ">step", "phase", ">silent",
+        ">rank", "worker", "host", "device", "lanes", ">step", "phase", ">silent", ">useful",
     ]);
     let joins = [false, true];
     let groups = joins.into_iter().zip([members, candidates]);
@@ -137,6 +147,7 @@ fn members(members: &[MemberStatus], candidates: &[MemberStatus]) -> String {
             0 => phase_word(member.phase()).to_owned(),
             number => format!("{} (collective {number})", phase_word(member.phase())),
         };
+        let useful = spent(member.spent).share(Activity::Useful);
         let silent = format!("{:.1} s", member.silent_ms as f64 / 1000.0);
         table.row([
             match joins {
@@ -154,6 +165,7 @@ fn members(members: &[MemberStatus], candidates: &[MemberStatus]) -> String {
             } else {
                 "gone".into()
             },
+            useful.map(percent).unwrap_or_default(),
         ]);
     }
     table.render()
@@ -187,6 +199,7 @@ pub(super) fn json(status: &StatusResponse) -> Value {
         "members_joined": status.members_joined,
         "members_left": status.members_left,
         "checkpoints_skipped": status.checkpoints_skipped,
+        "goodput": goodput::json(&spent(status.spent)),
         "notices": status.notices.iter().map(|notice| json!({
             "step": notice.step, "what": notice.what, "why": notice.why,
             "lost": Some(&notice.lost_member).filter(|lost| !lost.is_empty()),
@@ -210,6 +223,7 @@ fn member_json(member: &MemberStatus) -> Value {
         "collective": member.collective,
         "silent_ms": member.silent_ms,
         "connected": member.connected,
+        "goodput": goodput::json(&spent(member.spent)),
     })
 }
 

@@ -121,6 +121,37 @@ pub struct Heartbeat {
     /// Sequence number of the collective under way; 0: none.
     #[prost(uint64, tag = "3")]
     pub collective: u64,
+    /// Where the process' time has gone since it registered first; now and then.
+    #[prost(message, optional, tag = "4")]
+    pub spent: ::core::option::Option<TimeSpent>,
+}
+/// Microseconds by what they were spent on. The fields add up to the wall time.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TimeSpent {
+    /// Computing, exchanging and applying gradients of steps that count.
+    #[prost(uint64, tag = "1")]
+    pub useful_us: u64,
+    /// Waiting for samples.
+    #[prost(uint64, tag = "2")]
+    pub data_us: u64,
+    /// Waiting in a collective for members that come later.
+    #[prost(uint64, tag = "3")]
+    pub straggler_us: u64,
+    /// From the loss of a peer to the commit of the step in which it was lost, and steps that had to
+    /// be computed again.
+    #[prost(uint64, tag = "4")]
+    pub recovery_us: u64,
+    /// Waiting for a checkpoint.
+    #[prost(uint64, tag = "5")]
+    pub checkpoint_us: u64,
+    /// Waiting for a coordinator.
+    #[prost(uint64, tag = "6")]
+    pub coordinator_us: u64,
+    /// Starting, waiting for members to come, letting one in; places that nobody has.
+    #[prost(uint64, tag = "7")]
+    pub restart_us: u64,
+    #[prost(uint64, tag = "8")]
+    pub evaluation_us: u64,
 }
 /// Sent by each member after the vote; rank 0 adds the metrics. After a change of generation the
 /// last step may be told again: the news of it may have died with its teller.
@@ -463,6 +494,9 @@ pub struct StatusResponse {
     pub members_joined: u64,
     #[prost(uint64, tag = "27")]
     pub members_left: u64,
+    /// Worker time of the whole run, over all its terms.
+    #[prost(message, optional, tag = "28")]
+    pub spent: ::core::option::Option<TimeSpent>,
 }
 /// Something went wrong and the run went on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -506,6 +540,9 @@ pub struct MemberStatus {
     pub silent_ms: u64,
     #[prost(bool, tag = "10")]
     pub connected: bool,
+    /// Where its time has gone, over all processes of that name.
+    #[prost(message, optional, tag = "11")]
+    pub spent: ::core::option::Option<TimeSpent>,
 }
 /// Why the coordinator said no, for programs; travels in the details of the gRPC status.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -4,6 +4,7 @@ use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
 use opentelemetry::{KeyValue, global};
 
 use super::export::SCOPE;
+use crate::goodput::{Activity, TimeSpent};
 
 /// Seconds. The SDK's own bounds begin at 5 and fit milliseconds only.
 const STEP_BOUNDS: [f64; 14] = [
@@ -95,6 +96,24 @@ impl Instruments {
         self.checkpoint_duration
             .record(seconds, &[KeyValue::new("mks2.stage", stage.to_owned())]);
     }
+}
+
+/// Exports where this process' time goes, as often as metrics are read; to be called after
+/// [`init`](super::init).
+pub fn observe_time(spent: impl Fn() -> TimeSpent + Send + Sync + 'static) {
+    let _instrument = global::meter(SCOPE)
+        .f64_observable_counter("mks2.time")
+        .with_unit("s")
+        .with_description("Where the worker's time has gone; the activities add up to it")
+        .with_callback(move |observer| {
+            let spent = spent();
+            for activity in Activity::ALL {
+                let seconds = spent.of(activity) as f64 / 1e6;
+                let name = KeyValue::new("mks2.activity", activity.name());
+                observer.observe(seconds, &[name]);
+            }
+        })
+        .build();
 }
 
 impl Default for Instruments {

@@ -2,6 +2,7 @@
 
 use mks2_dataset::plan::Plan;
 use mks2_proto::failure::{ExitCode, Failure};
+use mks2_proto::goodput::Activity;
 use mks2_proto::job::Stage;
 use mks2_proto::v1::Phase;
 
@@ -144,6 +145,10 @@ impl Run {
         original: Option<Original<'_>>,
     ) -> Result<Crossing, Failure> {
         self.meet();
+        if original.is_some() && self.team.rank() != 0 {
+            // What keeps rank 0 is the end of the stage, which it saves.
+            self.session.wait_for(Activity::Checkpoint);
+        }
         let mine = [u8::from(self.session.stop_requested())];
         let gathered = self.team.collective().all_gather(&mine);
         match gathered.map_err(Setback::from) {

@@ -40,6 +40,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
 /// How long the coordinator has to end its side of the stream.
 const LAST_WORDS: Duration = Duration::from_secs(4);
+/// How often a heartbeat says where the time has gone.
+const ACCOUNT_EVERY: Duration = Duration::from_secs(1);
 /// Reports on their way into the stream.
 const IN_FLIGHT: usize = 64;
 
@@ -241,6 +243,11 @@ impl Link {
         self.report((self.shared.generation(), beat))
     }
 
+    fn heartbeat_with_account(&self) -> v1::Report {
+        let beat = Kind::Heartbeat(self.shared.heartbeat_with_account());
+        self.report((self.shared.generation(), beat))
+    }
+
     /// Lives with a coordinator, and without one while it is looked for.
     async fn work(&self, mut mail: Mail, mut line: Line, interval: Duration, patience: Duration) {
         loop {
@@ -275,6 +282,7 @@ impl Link {
     async fn exchange(&self, mail: &mut Mail, line: &mut Line, interval: Duration) -> End {
         let mut pulse = tokio::time::interval(interval);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut accounted: Option<Instant> = None;
         loop {
             let (report, labelled) = tokio::select! {
                 directive = line.directives.message() => match directive {
@@ -289,7 +297,17 @@ impl Link {
                     Some(labelled) => (self.report(labelled.clone()), Some(labelled)),
                     None => return End::Done,
                 },
-                _ = pulse.tick() => (self.heartbeat(), None),
+                _ = pulse.tick() => {
+                    let is_due = accounted.is_none_or(|last| last.elapsed() >= ACCOUNT_EVERY);
+                    let report = match is_due {
+                        true => self.heartbeat_with_account(),
+                        false => self.heartbeat(),
+                    };
+                    if is_due {
+                        accounted = Some(Instant::now());
+                    }
+                    (report, None)
+                }
             };
             let sent = line.outgoing.send(report).await.is_ok();
             if let Some(labelled) = labelled {

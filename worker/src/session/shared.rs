@@ -6,15 +6,17 @@ use std::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mks2_proto::{
     dial::Client,
     failure::Failure,
+    goodput::TimeSpent,
     v1::{self, Phase},
 };
 
+use super::timesheet::Timesheet;
 use super::{Assignment, Call, Invitation};
 use crate::collectives::AbortFlag;
 
@@ -46,6 +48,7 @@ pub(super) struct Shared {
     generation: AtomicU64,
     stop: AtomicBool,
     regroup: AtomicBool,
+    timesheet: Mutex<Timesheet>,
     news: Mutex<News>,
     changed: Condvar,
 }
@@ -59,6 +62,7 @@ impl Default for Shared {
             generation: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             regroup: AtomicBool::new(false),
+            timesheet: Mutex::default(),
             news: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -69,6 +73,17 @@ impl Shared {
     pub(super) fn set_phase(&self, phase: Phase, collective: u64) {
         self.phase.store(phase as i32, Ordering::Relaxed);
         self.collective.store(collective, Ordering::Relaxed);
+        self.timesheet().enter(Instant::now(), phase);
+    }
+
+    /// The account of this worker's time.
+    pub(super) fn timesheet(&self) -> MutexGuard<'_, Timesheet> {
+        let locked = self.timesheet.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn spent(&self) -> TimeSpent {
+        self.timesheet().at(Instant::now())
     }
 
     pub(super) fn set_step(&self, step: u64) {
@@ -84,6 +99,14 @@ impl Shared {
             step: self.step.load(Ordering::Relaxed),
             phase: self.phase.load(Ordering::Relaxed),
             collective: self.collective.load(Ordering::Relaxed),
+            spent: None,
+        }
+    }
+
+    pub(super) fn heartbeat_with_account(&self) -> v1::Heartbeat {
+        v1::Heartbeat {
+            spent: Some(self.spent().into()),
+            ..self.heartbeat()
         }
     }
 
@@ -109,6 +132,7 @@ impl Shared {
 
     /// Registered: where to begin counts until this worker takes part.
     pub(super) fn welcomed(&self, welcome: v1::RegisterResponse) {
+        self.timesheet().open(Instant::now());
         let mut news = self.lock();
         if news.assignment.is_none() {
             news.welcome = welcome;
@@ -120,6 +144,8 @@ impl Shared {
     }
 
     pub(super) fn set_client(&self, client: Option<Client>) {
+        let is_orphan = client.is_none();
+        self.timesheet().set_orphan(Instant::now(), is_orphan);
         self.lock().client = client;
     }
 
@@ -143,6 +169,7 @@ impl Shared {
         // The change that was asked for has come, or has to be asked for again.
         self.regroup.store(false, Ordering::Release);
         drop(news);
+        self.timesheet().set_held(Instant::now(), false);
         if let Some(before) = before {
             before.abort.abort(reason);
         }
@@ -156,6 +183,7 @@ impl Shared {
 
     /// The generation is over, and the next one may be long in coming.
     pub(super) fn hold(&self, reason: &str) {
+        self.timesheet().set_held(Instant::now(), true);
         if let Some(assignment) = &self.lock().assignment {
             assignment.abort.abort(reason);
         }

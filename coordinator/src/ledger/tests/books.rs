@@ -102,6 +102,7 @@ fn record(term: u64, entry: Entry) -> Record {
         at_ms: 1_000,
         previous: String::new(),
         entry,
+        books: crate::books::Books::default(),
         digest: String::new(),
     }
 }
