@@ -288,8 +288,11 @@ impl Session {
         step: u64,
         metrics: Option<StepMetrics>,
     ) -> Result<(), Failure> {
+        // Steps that are told again are behind this worker.
+        if step > self.shared.step() {
+            self.shared.timesheet().committed(Instant::now());
+        }
         self.shared.set_step(step);
-        self.shared.timesheet().committed(Instant::now());
         let committed = v1::StepCommitted { step, metrics };
         self.send((generation, Kind::StepCommitted(committed)))
     }

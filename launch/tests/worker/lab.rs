@@ -235,15 +235,24 @@ impl Lab {
         Ended::from(verified.expect("mks2 runs")).done();
     }
 
-    /// The entries of one kind in a run's journal.
-    pub(crate) fn journal(&self, run: &str, kind: &str) -> Vec<Value> {
+    /// The records of a run's journal, without its snapshots.
+    pub(crate) fn records(&self, run: &str) -> Vec<Value> {
         let folder = std::fs::read_dir(self.path(run).join("journal")).expect("a journal");
         let mut paths: Vec<_> = folder.map(|entry| entry.expect("read").path()).collect();
         paths.sort();
         let read = |path: &PathBuf| -> Value {
             serde_json::from_slice(&std::fs::read(path).expect("read")).expect("JSON")
         };
-        let entries = paths.iter().map(|path| read(path)["entry"].clone());
+        let records = paths.iter().map(read);
+        records
+            .filter(|record| record["entry"].is_object())
+            .collect()
+    }
+
+    /// The entries of one kind in a run's journal.
+    pub(crate) fn journal(&self, run: &str, kind: &str) -> Vec<Value> {
+        let records = self.records(run).into_iter();
+        let entries = records.map(|record| record["entry"].clone());
         entries.filter(|entry| entry["kind"] == kind).collect()
     }
 
