@@ -25,6 +25,7 @@ use tch::Device;
 use tokio::runtime::Handle;
 use tracing::{info, info_span};
 
+use crate::audit::is_due;
 use crate::checkpoint::{Facts, Kind, Table};
 use crate::device;
 use crate::evaluate::{Evaluator, ancestry};
@@ -230,8 +231,8 @@ impl Run {
             encoder,
             table,
             mut replica,
+            weights,
             leaves,
-            ..
         } = prepared;
         let Some(data) = self.begin(stage, first_step, &mut replica)? else {
             return Ok(End::Overtaken);
@@ -244,11 +245,13 @@ impl Run {
             first_step,
             lanes: job.lanes,
             optimizer: &stage.optimizer,
+            audit: &job.audit,
         };
         if self.team.rank() == 0 {
             self.saver.warm(&table);
         }
-        let mut trainer = Trainer::new(settings, objective, data, replica, leaves);
+        let tensors = (leaves, weights.frozen());
+        let mut trainer = Trainer::new(settings, objective, data, replica, tensors);
         // A newcomer may find the others behind the last step, and the weights evened out.
         let is_behind = self.team.point().part == Part::Border;
         let mut stop = is_behind;
@@ -258,18 +261,22 @@ impl Run {
                 ..self.team.point()
             });
         }
+        let began_at = trainer.progress().step;
         while !trainer.is_done() && !stop {
-            stop = trainer.step(&*self.session, &mut self.team)?;
             let step = trainer.progress().step;
-            let is_due = step.is_multiple_of(job.checkpoint.every_steps.max(1));
-            if is_due && !stop && !trainer.is_done() {
+            // What is saved was compared before, and a newcomer begins with the comparison, too.
+            if is_due(&job.audit, &job.checkpoint, step) {
+                trainer.audit(&*self.session, &mut self.team)?;
+            }
+            if step > began_at && step.is_multiple_of(job.checkpoint.every_steps.max(1)) {
                 self.save(stage, first_step, &trainer, &table, &encoder)?;
             }
+            stop = trainer.step(&*self.session, &mut self.team)?;
         }
         if trainer.is_done() && !is_behind {
             self.even_out(stage, trainer.state())?;
         }
-        let crossed = self.cross(&trainer, |run, trainer| {
+        let crossed = self.cross(&mut trainer, |run, trainer| {
             run.save(stage, first_step, trainer, &table, &encoder)?;
             run.saver.settle()
         })?;
@@ -296,6 +303,8 @@ impl Run {
         let step = replica.progress.step;
         let data = self.sources().data(stage, self.team.held(), step)?;
         if self.team.point().part == Part::Start {
+            self.team.set_compared(first_step + step);
+            self.team.set_alike(first_step + step);
             let original = Original { identity, replica };
             self.agree(stage, &data.0, original, first_step + step)?;
             // The lanes held may be others by now.

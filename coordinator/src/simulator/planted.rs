@@ -69,6 +69,8 @@ planted_faults! {
     AnsweredBeforeRecorded,
     /// A checkpoint that is the latest may be let go.
     LatestReleased,
+    /// A run whose members differ goes on without the odd one, with what that has computed.
+    NotTakenBack,
     /// Steps that are told again are measured again.
     MeasuredTwice,
     /// Members that come after the first ones begin where these began.

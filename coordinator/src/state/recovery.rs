@@ -189,7 +189,7 @@ impl Machine {
     }
 
     /// Takes a member out; one that still listens is told why.
-    fn dismiss(&mut self, id: &MemberId, failure: &Failure) -> Vec<Action> {
+    pub(super) fn dismiss(&mut self, id: &MemberId, failure: &Failure) -> Vec<Action> {
         if planted!(LostMemberKept) {
             return Vec::new();
         }

@@ -63,7 +63,9 @@ impl Mail {
                 }
                 self.told.push_back(labelled);
             }
-            Kind::PeerLost(_) | Kind::AtBorder(_) => self.complaint = Some(labelled),
+            Kind::PeerLost(_) | Kind::AtBorder(_) | Kind::ReplicasDiffer(_) => {
+                self.complaint = Some(labelled);
+            }
             Kind::Ready(_) => self.ready = Some(labelled),
             Kind::StageChanged(_) => self.stage = Some(labelled),
             _ => {}
