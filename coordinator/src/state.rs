@@ -153,7 +153,7 @@ pub struct Machine {
     /// Steps whose manifests are being written, and who else waits for them.
     writing: BTreeMap<u64, Vec<Ticket>>,
     /// Members' copies of the state differ.
-    differing: corruption::Waiting,
+    differing: Option<v1::ReplicasDiffer>,
     /// Until when members of an earlier term are awaited.
     reunion: Option<Duration>,
     /// Who holds the others up, in words.

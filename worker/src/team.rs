@@ -27,7 +27,7 @@ use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::Failure;
 use mks2_proto::v1::Phase;
 use tch::Device;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::collectives::nccl::NcclMesh;
 use crate::collectives::tcp::{DataListener, Mesh, Roster};
@@ -349,6 +349,7 @@ impl Team {
         };
         let generation = before.generation;
         match cause {
+            Leaving::Broken(cause @ Cause::Differ(_)) => cause.report(&link.session, &before)?,
             _ if before.abort.is_raised() => {
                 info!(generation = generation as i64, "the generation is over");
             }

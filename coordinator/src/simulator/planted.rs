@@ -86,6 +86,12 @@ planted_faults! {
     FirstWelcomeKept,
     /// A newcomer does not take the weights of the others.
     NothingHandedOver,
+    /// Members do not look at what a comparison of their copies says.
+    DifferencesIgnored,
+    /// A newcomer gets a copy that was not compared.
+    DamageHandedOver,
+    /// A checkpoint is saved before the copies are compared.
+    SavedUncompared,
     /// A worker votes before it holds the gradient.
     VoteBeforeHeld,
     /// A worker that missed the vote does the step again.

@@ -6,21 +6,14 @@
 //! now. So the run goes back to its latest checkpoint, before which all copies were compared; or,
 //! where the job prefers that, the odd one alone is lost, and a new one gets the others' state.
 
-use mks2_proto::{
-    failure::Failure,
-    ids::{Generation, MemberId},
-    job::OnCorruption,
-    v1::ReplicasDiffer,
-};
+use mks2_proto::{failure::Failure, ids::MemberId, job::OnCorruption, v1::ReplicasDiffer};
 
 use super::{Action, Machine, Member};
 use crate::journal::Entry;
 
-/// A report that waits until the manifest that is being written is there.
-pub(super) type Waiting = Option<(Generation, ReplicasDiffer)>;
-
 impl Machine {
-    /// The members' copies of the state differ.
+    /// The members' copies of the state differ. That stays true when their generation is over, for
+    /// another reason: processes that have come since the run began again were not in it.
     pub(super) fn replicas_differ(&mut self, found: ReplicasDiffer) -> Vec<Action> {
         let working = |id: &MemberId| {
             let member = self.members.get(id);
@@ -29,18 +22,18 @@ impl Machine {
         let named = found.member_ids.iter();
         let named = named.filter_map(|id| MemberId::new(id).ok());
         let odd: Vec<_> = named.filter(working).collect();
-        if odd.is_empty() && !found.member_ids.is_empty() {
-            // The others go on without it already.
+        if self.run.active().is_none() {
             return Vec::new();
         }
         let evicts = self.config.on_corruption == OnCorruption::Evict || planted!(NotTakenBack);
-        if evicts && !odd.is_empty() {
+        if evicts && !found.member_ids.is_empty() {
+            // Where all say it, the others go on without it already.
             let how = difference(&found);
             return odd.iter().flat_map(|id| self.lose(id, &how)).collect();
         }
         if !self.writing.is_empty() {
             // What is being saved was compared: it is the place to go back to.
-            self.differing = Some((self.generation, found));
+            self.differing = Some(found);
             return Vec::new();
         }
         self.take_back(&odd, &found)
@@ -51,18 +44,8 @@ impl Machine {
         if !self.writing.is_empty() {
             return Vec::new();
         }
-        match self.differing.take() {
-            Some((generation, found)) if self.is_at_work_in(generation) => {
-                self.replicas_differ(found)
-            }
-            // The next generation compares again.
-            _ => Vec::new(),
-        }
-    }
-
-    fn is_at_work_in(&self, generation: Generation) -> bool {
-        let active = self.run.active();
-        active.is_some_and(|active| active.generation == generation)
+        let found = self.differing.take();
+        found.map_or_else(Vec::new, |found| self.replicas_differ(found))
     }
 
     /// The run goes back to its latest checkpoint, with new processes.
@@ -88,7 +71,8 @@ impl Machine {
             match odd.is_empty() {
                 true => format!("{how}; nobody can say which copy is right"),
                 false => format!(
-                    "what it has computed since step {} may be in all copies",
+                    "what {} computed since step {} may be in all copies",
+                    found.member_ids.join(", "),
                     found.agreed_step
                 ),
             },

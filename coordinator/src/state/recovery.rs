@@ -177,6 +177,7 @@ impl Machine {
             .map(|(id, _)| Action::LetGo(id, reason.clone()))
             .collect();
         self.assignment.clear();
+        self.differing = None;
         self.run = Run::Waiting;
         if !planted!(OldBeginning) {
             // Those who are gone may have committed some, and let others go.

@@ -109,7 +109,7 @@ fn draw(state: &mut u64) -> u64 {
 fn a_thousand_of_a_thousand_flipped_bits_are_found() {
     let (mut replica, mut frozen) = copy();
     let quiet = digest(&replica, &frozen).unwrap();
-    let mut flip = |(replica, frozen): (&mut Replica, &mut Vec<Tensor>), place, choice| {
+    let flip = |(replica, frozen): (&mut Replica, &mut Vec<Tensor>), place, choice| {
         match place {
             Flip::Frozen => flip_in(&mut frozen[0], choice).unwrap(),
             _ => replica.flip(place, choice).unwrap(),

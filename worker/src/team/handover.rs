@@ -73,6 +73,7 @@ impl<'a> Arrival<'a> {
         Standing {
             point: stage.point,
             committed: of.map_or(0, |of| of.committed),
+            compared: 0,
             sums: Vec::new(),
             newcomer: Some(self.received.len() as u64),
         }

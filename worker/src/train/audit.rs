@@ -49,7 +49,7 @@ impl<O: Objective> Trainer<'_, O> {
             let _span = info_span!("audit").entered();
             // A member that hashes moves; then it waits for the others.
             control.set_phase(Phase::Auditing, 0);
-            let digest = audit::digest(&self.replica, &self.frozen)?;
+            let digest = self.digest()?;
             control.set_phase(Phase::Auditing, team.collective().sequence() + 1);
             let verdict = audit::compare(team.collective(), Some(digest))?;
             match verdict {
@@ -60,6 +60,14 @@ impl<O: Objective> Trainer<'_, O> {
         }
         team.set_compared(step);
         Ok(())
+    }
+
+    /// Digest of everything that a step is computed from and that all members hold alike.
+    ///
+    /// # Errors
+    /// When something cannot be read from its device.
+    pub fn digest(&self) -> Result<blake3::Hash, Failure> {
+        audit::digest(&self.replica, &self.frozen)
     }
 
     /// Gradients that are no numbers, or scales that differ, may come from a damaged copy: then it is
