@@ -74,6 +74,7 @@ impl Checks {
     /// A member applied a step.
     pub(super) fn applied(&mut self, who: &Identity, step: u64, weights: u64) {
         self.weights.insert(step, weights);
+        self.damage.applied(who.incarnation.0);
         let is_right = self.truth.get(&step) == Some(&weights);
         // What a damaged copy computes is in all of them until they are compared.
         if !is_right && !self.damage.was_there() {

@@ -13,8 +13,9 @@ pub(super) struct Damage {
     damaged: BTreeSet<u64>,
     /// Processes that have seen it.
     finders: BTreeSet<u64>,
-    /// Processes of the latest generation.
+    /// Processes of the latest generation, and those that have applied a step.
     members: BTreeSet<u64>,
+    holders: BTreeSet<u64>,
     /// Nobody could know of it: from then on the checkpoints hold it.
     is_hidden: bool,
 }
@@ -36,6 +37,10 @@ impl Damage {
         self.is_hidden |= self.members.len() < 2 || self.members.is_subset(&self.damaged);
     }
 
+    pub(super) fn applied(&mut self, process: u64) {
+        self.holders.insert(process);
+    }
+
     pub(super) fn found(&mut self, process: u64) {
         self.finders.insert(process);
     }
@@ -50,14 +55,14 @@ impl Damage {
     /// are alike; one that is left alone with newcomers tells them its own.
     pub(super) fn formed(&mut self, seats: &Seats) {
         let members: BTreeSet<u64> = seats.iter().map(|seat| seat.0).collect();
-        let stayed: BTreeSet<u64> = members.intersection(&self.members).copied().collect();
-        if stayed.is_empty() {
+        if members.is_disjoint(&self.members) {
             // All are new, and begin at a checkpoint.
             self.taken_back();
         }
         let is_known = !self.finders.is_disjoint(&members);
         let is_gone = !self.damaged.is_subset(&members);
-        let is_alone = stayed.len() < 2 && !self.damaged.is_empty();
+        let knowing = members.intersection(&self.holders).count();
+        let is_alone = knowing < 2 && !self.damaged.is_empty();
         self.is_hidden |= (is_gone || is_alone) && !is_known;
         self.members = members;
     }

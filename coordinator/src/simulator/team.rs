@@ -370,7 +370,7 @@ fn judge(all: &[Rc<Words>]) -> Option<Vec<usize>> {
     if voters.windows(2).all(|two| two[0] == two[1]) {
         return None;
     }
-    let votes = |words: &Words| voters.iter().filter(|other| ***other == *words).count();
+    let votes = |words: &Rc<Words>| voters.iter().filter(|other| ***other == *words).count();
     let most = voters.iter().find(|one| 2 * votes(one) > voters.len());
     let is_odd = |words: &Rc<Words>| !words.is_empty() && most.is_some_and(|most| **most != *words);
     let ranks = all.iter().enumerate();
