@@ -254,24 +254,14 @@ impl Run {
         let mut trainer = Trainer::new(settings, objective, data, replica, tensors);
         // A newcomer may find the others behind the last step, and the weights evened out.
         let is_behind = self.team.point().part == Part::Border;
-        let mut stop = is_behind;
         if !is_behind {
             self.team.enter(Point {
                 part: Part::Steps,
                 ..self.team.point()
             });
-        }
-        let began_at = trainer.progress().step;
-        while !trainer.is_done() && !stop {
-            let step = trainer.progress().step;
-            // What is saved was compared before, and a newcomer begins with the comparison, too.
-            if is_due(&job.audit, &job.checkpoint, step) {
-                trainer.audit(&*self.session, &mut self.team)?;
-            }
-            if step > began_at && step.is_multiple_of(job.checkpoint.every_steps.max(1)) {
-                self.save(stage, first_step, &trainer, &table, &encoder)?;
-            }
-            stop = trainer.step(&*self.session, &mut self.team)?;
+            self.walk(&mut trainer, |run, trainer| {
+                run.save(stage, first_step, trainer, &table, &encoder)
+            })?;
         }
         if trainer.is_done() && !is_behind {
             self.even_out(stage, trainer.state())?;
@@ -285,6 +275,30 @@ impl Run {
         }
         self.keep(stage, trainer.state(), encoder)?;
         Ok(crossed)
+    }
+
+    /// The steps of a stage, until somebody asks to stop. Between two of them the copies are compared
+    /// and the state is `saved`, where that is due.
+    fn walk<O: Objective>(
+        &mut self,
+        trainer: &mut Trainer<'_, O>,
+        saved: impl Fn(&mut Self, &Trainer<'_, O>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let began_at = trainer.progress().step;
+        let mut stop = false;
+        while !trainer.is_done() && !stop {
+            let step = trainer.progress().step;
+            // What is saved was compared before, and a newcomer begins with the comparison, too.
+            if is_due(&self.job.audit, &self.job.checkpoint, step) {
+                trainer.audit(&*self.session, &mut self.team)?;
+            }
+            let every = self.job.checkpoint.every_steps.max(1);
+            if step > began_at && step.is_multiple_of(every) {
+                saved(self, trainer)?;
+            }
+            stop = trainer.step(&*self.session, &mut self.team)?;
+        }
+        Ok(())
     }
 
     /// Meets the others at the beginning of a stage, or comes to them in its midst: what this worker

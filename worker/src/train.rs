@@ -299,14 +299,14 @@ impl<'a, O: Objective> Trainer<'a, O> {
             }
             Verdict::NonFinite { tensor } => {
                 let failure = Failure::run_failed(
-                format!("the gradient of '{tensor}' is infinite or undefined"),
-                format!(
-                    "at step {} of stage '{}'",
-                    self.replica.progress.step + 1,
-                    self.settings.stage
-                ),
-                "lower the stage's learning rate or clip_norm, and resume from an earlier checkpoint",
-            );
+                    format!("the gradient of '{tensor}' is infinite or undefined"),
+                    format!(
+                        "at step {} of stage '{}'",
+                        self.replica.progress.step + 1,
+                        self.settings.stage
+                    ),
+                    "lower the stage's learning rate or clip_norm, and resume from an earlier checkpoint",
+                );
                 Err(self.suspect(failure, control, team))
             }
         }

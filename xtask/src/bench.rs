@@ -62,10 +62,12 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         [] => Subject::value_variants(),
         named => named,
     };
-    if subjects
-        .iter()
-        .any(|subject| matches!(subject, Subject::Overhead | Subject::Checkpoint | Subject::Audit))
-    {
+    if subjects.iter().any(|subject| {
+        matches!(
+            subject,
+            Subject::Overhead | Subject::Checkpoint | Subject::Audit
+        )
+    }) {
         stages.run("import", demo::import)?;
     }
     for subject in subjects {

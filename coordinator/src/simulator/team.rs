@@ -287,7 +287,11 @@ impl Team {
         if all.iter().filter(|one| knows(one)).count() < 2 {
             return Ok(());
         }
-        let mine = if knows(&mine) { vec![state.weights] } else { Vec::new() };
+        let mine = if knows(&mine) {
+            vec![state.weights]
+        } else {
+            Vec::new()
+        };
         self.compare(mine).await
     }
 
@@ -351,7 +355,8 @@ impl Team {
         }
         let source = source(&all);
         if let Some(rank) = source.filter(|_| !planted!(DamageHandedOver)) {
-            self.compare_before(&all, &all[rank], standing, state).await?;
+            self.compare_before(&all, &all[rank], standing, state)
+                .await?;
         }
         let states = self.all_gather(state.encode()).await?;
         let source = source.map(|rank| (all[rank], State::decode(&states[rank])));
@@ -381,9 +386,7 @@ fn judge(all: &[Rc<Words>]) -> Option<Vec<usize>> {
 /// The lowest rank of those that are furthest.
 fn source(all: &[Standing]) -> Option<usize> {
     let veterans = || all.iter().enumerate().filter(|(_, one)| !one.is_newcomer);
-    let furthest = veterans()
-        .map(|(_, one)| place(one))
-        .max()?;
+    let furthest = veterans().map(|(_, one)| place(one)).max()?;
     let mut found = veterans().filter(|(_, one)| place(one) == furthest);
     found.next().map(|(rank, _)| rank)
 }

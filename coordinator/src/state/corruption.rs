@@ -81,6 +81,7 @@ impl Machine {
         let entry = Entry::RunRewound {
             to_step,
             dropped: Vec::new(),
+            lost: odd.to_vec(),
         };
         // What was measured since is void, and measured anew.
         self.measured = to_step;
@@ -108,10 +109,7 @@ impl Machine {
                 who.join(", ")
             ),
         };
-        let cure = format!(
-            "look at the memory of its machine; {}",
-            self.resume_words()
-        );
+        let cure = format!("look at the memory of its machine; {}", self.resume_words());
         Failure::run_failed(what, how, cure)
     }
 }

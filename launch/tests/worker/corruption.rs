@@ -21,7 +21,11 @@ fn ordered(flip: &str) -> String {
 fn told(ended: &Ended, words: &[impl Display]) {
     for word in words {
         let word = word.to_string();
-        assert!(ended.err.contains(&word), "'{word}' is not in:\n{}", ended.err);
+        assert!(
+            ended.err.contains(&word),
+            "'{word}' is not in:\n{}",
+            ended.err
+        );
     }
 }
 
@@ -92,7 +96,10 @@ fn the_odd_one_is_evicted_and_healed_from_a_peer() {
     let ended = ended(command);
     ended.done();
     let alike = "most others after step 12; all were alike after step 11";
-    told(&ended, &["worker-1 was lost", alike, "worker-1 is started again"]);
+    told(
+        &ended,
+        &["worker-1 was lost", alike, "worker-1 is started again"],
+    );
     assert_eq!(taken_back(&lab, run), [] as [u64; 0]);
     let formed = lab.journal(run, "generation-formed");
     let count = |names: &serde_json::Value| names.as_array().map_or(0, Vec::len);

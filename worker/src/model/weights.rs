@@ -102,7 +102,10 @@ impl Weights {
     /// by name, and what was derived from them.
     #[must_use]
     pub fn frozen(&self) -> Vec<Tensor> {
-        let named = self.tensors.values().filter(|weight| !weight.requires_grad());
+        let named = self
+            .tensors
+            .values()
+            .filter(|weight| !weight.requires_grad());
         let derived = self.derived.borrow();
         let all = named.chain(derived.iter());
         all.map(Tensor::shallow_clone).collect()

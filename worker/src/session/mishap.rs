@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn orders_are_read_for_one_member() {
-        let text = "kill@voting@12@worker-1,stop@loading@3@worker-0,flip-exp-avg@updating@4@worker-1";
+        let text =
+            "kill@voting@12@worker-1,stop@loading@3@worker-0,flip-exp-avg@updating@4@worker-1";
         let mishaps = Mishaps::parse(text, "worker-1").expect("well formed");
         let expected = Mishap {
             act: Act::Kill,

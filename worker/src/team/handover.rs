@@ -132,10 +132,7 @@ pub(super) fn hand_over(
 fn source(all: &[Standing]) -> Option<usize> {
     let veterans = all.iter().enumerate();
     let veterans = veterans.filter(|(_, one)| one.newcomer.is_none());
-    let furthest = veterans
-        .clone()
-        .map(|(_, one)| place(one))
-        .max()?;
+    let furthest = veterans.clone().map(|(_, one)| place(one)).max()?;
     let mut furthest_ones = veterans.filter(|(_, one)| place(one) == furthest);
     furthest_ones.next().map(|(rank, _)| rank)
 }

@@ -89,7 +89,9 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
             )],
         }],
         Subject::Overhead => vec![overhead(&job_text)],
-        Subject::Audit => (["bootstrap", "memory", "experts"].map(|stage| audit(&job_text, stage))).into(),
+        Subject::Audit => {
+            (["bootstrap", "memory", "experts"].map(|stage| audit(&job_text, stage))).into()
+        }
         Subject::Checkpoint => vec![Plan {
             title: "Checkpoint",
             ours: words(&["checkpoint", "--job", &job_text]),

@@ -3,11 +3,7 @@
 use mks2_proto::{failure::Failure, v1::Phase};
 
 use super::Trainer;
-use crate::simulator::{
-    executor::sleep,
-    mesh::Broken,
-    team::Standing,
-};
+use crate::simulator::{executor::sleep, mesh::Broken, team::Standing};
 
 /// Steps between two comparisons, beside those before checkpoints.
 const EVERY_STEPS: u64 = 3;

@@ -71,9 +71,8 @@ fn standing(committed: u64) -> Standing {
     }
 }
 
-fn take_part(member: Member, rank: usize, addresses: &[SocketAddr]) -> Outcome {
-    let mut mesh = mesh::form(rank, addresses, &Limits::default(), &AbortFlag::new()).unwrap();
-    let identity = blake3::hash(b"the same");
+/// What a member has at first.
+fn brought(member: Member) -> Replica {
     let mut own = replica(match member {
         Member::Veteran(step) | Member::Damaged(step) => Some(step),
         _ => None,
@@ -81,6 +80,13 @@ fn take_part(member: Member, rank: usize, addresses: &[SocketAddr]) -> Outcome {
     if let Member::Damaged(step) = member {
         own.flip(Flip::ExpAvg, step).unwrap();
     }
+    own
+}
+
+fn take_part(member: Member, rank: usize, addresses: &[SocketAddr]) -> Outcome {
+    let mut mesh = mesh::form(rank, addresses, &Limits::default(), &AbortFlag::new()).unwrap();
+    let identity = blake3::hash(b"the same");
+    let mut own = brought(member);
     let mut arrival = None;
     let mine = match member {
         Member::Veteran(step) | Member::Damaged(step) | Member::Stateless(step) => standing(step),
