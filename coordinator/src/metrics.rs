@@ -154,6 +154,23 @@ impl Sink {
         }
     }
 
+    /// Cuts the lines back to a step: what came after it is void.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn cut(&mut self, last_step: u64) -> Result<(), Failure> {
+        match self {
+            Self::File { path, .. } => {
+                *self = open_file(path, last_step)?.0;
+            }
+            Self::Spool { lines, dirty, .. } => {
+                *lines = up_to(lines, last_step).0;
+                *dirty = true;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the lines durable.
     ///
     /// # Errors
@@ -281,13 +298,20 @@ mod tests {
         let text = fs::read_to_string(&path).expect("lines");
         assert_eq!(text.lines().count(), 3);
         assert!(text.ends_with("{\"step\":3}\n"));
+        // Taken back while it is open.
+        sink.cut(1).expect("space");
+        sink.push(b"{\"step\":2}\n").expect("space");
+        let text = fs::read_to_string(&path).expect("lines");
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.ends_with("{\"step\":2}\n"));
     }
 
     #[tokio::test]
     async fn another_store_gets_the_whole_object_at_a_flush() {
         let (store, _) = store::open("memory://metrics-spool").expect("memory");
         write_three(None, &store).await;
-        let mut sink = sink(None, &store, 1).await;
+        let mut sink = sink(None, &store, 2).await;
+        sink.cut(1).expect("space");
         sink.flush().await.expect("space");
         let path = Path::from("run").join(FILE_NAME);
         let text = store::get(&*store, &path).await.expect("there");

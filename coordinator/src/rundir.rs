@@ -352,7 +352,11 @@ async fn rewind(resume: Resume, journal: &mut Journal) -> Result<(), Failure> {
         .collect();
     if !dropped.is_empty() {
         journal
-            .append(Entry::RunRewound { to_step, dropped })
+            .append(Entry::RunRewound {
+                to_step,
+                dropped,
+                lost: Vec::new(),
+            })
             .await?;
     }
     Ok(())

@@ -261,6 +261,7 @@ fn config(settings: &Settings, rundir: &RunDir) -> Config {
         lanes: settings.job.lanes,
         workers: settings.workers,
         returns: settings.returns,
+        on_corruption: settings.job.audit.on_corruption,
         total_steps: settings.job.stages.iter().map(|stage| stage.steps).sum(),
         keep_last: settings.job.checkpoint.keep_last as usize,
         last_generation: history.generation,

@@ -105,9 +105,17 @@ impl Scribe {
             }
             self.flush().await;
         }
+        let void_after = match &entry {
+            Entry::RunRewound { to_step, .. } => Some(*to_step),
+            _ => None,
+        };
         match self.journal.append_with(entry, books).await {
             Ok(number) => {
                 tracing::debug!(number, "journal record written");
+                if let Some(step) = void_after {
+                    let cut = self.metrics.cut(step);
+                    self.tolerate(cut);
+                }
                 Done::Fine
             }
             Err(_) if planted!(LostJournalIgnored) => Done::Fine,

@@ -31,6 +31,7 @@
 
 mod chance;
 mod checks;
+mod damage;
 pub(crate) mod executor;
 mod mesh;
 mod network;

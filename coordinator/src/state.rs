@@ -3,6 +3,7 @@
 
 mod accounts;
 mod checkpoints;
+mod corruption;
 mod event;
 mod leaving;
 mod member;
@@ -24,6 +25,7 @@ use std::{
 use mks2_proto::{
     failure::Failure,
     ids::{Generation, Incarnation, MemberId, RunId, Term},
+    job::OnCorruption,
     v1,
 };
 
@@ -62,6 +64,8 @@ pub struct Config {
     /// Somebody starts new workers in the place of those that end: when none is left, they are
     /// waited for.
     pub returns: bool,
+    /// What follows when members' copies of the state differ.
+    pub on_corruption: OnCorruption,
     /// Steps of all stages.
     pub total_steps: u64,
     /// How many checkpoints inside stages stay.
@@ -100,6 +104,9 @@ pub struct Config {
 /// | active | a member fails by its own trouble | as if it were lost |
 /// | active | a member fails by what would hit all | failed, with its words |
 /// | active | the others wait for a member for too long | as if it were lost |
+/// | active | the members' copies of the state differ, and others may come | waiting, from the latest checkpoint |
+/// | active | the same, where the job prefers to go on without the odd one | as if it were lost |
+/// | active | the same, and nobody will come | failed, naming it |
 /// | active | members complain of each other, and nothing happens to any | active, in the next generation, of the same |
 /// | active | they complain again before a step was committed | as if the most blamed were lost |
 /// | active | all members have finished, the job done | finished |
@@ -149,6 +156,8 @@ pub struct Machine {
     checkpoints_skipped: u64,
     /// Steps whose manifests are being written, and who else waits for them.
     writing: BTreeMap<u64, Vec<Ticket>>,
+    /// Members' copies of the state differ.
+    differing: Option<v1::ReplicasDiffer>,
     /// Until when members of an earlier term are awaited.
     reunion: Option<Duration>,
     /// Who holds the others up, in words.
@@ -204,6 +213,7 @@ impl Machine {
             fruitless: (step, 0),
             checkpoints_skipped: 0,
             writing: BTreeMap::new(),
+            differing: None,
             reunion: None,
             last_event: Duration::ZERO,
             lenient_until: Duration::ZERO,
@@ -241,6 +251,7 @@ impl Machine {
             }
             Event::Tick => self.tick(now),
         };
+        actions.extend(self.differ_at_last());
         actions.extend(self.seek_change());
         actions.extend(self.turn_candidates_away());
         let news = self.notices.iter().filter(|notice| notice.number > noticed);

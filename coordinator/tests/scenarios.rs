@@ -14,6 +14,7 @@ use mks2_coordinator::{
 use mks2_proto::{
     failure::{ExitCode, Failure},
     ids::{Generation, Incarnation, MemberId, RunId, Term},
+    job::OnCorruption,
     v1::{self, report::Kind},
 };
 
@@ -99,6 +100,10 @@ fn config(text: &str) -> Config {
             .map_or(Ok(Workers::exactly(2)), |text| text.parse())
             .expect("workers"),
         returns: options.contains_key("returns"),
+        on_corruption: match options.contains_key("evict") {
+            true => OnCorruption::Evict,
+            false => OnCorruption::Rewind,
+        },
         total_steps: 100,
         keep_last: usize::try_from(number("keep_last", 2)).expect("few"),
         last_generation: Generation(number("generation", 0)),
@@ -229,6 +234,11 @@ fn said(words: &[&str], line: &str) -> Kind {
         }),
         "ready" => Kind::Ready(v1::Ready {
             stage: words[5].into(),
+        }),
+        "differ" => Kind::ReplicasDiffer(v1::ReplicasDiffer {
+            step: number(5),
+            agreed_step: number(6),
+            member_ids: words[7..].iter().map(ToString::to_string).collect(),
         }),
         "at-border" => Kind::AtBorder(v1::AtBorder { step: number(5) }),
         "leaving" => Kind::Leaving(v1::Leaving { reason: rest(5) }),

@@ -6,6 +6,8 @@
 mod bits;
 #[path = "worker/chance.rs"]
 mod chance;
+#[path = "worker/corruption.rs"]
+mod corruption;
 #[path = "worker/goodput.rs"]
 mod goodput;
 #[path = "worker/interruptions.rs"]

@@ -21,7 +21,7 @@ pub use refusal::{failure, is_transient, refusal, status};
 use crate::{failure::Failure, ids::Token, telemetry, v1::coordinator_client::CoordinatorClient};
 
 /// Version of the wire protocol; a coordinator refuses workers of another one.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 /// Largest message in either direction; checked before it is decoded.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Metadata key of the token.

@@ -46,6 +46,9 @@ pub struct Job {
     /// When checkpoints are made and which are kept.
     #[serde(default)]
     pub checkpoint: Checkpoint,
+    /// When the workers' copies of the state are compared, and what is done when they differ.
+    #[serde(default)]
+    pub audit: Audit,
     /// The stages, in the order in which they run.
     #[serde(rename = "stage", default)]
     pub stages: Vec<Stage>,
@@ -105,6 +108,39 @@ impl Default for Checkpoint {
             keep_last: 2,
         }
     }
+}
+
+/// When the workers' copies of the state are compared, and what is done when they differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Audit {
+    /// Steps between two comparisons inside a stage; there is also one before each checkpoint. 0: none
+    /// at all.
+    pub every_steps: u64,
+    /// What follows when the copies differ.
+    pub on_corruption: OnCorruption,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            every_steps: 100,
+            on_corruption: OnCorruption::Rewind,
+        }
+    }
+}
+
+/// What follows when the workers' copies of the state differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCorruption {
+    /// The run goes back to its latest checkpoint, so that nothing stays of what was computed from
+    /// damaged weights.
+    #[default]
+    Rewind,
+    /// The worker that differs from most others is ended, and a new one gets their copy; what it
+    /// has computed since the last comparison stays. Without a majority the run goes back.
+    Evict,
 }
 
 /// One stage of the job graph.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use mks2_proto::failure::Failure;
 use mks2_proto::v1::{Phase, StepMetrics};
 
+use crate::replica::Flip;
 use crate::session::Session;
 
 /// The side of a run's direction that a step knows: in a run the [`Session`] with the coordinator,
@@ -25,6 +26,11 @@ pub trait Control {
     /// Whether the workers are to change behind the step.
     fn regroup_requested(&self) -> bool {
         false
+    }
+
+    /// The bit that a test has ordered to be flipped, once.
+    fn ordered_flip(&self) -> Option<Flip> {
+        None
     }
 
     /// Says that a step, counted from 1 over all stages, was applied in a generation; rank 0 adds
@@ -57,6 +63,10 @@ impl Control for Session {
 
     fn regroup_requested(&self) -> bool {
         Self::regroup_requested(self)
+    }
+
+    fn ordered_flip(&self) -> Option<Flip> {
+        Self::ordered_flip(self)
     }
 
     fn step_committed(

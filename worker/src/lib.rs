@@ -8,6 +8,7 @@
 //!        │   ├─ objective    what a stage trains for; uses text, pixels, model
 //!        │   ├─ exact        the exact sum over lanes        ─► collectives
 //!        │   └─ flat, optim  buffers, AdamW, clipping        ─► dispatch
+//!        ├─ audit      whether the members' copies of the state are alike
 //!        ├─ saver      checkpoints behind the trainer's back ─► checkpoint
 //!        ├─ lineage    what finished stages have left
 //!        └─ evaluate   retrieval, captions, questions, probes
@@ -16,6 +17,7 @@
 //! ```
 
 pub mod app;
+pub mod audit;
 pub mod bench;
 pub mod checkpoint;
 pub mod collectives;

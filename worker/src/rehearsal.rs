@@ -153,19 +153,21 @@ impl Scene<'_> {
     pub(crate) fn play<A: Act>(&self, act: A) -> Result<A::Output, Failure> {
         let (job, stage, device) = (self.job(), &self.stage, self.device);
         let encoder = self.encoder()?;
-        let (weights, trained) = self.weights(encoder.vocab_size())?;
+        let (weights, (state, leaves)) = self.weights(encoder.vocab_size())?;
+        // What a model makes of frozen weights is known once it is there.
+        let trained = |weights: &Weights| (state, (leaves, weights.frozen()));
         match stage.kind {
             StageKind::Bootstrap => {
                 let objective = BootstrapObjective::new(job, stage, &encoder, &weights, device)?;
-                act.play(self.trainer(objective, trained)?, self.team())
+                act.play(self.trainer(objective, trained(&weights))?, self.team())
             }
             StageKind::Memory => {
                 let objective = MemoryObjective::new(job, stage, &encoder, &weights, device)?;
-                act.play(self.trainer(objective, trained)?, self.team())
+                act.play(self.trainer(objective, trained(&weights))?, self.team())
             }
             StageKind::Experts => {
                 let objective = ExpertsObjective::new(job, stage, &encoder, &weights, device)?;
-                act.play(self.trainer(objective, trained)?, self.team())
+                act.play(self.trainer(objective, trained(&weights))?, self.team())
             }
             StageKind::Evaluate => Err(missing(job, stage.kind)),
         }
@@ -242,7 +244,7 @@ impl Scene<'_> {
     fn trainer<O: Objective>(
         &self,
         objective: O,
-        (state, leaves): (FlatState, Vec<Tensor>),
+        (state, tensors): (FlatState, (Vec<Tensor>, Vec<Tensor>)),
     ) -> Result<Trainer<'_, O>, Failure> {
         let (job, stage) = (self.job(), &self.stage);
         let layout = Arc::clone(state.layout());
@@ -254,13 +256,14 @@ impl Scene<'_> {
             first_step: 0,
             lanes: job.lanes,
             optimizer: &stage.optimizer,
+            audit: &job.audit,
         };
         Ok(Trainer::new(
             settings,
             objective,
             self.data()?,
             Replica::new(state, reducer),
-            leaves,
+            tensors,
         ))
     }
 }

@@ -1,8 +1,13 @@
 //! What all workers of a run hold alike between two steps: the state of training.
 
+mod digest;
+mod flip;
+
 use crate::exact::Reducer;
 use crate::flat::FlatState;
 use crate::train::{Progress, Recent};
+pub use flip::Flip;
+pub(crate) use flip::flip_in;
 
 /// A worker's copy of the state of training.
 pub struct Replica {

@@ -25,6 +25,7 @@ use tch::Device;
 use tokio::runtime::Handle;
 use tracing::{info, info_span};
 
+use crate::audit::is_due;
 use crate::checkpoint::{Facts, Kind, Table};
 use crate::device;
 use crate::evaluate::{Evaluator, ancestry};
@@ -231,8 +232,8 @@ impl Run {
             encoder,
             table,
             mut replica,
+            weights,
             leaves,
-            ..
         } = prepared;
         let Some(data) = self.begin(stage, first_step, &mut replica)? else {
             return Ok(End::Overtaken);
@@ -245,32 +246,28 @@ impl Run {
             first_step,
             lanes: job.lanes,
             optimizer: &stage.optimizer,
+            audit: &job.audit,
         };
         if self.team.rank() == 0 {
             self.saver.warm(&table);
         }
-        let mut trainer = Trainer::new(settings, objective, data, replica, leaves);
+        let tensors = (leaves, weights.frozen());
+        let mut trainer = Trainer::new(settings, objective, data, replica, tensors);
         // A newcomer may find the others behind the last step, and the weights evened out.
         let is_behind = self.team.point().part == Part::Border;
-        let mut stop = is_behind;
         if !is_behind {
             self.team.enter(Point {
                 part: Part::Steps,
                 ..self.team.point()
             });
-        }
-        while !trainer.is_done() && !stop {
-            stop = trainer.step(&*self.session, &mut self.team)?;
-            let step = trainer.progress().step;
-            let is_due = step.is_multiple_of(job.checkpoint.every_steps.max(1));
-            if is_due && !stop && !trainer.is_done() {
-                self.save(stage, first_step, &trainer, &table, &encoder)?;
-            }
+            self.walk(&mut trainer, |run, trainer| {
+                run.save(stage, first_step, trainer, &table, &encoder)
+            })?;
         }
         if trainer.is_done() && !is_behind {
             self.even_out(stage, trainer.state())?;
         }
-        let crossed = self.cross(&trainer, |run, trainer| {
+        let crossed = self.cross(&mut trainer, |run, trainer| {
             run.save(stage, first_step, trainer, &table, &encoder)?;
             run.saver.settle()
         })?;
@@ -279,6 +276,30 @@ impl Run {
         }
         self.keep(stage, trainer.state(), encoder)?;
         Ok(crossed)
+    }
+
+    /// The steps of a stage, until somebody asks to stop. Between two of them the copies are compared
+    /// and the state is `saved`, where that is due.
+    fn walk<O: Objective>(
+        &mut self,
+        trainer: &mut Trainer<'_, O>,
+        saved: impl Fn(&mut Self, &Trainer<'_, O>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let began_at = trainer.progress().step;
+        let mut stop = false;
+        while !trainer.is_done() && !stop {
+            let step = trainer.progress().step;
+            // What is saved was compared before, and a newcomer begins with the comparison, too.
+            if is_due(&self.job.audit, &self.job.checkpoint, step) {
+                trainer.audit(&*self.session, &mut self.team)?;
+            }
+            let every = self.job.checkpoint.every_steps.max(1);
+            if step > began_at && step.is_multiple_of(every) {
+                saved(self, trainer)?;
+            }
+            stop = trainer.step(&*self.session, &mut self.team)?;
+        }
+        Ok(())
     }
 
     /// Meets the others at the beginning of a stage, or comes to them in its midst: what this worker
@@ -297,6 +318,8 @@ impl Run {
         let step = replica.progress.step;
         let data = self.sources().data(stage, self.team.held(), step)?;
         if self.team.point().part == Part::Start {
+            self.team.set_compared(first_step + step);
+            self.team.set_alike(first_step + step);
             let original = Original { identity, replica };
             self.agree(stage, &data.0, original, first_step + step)?;
             // The lanes held may be others by now.

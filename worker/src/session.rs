@@ -40,7 +40,9 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use tonic::Status;
 use tracing::debug;
 
+use crate::audit::Difference;
 use crate::collectives::AbortFlag;
+use crate::replica::Flip;
 use link::Link;
 use mishap::Mishaps;
 use shared::Shared;
@@ -209,6 +211,31 @@ impl Session {
             why: why.to_owned(),
         };
         self.send((generation, Kind::PeerLost(lost)))
+    }
+
+    /// Reports that the members of `generation` do not hold the same state, and the names of those
+    /// that differ from most others.
+    ///
+    /// # Errors
+    /// When the run is over.
+    pub fn replicas_differ(
+        &self,
+        generation: u64,
+        difference: &Difference,
+        member_ids: Vec<String>,
+    ) -> Result<(), Failure> {
+        let found = v1::ReplicasDiffer {
+            step: difference.step,
+            agreed_step: difference.agreed_step,
+            member_ids,
+        };
+        self.send((generation, Kind::ReplicasDiffer(found)))
+    }
+
+    /// The bit that a test has ordered to be flipped, once.
+    #[must_use]
+    pub fn ordered_flip(&self) -> Option<Flip> {
+        self.mishaps.ordered_flip()
     }
 
     /// Reports that a checkpoint inside a stage could not be saved.

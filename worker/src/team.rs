@@ -27,7 +27,7 @@ use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::Failure;
 use mks2_proto::v1::Phase;
 use tch::Device;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::collectives::nccl::NcclMesh;
 use crate::collectives::tcp::{DataListener, Mesh, Roster};
@@ -36,17 +36,20 @@ use crate::exact::ReduceError;
 use crate::flat::FlatLayout;
 use crate::session::{Assignment, Call, Session};
 
+mod cause;
 mod handover;
 mod standing;
 
+pub use cause::Cause;
 pub use handover::{Arrival, Blank, Original, Role};
 pub use standing::{Part, Point, Standing};
 
 /// Why a piece of joint work did not come to its end.
 #[derive(Debug)]
 pub enum Setback {
-    /// A peer was lost, or the way to it: [`Team::regroup`], then do it again.
-    Peers(CollectiveError),
+    /// A peer was lost, or the way to it, or the members are not alike: [`Team::regroup`], then do
+    /// it again.
+    Peers(Cause),
     /// This worker cannot go on.
     Fatal(Failure),
 }
@@ -54,7 +57,7 @@ pub enum Setback {
 impl From<CollectiveError> for Setback {
     fn from(error: CollectiveError) -> Self {
         if error.is_about_peers() {
-            Self::Peers(error)
+            Self::Peers(Cause::Failed(error))
         } else {
             Self::Fatal(error.into())
         }
@@ -81,6 +84,10 @@ pub struct Team {
     collective: Box<dyn Collective>,
     held: Vec<u32>,
     point: Point,
+    /// Steps after which the members' copies of the state were compared last, and after which they
+    /// were alike the last time: a member alone has nothing to compare.
+    compared: u64,
+    alike: u64,
     link: Option<Link>,
 }
 
@@ -97,8 +104,8 @@ struct Link {
 
 /// Why a generation is left.
 enum Leaving {
-    /// A collective failed.
-    Failed(CollectiveError),
+    /// It cannot go on.
+    Broken(Cause),
     /// All have agreed to.
     AtBorder(u64),
 }
@@ -120,6 +127,8 @@ impl Team {
             collective: Box::new(Mesh::alone()),
             held,
             point: Point::default(),
+            compared: 0,
+            alike: 0,
             link: None,
         }
     }
@@ -161,7 +170,7 @@ impl Team {
         match self.connect(&standing, role) {
             Ok(_) => Ok(()),
             Err(Setback::Peers(cause)) => {
-                let cause = Leaving::Failed(cause);
+                let cause = Leaving::Broken(cause);
                 self.go_on(cause, &standing, role).map(drop)
             }
             Err(Setback::Fatal(failure)) => Err(failure),
@@ -193,7 +202,7 @@ impl Team {
         loop {
             match cause {
                 Setback::Fatal(failure) => return Err(failure),
-                Setback::Peers(error) => self.leave(Leaving::Failed(error))?,
+                Setback::Peers(cause) => self.leave(Leaving::Broken(cause))?,
             }
             match self.connect(&standing, &mut Role::Newcomer(arrival)) {
                 Ok(_) => return Ok(true),
@@ -243,6 +252,28 @@ impl Team {
         self.point = point;
     }
 
+    /// Steps after which the members' copies of the state were compared last.
+    #[must_use]
+    pub fn compared(&self) -> u64 {
+        self.compared
+    }
+
+    /// Says after which steps the copies were compared last.
+    pub fn set_compared(&mut self, step: u64) {
+        self.compared = step;
+    }
+
+    /// Steps after which all copies were alike the last time.
+    #[must_use]
+    pub fn alike(&self) -> u64 {
+        self.alike
+    }
+
+    /// Says after which steps all copies were alike.
+    pub fn set_alike(&mut self, step: u64) {
+        self.alike = step;
+    }
+
     /// An error once the generation is over: what follows would be thrown away.
     ///
     /// # Errors
@@ -263,11 +294,11 @@ impl Team {
     /// When the run is over for this worker.
     pub fn regroup(
         &mut self,
-        cause: CollectiveError,
+        cause: Cause,
         standing: &Standing,
         original: Option<Original<'_>>,
     ) -> Result<Vec<Standing>, Failure> {
-        let cause = Leaving::Failed(cause);
+        let cause = Leaving::Broken(cause);
         self.go_on(cause, standing, &mut Role::Veteran(original))
     }
 
@@ -298,7 +329,7 @@ impl Team {
                     standings.retain(|one| one.newcomer.is_none());
                     return Ok(standings);
                 }
-                Err(Setback::Peers(error)) => cause = Leaving::Failed(error),
+                Err(Setback::Peers(broken)) => cause = Leaving::Broken(broken),
                 Err(Setback::Fatal(failure)) => return Err(failure),
             }
         }
@@ -312,25 +343,20 @@ impl Team {
         let Some((before, link)) = link.and_then(|link| Some((link.assignment.take()?, link)))
         else {
             return match cause {
-                Leaving::Failed(error) => Err(error.into()),
+                Leaving::Broken(cause) => Err(cause.into()),
                 Leaving::AtBorder(_) => Ok(()),
             };
         };
         let generation = before.generation;
-        if matches!(cause, Leaving::Failed(_)) {
+        if matches!(cause, Leaving::Broken(_)) {
             link.session.set_back();
         }
         match cause {
+            Leaving::Broken(cause @ Cause::Differ(_)) => cause.report(&link.session, &before)?,
             _ if before.abort.is_raised() => {
                 info!(generation = generation as i64, "the generation is over");
             }
-            Leaving::Failed(error) => {
-                warn!(generation = generation as i64, why = %error, "a collective failed");
-                let blamed = error.rank().and_then(|rank| before.members.get(rank));
-                let blamed = blamed.map_or("", String::as_str);
-                let why = error.to_string();
-                link.session.peer_lost(generation, blamed, &why)?;
-            }
+            Leaving::Broken(cause) => cause.report(&link.session, &before)?,
             Leaving::AtBorder(step) => {
                 info!(
                     generation = generation as i64,
@@ -381,7 +407,7 @@ impl Team {
             })
         });
         let all = decoded.collect::<Result<Vec<_>, _>>()?;
-        let source = handover::hand_over(&mut *self.collective, &all, role)?;
+        let source = handover::hand_over(&mut *self.collective, &all, role, self.alike)?;
         if let (Role::Newcomer(arrival), Some(source)) = (role, source) {
             info!(
                 step = source.committed as i64,
@@ -392,10 +418,21 @@ impl Team {
                 // Where there is no state all do again what one of them has not done.
                 false => hindmost(&all, source.point),
             };
+            self.compared = source.compared;
             link.session.entered(source.committed)?;
+        }
+        if all.iter().any(|one| one.newcomer.is_some()) {
+            // Whoever tells a newcomer was compared, or is the only one.
+            self.alike = furthest(&all).map_or(self.alike, |one| one.committed);
         }
         Ok(all)
     }
+}
+
+/// The one that is furthest of those that have the state.
+fn furthest(all: &[Standing]) -> Option<&Standing> {
+    let veterans = all.iter().filter(|one| one.newcomer.is_none());
+    veterans.max_by_key(|one| (one.point, one.committed))
 }
 
 /// The earliest point of those that are in this stage.

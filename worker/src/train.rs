@@ -14,6 +14,7 @@
 //! lost are computed again (P8). If one of them has committed the step, all had voted, and the
 //! others apply the gradient that they have (P6).
 
+mod audit;
 mod progress;
 mod recent;
 mod recovery;
@@ -38,6 +39,7 @@ use crate::objective::{LaneLoss, Losses, Objective, Place};
 use crate::optim::{AdamW, clip, learning_rate};
 use crate::replica::Replica;
 use crate::team::{Setback, Team};
+use audit::is_divergence;
 pub use progress::Progress;
 use recent::Committed;
 pub use recent::Recent;
@@ -61,6 +63,8 @@ pub struct Settings<'a> {
     pub lanes: u32,
     /// Optimizer and schedule.
     pub optimizer: &'a job::Optimizer,
+    /// When copies are compared.
+    pub audit: &'a job::Audit,
 }
 
 /// Trains one stage, step by step.
@@ -71,6 +75,8 @@ pub struct Trainer<'a, O: Objective> {
     loader: Loader,
     replica: Replica,
     leaves: Vec<Tensor>,
+    /// What the stage reads and does not train.
+    frozen: Vec<Tensor>,
     instruments: Instruments,
 }
 
@@ -81,13 +87,14 @@ const REGROUP: u8 = 2;
 
 impl<'a, O: Objective> Trainer<'a, O> {
     /// A trainer that goes on from where `replica` is. `leaves` are the trained weights, views of
-    /// `state`, in the order of its layout.
+    /// `state`, in the order of its layout; `frozen` are those that the stage reads and does not
+    /// train.
     pub fn new(
         settings: Settings<'a>,
         objective: O,
         (plan, loader): (Plan, Loader),
         replica: Replica,
-        leaves: Vec<Tensor>,
+        (leaves, frozen): (Vec<Tensor>, Vec<Tensor>),
     ) -> Self {
         let instruments = Instruments::new();
         Self {
@@ -97,6 +104,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             loader,
             replica,
             leaves,
+            frozen,
             instruments,
         }
     }
@@ -264,12 +272,18 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let _span = info_span!("reduce").entered();
         control.set_phase(Phase::Reducing, team.collective().sequence() + 1);
         let began = Instant::now();
-        let verdict = self
+        let summed = self
             .replica
             .reducer
-            .finish(team.collective(), &mut self.replica.state)?;
+            .finish(team.collective(), &mut self.replica.state);
         work.waits.comm += began.elapsed().as_secs_f64();
         control.waited(self.replica.reducer.waited());
+        let verdict = match summed {
+            Err(error) if is_divergence(&error) => {
+                return Err(self.suspect(error.into(), control, team));
+            }
+            other => other?,
+        };
         match verdict {
             Verdict::Applied => {
                 work.is_reduced = true;
@@ -284,15 +298,18 @@ impl<'a, O: Objective> Trainer<'a, O> {
                 work.compute_again();
                 Ok(false)
             }
-            Verdict::NonFinite { tensor } => Err(Setback::Fatal(Failure::run_failed(
-                format!("the gradient of '{tensor}' is infinite or undefined"),
-                format!(
-                    "at step {} of stage '{}'",
-                    self.replica.progress.step + 1,
-                    self.settings.stage
-                ),
-                "lower the stage's learning rate or clip_norm, and resume from an earlier checkpoint",
-            ))),
+            Verdict::NonFinite { tensor } => {
+                let failure = Failure::run_failed(
+                    format!("the gradient of '{tensor}' is infinite or undefined"),
+                    format!(
+                        "at step {} of stage '{}'",
+                        self.replica.progress.step + 1,
+                        self.settings.stage
+                    ),
+                    "lower the stage's learning rate or clip_norm, and resume from an earlier checkpoint",
+                );
+                Err(self.suspect(failure, control, team))
+            }
         }
     }
 
@@ -381,6 +398,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             metrics,
         };
         self.replica.recent.push(committed, vote.sums);
+        self.lose_a_bit(control)?;
         control.step_committed(generation, step, told)
     }
 

@@ -33,6 +33,8 @@ pub(crate) enum Subject {
     Overhead,
     /// How long a checkpoint stops the step loop.
     Checkpoint,
+    /// What the comparison of the workers' copies costs in each step.
+    Audit,
 }
 
 /// What to measure and how often.
@@ -60,10 +62,12 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         [] => Subject::value_variants(),
         named => named,
     };
-    if subjects
-        .iter()
-        .any(|subject| matches!(subject, Subject::Overhead | Subject::Checkpoint))
-    {
+    if subjects.iter().any(|subject| {
+        matches!(
+            subject,
+            Subject::Overhead | Subject::Checkpoint | Subject::Audit
+        )
+    }) {
         stages.run("import", demo::import)?;
     }
     for subject in subjects {

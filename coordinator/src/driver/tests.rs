@@ -2,6 +2,7 @@
 
 use mks2_proto::{
     ids::{Generation, Incarnation, RunId},
+    job::OnCorruption,
     v1::RunState,
 };
 use tokio::task::JoinHandle;
@@ -33,6 +34,7 @@ fn stage(limits: Limits) -> Stage {
         lanes: 2,
         workers: Workers::exactly(2),
         returns: false,
+        on_corruption: OnCorruption::Rewind,
         total_steps: 10,
         keep_last: 1,
         last_generation: Generation(0),

@@ -62,6 +62,9 @@ pub enum Entry {
         to_step: u64,
         /// Steps of the checkpoints that are void.
         dropped: Vec<u64>,
+        /// Members whose copies of the state differed from the others', if that is why.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lost: Vec<MemberId>,
     },
     /// Somebody asked the run to stop.
     StopRequested {

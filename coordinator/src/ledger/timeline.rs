@@ -211,7 +211,11 @@ impl Reader<'_> {
                 }
                 found
             }
-            Entry::RunRewound { to_step, dropped } => {
+            Entry::RunRewound {
+                to_step,
+                dropped,
+                lost,
+            } => {
                 let later = history.checkpoints.after(*to_step);
                 let later: Vec<u64> = later.iter().map(|later| later.step).collect();
                 let known = *to_step == 0 || history.checkpoints.at(*to_step).is_some();
@@ -219,6 +223,7 @@ impl Reader<'_> {
                 (!fits)
                     .then(|| format!("it goes back to step {to_step} and drops {dropped:?}, where {later:?} stand behind it"))
                     .into_iter()
+                    .chain(self.stranger(lost.iter()))
                     .collect()
             }
             Entry::RunFinished { step } if is_own => self.unfinished(*step),

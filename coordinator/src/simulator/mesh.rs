@@ -25,6 +25,18 @@ pub(super) struct Broken {
     /// Who is to blame, if anybody seems to be.
     pub(super) rank: Option<usize>,
     pub(super) why: &'static str,
+    /// The members' copies differ, and these ranks from most others.
+    pub(super) differ: Option<Vec<usize>>,
+}
+
+impl Broken {
+    pub(super) fn new(rank: Option<usize>, why: &'static str) -> Self {
+        Self {
+            rank,
+            why,
+            differ: None,
+        }
+    }
 }
 
 /// Raised when a generation is over for a worker.
@@ -144,10 +156,7 @@ impl Mesh {
 
     pub(super) fn check(&self) -> Result<(), Broken> {
         match self.abort.is_raised() {
-            true => Err(Broken {
-                rank: None,
-                why: "the generation is over",
-            }),
+            true => Err(Broken::new(None, "the generation is over")),
             false => Ok(()),
         }
     }
@@ -212,10 +221,8 @@ impl Mesh {
                 (Some((due, words)), _) if *due <= now() && !is_cut => all.push(Rc::clone(words)),
                 (Some((due, _)), _) => later(*due),
                 (None, Some(end)) if *end <= now() && !is_cut => {
-                    return Ok(Err(Broken {
-                        rank: Some(from),
-                        why: "its connection was closed",
-                    }));
+                    let why = "its connection was closed";
+                    return Ok(Err(Broken::new(Some(from), why)));
                 }
                 (None, Some(end)) => later(*end),
                 (None, None) => {}

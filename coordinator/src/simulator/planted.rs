@@ -69,6 +69,8 @@ planted_faults! {
     AnsweredBeforeRecorded,
     /// A checkpoint that is the latest may be let go.
     LatestReleased,
+    /// A run whose members differ goes on without the odd one, with what that has computed.
+    NotTakenBack,
     /// Steps that are told again are measured again.
     MeasuredTwice,
     /// Members that come after the first ones begin where these began.
@@ -84,6 +86,12 @@ planted_faults! {
     FirstWelcomeKept,
     /// A newcomer does not take the weights of the others.
     NothingHandedOver,
+    /// Members do not look at what a comparison of their copies says.
+    DifferencesIgnored,
+    /// A newcomer gets a copy that was not compared.
+    DamageHandedOver,
+    /// A checkpoint is saved before the copies are compared.
+    SavedUncompared,
     /// A worker votes before it holds the gradient.
     VoteBeforeHeld,
     /// A worker that missed the vote does the step again.

@@ -159,6 +159,14 @@ impl Session {
         self.send((generation, Kind::PeerLost(lost)))
     }
 
+    pub(super) fn replicas_differ(
+        &self,
+        generation: u64,
+        found: v1::ReplicasDiffer,
+    ) -> Result<(), Failure> {
+        self.send((generation, Kind::ReplicasDiffer(found)))
+    }
+
     pub(super) fn report(&self, kind: Kind) -> Result<(), Failure> {
         self.send((self.generation.get(), kind))
     }

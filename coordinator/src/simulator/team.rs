@@ -2,7 +2,10 @@
 
 use std::rc::Rc;
 
-use mks2_proto::{failure::Failure, v1::Phase};
+use mks2_proto::{
+    failure::Failure,
+    v1::{Phase, ReplicasDiffer},
+};
 
 use super::{
     mesh::{Broken, Mesh, Words},
@@ -26,6 +29,8 @@ pub(super) enum Part {
 pub(super) struct Standing {
     pub(super) point: Point,
     pub(super) committed: u64,
+    /// The steps after which the copies were compared last.
+    pub(super) compared: u64,
     /// It has no state of training yet.
     pub(super) is_newcomer: bool,
 }
@@ -63,6 +68,7 @@ pub(super) struct Team {
     assignment: Option<Assignment>,
     mesh: Option<Mesh>,
     pub(super) point: Point,
+    pub(super) compared: u64,
 }
 
 impl Standing {
@@ -73,6 +79,7 @@ impl Standing {
             part as u64,
             self.committed,
             self.is_newcomer.into(),
+            self.compared,
         ]
     }
 
@@ -86,6 +93,7 @@ impl Standing {
             point: (u32::try_from(words[0]).unwrap_or(u32::MAX), part),
             committed: words[2],
             is_newcomer: words[3] == 1,
+            compared: words[4],
         }
     }
 }
@@ -119,6 +127,7 @@ impl Team {
             assignment: None,
             mesh: None,
             point: (0, Part::Start),
+            compared: 0,
         }
     }
 
@@ -151,6 +160,7 @@ impl Team {
         let newcomer = Standing {
             point: self.point,
             committed: 0,
+            compared: 0,
             is_newcomer: true,
         };
         loop {
@@ -164,6 +174,7 @@ impl Team {
                         u32::MAX => hindmost.unwrap_or(source.point),
                         _ => source.point,
                     };
+                    self.compared = source.compared;
                     self.session.entered(source.committed)?;
                     return Ok(Some((source, state)));
                 }
@@ -203,10 +214,7 @@ impl Team {
     pub(super) async fn all_gather(&mut self, mine: Words) -> Result<Vec<Rc<Words>>, Broken> {
         match &mut self.mesh {
             Some(mesh) => mesh.all_gather(mine).await,
-            None => Err(Broken {
-                rank: None,
-                why: "there are no connections",
-            }),
+            None => Err(Broken::new(None, "there are no connections")),
         }
     }
 
@@ -250,6 +258,43 @@ impl Team {
         }
     }
 
+    /// Whether the copies of all members are alike; one that has none gives nothing.
+    pub(super) async fn compare(&mut self, mine: Words) -> Result<(), Broken> {
+        let all = self.all_gather(mine).await?;
+        match judge(&all).filter(|_| !planted!(DifferencesIgnored)) {
+            None => Ok(()),
+            Some(odd) => {
+                let checks = &self.session.world.checks;
+                checks.borrow_mut().found(&self.session.who);
+                Err(Broken {
+                    differ: Some(odd),
+                    ..Broken::new(None, "the copies differ")
+                })
+            }
+        }
+    }
+
+    /// A damaged copy must not be doubled; a single one has to be believed.
+    async fn compare_before(
+        &mut self,
+        all: &[Standing],
+        source: &Standing,
+        mine: Standing,
+        state: &State,
+    ) -> Result<(), Broken> {
+        let place = (source.point, source.committed);
+        let knows = |one: &Standing| !one.is_newcomer && (one.point, one.committed) == place;
+        if all.iter().filter(|one| knows(one)).count() < 2 {
+            return Ok(());
+        }
+        let mine = if knows(&mine) {
+            vec![state.weights]
+        } else {
+            Vec::new()
+        };
+        self.compare(mine).await
+    }
+
     async fn leave(&mut self, cause: Leaving) -> Result<(), Failure> {
         self.mesh = None;
         let Some(before) = self.assignment.take() else {
@@ -257,6 +302,16 @@ impl Team {
         };
         let generation = before.generation;
         match cause {
+            Leaving::Failed(Broken {
+                differ: Some(odd), ..
+            }) => {
+                let members = odd.iter().filter_map(|rank| before.members.get(*rank));
+                let found = ReplicasDiffer {
+                    member_ids: members.cloned().collect(),
+                    ..ReplicasDiffer::default()
+                };
+                self.session.replicas_differ(generation, found)?;
+            }
             _ if before.abort.is_raised() => {}
             Leaving::Failed(cause) => {
                 let blamed = cause.rank.and_then(|rank| before.members.get(rank));
@@ -298,18 +353,40 @@ impl Team {
         if all.iter().all(|one| !one.is_newcomer) {
             return Ok((all, None));
         }
+        let source = source(&all);
+        if let Some(rank) = source.filter(|_| !planted!(DamageHandedOver)) {
+            self.compare_before(&all, &all[rank], standing, state)
+                .await?;
+        }
         let states = self.all_gather(state.encode()).await?;
-        let source = source(&all).map(|rank| (all[rank], State::decode(&states[rank])));
+        let source = source.map(|rank| (all[rank], State::decode(&states[rank])));
         Ok((all, source))
     }
+}
+
+fn place(one: &Standing) -> (Point, u64, u64) {
+    (one.point, one.committed, one.compared)
+}
+
+/// Which ranks' digests differ from a strict majority, if not all are alike; none where there is no
+/// majority.
+fn judge(all: &[Rc<Words>]) -> Option<Vec<usize>> {
+    let voters: Vec<_> = all.iter().filter(|words| !words.is_empty()).collect();
+    if voters.windows(2).all(|two| two[0] == two[1]) {
+        return None;
+    }
+    let votes = |words: &Rc<Words>| voters.iter().filter(|other| ***other == *words).count();
+    let most = voters.iter().find(|one| 2 * votes(one) > voters.len());
+    let is_odd = |words: &Rc<Words>| !words.is_empty() && most.is_some_and(|most| **most != *words);
+    let ranks = all.iter().enumerate();
+    let odd = ranks.filter(|(_, words)| most.is_some() && is_odd(words));
+    Some(odd.map(|(rank, _)| rank).collect())
 }
 
 /// The lowest rank of those that are furthest.
 fn source(all: &[Standing]) -> Option<usize> {
     let veterans = || all.iter().enumerate().filter(|(_, one)| !one.is_newcomer);
-    let furthest = veterans()
-        .map(|(_, one)| (one.point, one.committed))
-        .max()?;
-    let mut found = veterans().filter(|(_, one)| (one.point, one.committed) == furthest);
+    let furthest = veterans().map(|(_, one)| place(one)).max()?;
+    let mut found = veterans().filter(|(_, one)| place(one) == furthest);
     found.next().map(|(rank, _)| rank)
 }

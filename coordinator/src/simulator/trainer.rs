@@ -2,6 +2,7 @@
 //! them. A gradient is a number that depends on weights, step and lane; weights are a digest of all
 //! gradients that were applied.
 
+mod audit;
 mod newcomer;
 mod together;
 
@@ -158,19 +159,28 @@ impl Trainer {
             return Ok(End::Overtaken);
         }
         if self.team.point.1 == Part::Start {
+            self.team.compared = self.committed;
             self.agree().await?;
         }
         let mut stop = self.team.point.1 == Part::Border;
         if !stop {
             self.team.point.1 = Part::Steps;
         }
+        let began_at = self.committed;
         while self.committed < leg.last_step() && !stop {
-            stop = self.step(leg).await?;
-            let is_due = (self.committed - leg.before)
-                .is_multiple_of(self.session.world.job.checkpoint.every_steps);
-            if is_due && !stop && self.committed < leg.last_step() {
+            let every = self.session.world.job.checkpoint.every_steps;
+            let step = self.committed - leg.before;
+            let is_saved = self.committed > began_at && step.is_multiple_of(every);
+            if is_saved && planted!(SavedUncompared) {
                 self.save(leg).await?;
             }
+            if self.is_audit_due(step) {
+                self.audit().await?;
+            }
+            if is_saved && !planted!(SavedUncompared) {
+                self.save(leg).await?;
+            }
+            stop = self.step(leg).await?;
         }
         let crossed = self.cross(leg).await?;
         match self.committed < leg.last_step() {
@@ -308,6 +318,7 @@ impl Trainer {
             .checks
             .borrow_mut()
             .applied(&self.session.who, step, self.weights);
+        self.lose_a_bit();
         let metrics = metrics(leg, step, self.team.world() as u64);
         let told = (self.team.rank() == 0).then(|| metrics.clone());
         self.recent.push(Committed {
@@ -376,6 +387,7 @@ impl Trainer {
         Standing {
             point: self.team.point,
             committed: self.committed,
+            compared: self.team.compared,
             is_newcomer: false,
         }
     }

@@ -29,6 +29,8 @@ pub(super) enum What {
     StallWorker(Host, Duration),
     /// It fails by itself.
     FailWorker(Host),
+    /// Its memory loses a bit of the weights, behind its next update.
+    LoseBit(Host),
     /// The next time that it comes to a phase, and a moment later.
     Appointment(Host, Phase, Duration, Act),
     KillOffice,
@@ -88,6 +90,7 @@ pub(super) enum Kind {
     PauseWorker,
     StallWorker,
     FailWorker,
+    LoseBit,
     Appointment,
     KillOffice,
     PauseOffice,
@@ -105,7 +108,7 @@ pub(super) enum Kind {
     KillAll,
 }
 
-pub(super) const KINDS: [Kind; 19] = [
+pub(super) const KINDS: [Kind; 20] = [
     Kind::KillWorker,
     Kind::PauseWorker,
     Kind::StallWorker,
@@ -125,6 +128,7 @@ pub(super) const KINDS: [Kind; 19] = [
     Kind::Leave,
     Kind::Stop,
     Kind::KillAll,
+    Kind::LoseBit,
 ];
 
 /// The weather of a seed, of some kinds or of any. Few kinds, so that those meet which rarely would
@@ -164,6 +168,7 @@ fn fault(kind: Kind, chance: &mut Chance, workers: u8) -> What {
         Kind::PauseWorker => What::PauseWorker(worker(chance, workers), duration(chance)),
         Kind::StallWorker => What::StallWorker(worker(chance, workers), chance.millis(500, 20_000)),
         Kind::FailWorker => What::FailWorker(worker(chance, workers)),
+        Kind::LoseBit => What::LoseBit(worker(chance, workers)),
         Kind::Appointment => {
             let phase = chance.pick(&PHASES);
             let act = match chance.below(4) {

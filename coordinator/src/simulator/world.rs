@@ -64,6 +64,7 @@ pub(super) struct World {
     office_due: Cell<Duration>,
     stalls: RefCell<BTreeMap<Host, Duration>>,
     failing: RefCell<BTreeMap<Host, ()>>,
+    forgetful: RefCell<BTreeMap<Host, ()>>,
     appointments: RefCell<Vec<(Host, Phase, Duration, Act)>>,
     stumble: Cell<Option<(Duration, Duration)>>,
     chance: RefCell<Chance>,
@@ -77,7 +78,7 @@ impl World {
         let mut chance = Chance::new(seed, "world");
         let workers = u32::from(workers(seed));
         let job = job(&mut chance, workers);
-        let checks = Checks::new(job.lanes);
+        let checks = Checks::new(&Course::of(&job));
         let wanted = wanted(&mut chance, workers);
         let returns = chance.below(2) == 1;
         let world = Rc::new(Self {
@@ -100,6 +101,7 @@ impl World {
             office_due: Cell::default(),
             stalls: RefCell::default(),
             failing: RefCell::default(),
+            forgetful: RefCell::default(),
             appointments: RefCell::default(),
             stumble: Cell::default(),
             chance: RefCell::new(chance),
@@ -138,6 +140,11 @@ impl World {
             Some(()) => Err(Failure::internal("the device has failed", "")),
             None => Ok(()),
         }
+    }
+
+    /// Whether a worker's memory is to lose a bit now.
+    pub(super) fn loses_a_bit(&self, host: Host) -> bool {
+        self.forgetful.borrow_mut().remove(&host).is_some()
     }
 
     /// Starts and restarts processes.
@@ -320,6 +327,9 @@ impl World {
             }
             What::FailWorker(host) => {
                 self.failing.borrow_mut().insert(host, ());
+            }
+            What::LoseBit(host) => {
+                self.forgetful.borrow_mut().insert(host, ());
             }
             What::Appointment(host, phase, after, act) => {
                 let appointment = (host, phase, after, act);

@@ -138,6 +138,7 @@ impl Member {
             Phase::Checkpointing => "writing a checkpoint",
             Phase::Evaluating => "evaluating",
             Phase::Regrouping => "joining a generation",
+            Phase::Auditing => "comparing its copy of the state with the others'",
         };
         let collective = match self.collective {
             0 => String::new(),

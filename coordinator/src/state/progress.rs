@@ -40,7 +40,9 @@ impl Machine {
             Kind::Failed(failed) => return self.member_failed(&who.member, failed.into()),
             // Whoever complains waits for the next generation, which is there already.
             Kind::PeerLost(_) | Kind::AtBorder(_) if !current => return Vec::new(),
+            // True still, if its generation is over.
             Kind::PeerLost(report) => return self.peer_lost(now, who, report),
+            Kind::ReplicasDiffer(found) => return self.replicas_differ(found),
             Kind::AtBorder(border) => return self.at_border(border.step),
             Kind::Leaving(leaving) => return self.member_leaves(&who.member, &leaving.reason),
             // It has become a member since.

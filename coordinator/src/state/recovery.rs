@@ -178,6 +178,7 @@ impl Machine {
             .map(|(id, _)| Action::LetGo(id, reason.clone()))
             .collect();
         self.assignment.clear();
+        self.differing = None;
         self.run = Run::Waiting;
         if !planted!(OldBeginning) {
             // Those who are gone may have committed some, and let others go.
@@ -191,7 +192,7 @@ impl Machine {
     }
 
     /// Takes a member out; one that still listens is told why.
-    fn dismiss(&mut self, id: &MemberId, failure: &Failure) -> Vec<Action> {
+    pub(super) fn dismiss(&mut self, id: &MemberId, failure: &Failure) -> Vec<Action> {
         if planted!(LostMemberKept) {
             return Vec::new();
         }

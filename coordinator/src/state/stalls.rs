@@ -84,6 +84,6 @@ impl Machine {
 fn waits(phase: Phase) -> bool {
     matches!(
         phase,
-        Phase::Gathering | Phase::Reducing | Phase::Voting | Phase::Regrouping
+        Phase::Gathering | Phase::Reducing | Phase::Voting | Phase::Regrouping | Phase::Auditing
     )
 }

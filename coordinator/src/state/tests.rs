@@ -58,6 +58,13 @@ fn kind() -> impl Strategy<Value = v1::report::Kind> {
         }),
         1 => (0_u64..6).prop_map(|step| v1::report::Kind::AtBorder(v1::AtBorder { step })),
         1 => Just(v1::report::Kind::Leaving(v1::Leaving { reason: "away".into() })),
+        1 => prop::collection::vec(0..MEMBERS + 1, 0..3).prop_map(|odd| {
+            v1::report::Kind::ReplicasDiffer(v1::ReplicasDiffer {
+                step: 2,
+                agreed_step: 1,
+                member_ids: odd.iter().map(|number| format!("worker-{number}")).collect(),
+            })
+        }),
         2 => (0..MEMBERS + 1).prop_map(|number| v1::report::Kind::PeerLost(v1::PeerLost {
             member_id: format!("worker-{number}"),
             why: "it cannot be reached".into(),
@@ -91,7 +98,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn machine(returns: bool, min: u32) -> Machine {
+fn machine(returns: bool, min: u32, on_corruption: OnCorruption) -> Machine {
     let members = u32::try_from(MEMBERS).expect("few");
     Machine::new(Config {
         run_id: RunId::new("run-1").expect("good"),
@@ -106,6 +113,7 @@ fn machine(returns: bool, min: u32) -> Machine {
             max: members,
         },
         returns,
+        on_corruption,
         total_steps: 10,
         keep_last: 1,
         last_generation: Generation(0),
@@ -166,9 +174,14 @@ proptest! {
         has_started in any::<bool>(),
         returns in any::<bool>(),
         min in 1_u32..4,
+        evicts in any::<bool>(),
         events in prop::collection::vec((0_u64..400, event()), 1..60)
     ) {
-        let mut machine = machine(returns, min);
+        let on_corruption = match evicts {
+            true => OnCorruption::Evict,
+            false => OnCorruption::Rewind,
+        };
+        let mut machine = machine(returns, min, on_corruption);
         let (mut now, mut endings) = (Duration::ZERO, 0);
         let prelude = if has_started { start() } else { Vec::new() };
         for (pause, event) in prelude.into_iter().chain(events) {

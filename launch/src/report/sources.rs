@@ -69,6 +69,7 @@ impl Past {
                         since_ms = record.at_ms;
                     }
                 }
+                Entry::RunRewound { lost, .. } => past.failures += lost.len() as u64,
                 Entry::CheckpointCommitted { .. } => since_ms = record.at_ms,
                 Entry::RunFailed { what, why, .. } => {
                     at_work = false;

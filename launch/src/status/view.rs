@@ -34,6 +34,7 @@ fn phase_word(phase: Phase) -> &'static str {
         Phase::Checkpointing => "checkpointing",
         Phase::Evaluating => "evaluating",
         Phase::Regrouping => "regrouping",
+        Phase::Auditing => "auditing",
     }
 }
 

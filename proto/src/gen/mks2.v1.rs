@@ -83,7 +83,7 @@ pub struct Report {
     pub incarnation: u64,
     #[prost(uint64, tag = "3")]
     pub generation: u64,
-    #[prost(oneof = "report::Kind", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "report::Kind", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     pub kind: ::core::option::Option<report::Kind>,
 }
 /// Nested message and enum types in `Report`.
@@ -110,6 +110,8 @@ pub mod report {
         AtBorder(super::AtBorder),
         #[prost(message, tag = "13")]
         Leaving(super::Leaving),
+        #[prost(message, tag = "14")]
+        ReplicasDiffer(super::ReplicasDiffer),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -263,6 +265,20 @@ pub struct AtBorder {
 pub struct Leaving {
     #[prost(string, tag = "1")]
     pub reason: ::prost::alloc::string::String,
+}
+/// The members' copies of the state of training were compared and are not alike. All members see the
+/// same and say it; the sender's generation is over, and it waits for the next one.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplicasDiffer {
+    /// Steps that were committed.
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// Steps after which they were alike the last time.
+    #[prost(uint64, tag = "2")]
+    pub agreed_step: u64,
+    /// Those that differ from a strict majority; empty: there is no majority.
+    #[prost(string, repeated, tag = "3")]
+    pub member_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Directive {
@@ -573,6 +589,8 @@ pub enum Phase {
     Evaluating = 9,
     /// Connecting to the members of the next generation.
     Regrouping = 10,
+    /// Comparing its copy of the state of training with the others'.
+    Auditing = 11,
 }
 impl Phase {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -592,6 +610,7 @@ impl Phase {
             Self::Checkpointing => "PHASE_CHECKPOINTING",
             Self::Evaluating => "PHASE_EVALUATING",
             Self::Regrouping => "PHASE_REGROUPING",
+            Self::Auditing => "PHASE_AUDITING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -608,6 +627,7 @@ impl Phase {
             "PHASE_CHECKPOINTING" => Some(Self::Checkpointing),
             "PHASE_EVALUATING" => Some(Self::Evaluating),
             "PHASE_REGROUPING" => Some(Self::Regrouping),
+            "PHASE_AUDITING" => Some(Self::Auditing),
             _ => None,
         }
     }

@@ -146,14 +146,15 @@ pub fn parse(text: &str) -> Result<Job, Failure> {
     Ok(job)
 }
 
-/// blake3 of what makes two jobs the same run: everything but when checkpoints are made and where
-/// the corpora lie. What is in the corpora is held against their own digests.
+/// blake3 of what makes two jobs the same run: everything but when checkpoints and comparisons are
+/// made and where the corpora lie. What is in the corpora is held against their own digests.
 ///
 /// # Errors
 /// When the job cannot be encoded.
 pub fn digest(job: &Job) -> Result<String, Failure> {
     let mut same = job.clone();
     same.checkpoint = super::Checkpoint::default();
+    same.audit = super::Audit::default();
     same.data.clear();
     let bytes = serde_json::to_vec(&same)
         .map_err(|error| Failure::internal("the job cannot be encoded", error.to_string()))?;

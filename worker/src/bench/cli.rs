@@ -40,6 +40,8 @@ enum Subject {
     Overhead(Job),
     /// How long a checkpoint stops the step loop.
     Checkpoint(Job),
+    /// What it costs to digest a worker's copy of the state, for a comparison with the others'.
+    Audit(Step),
 }
 
 #[derive(Debug, Args)]
@@ -102,8 +104,19 @@ struct Step {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Kind {
+    Bootstrap,
     Memory,
     Experts,
+}
+
+impl Kind {
+    fn kind(self) -> StageKind {
+        match self {
+            Self::Bootstrap => StageKind::Bootstrap,
+            Self::Memory => StageKind::Memory,
+            Self::Experts => StageKind::Experts,
+        }
+    }
 }
 
 /// Measures and writes one line of JSON per measurement to `out`.
@@ -119,11 +132,10 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
         }
         Subject::AdamwBits(settings) => adamw_bits(settings.len, settings.steps)?,
         Subject::Step(Step { job, stage }) => {
-            let kind = match stage {
-                Kind::Memory => StageKind::Memory,
-                Kind::Experts => StageKind::Experts,
-            };
-            stage::measure(&job.job, kind, Measured::Step)?
+            stage::measure(&job.job, stage.kind(), Measured::Step)?
+        }
+        Subject::Audit(Step { job, stage }) => {
+            stage::measure(&job.job, stage.kind(), Measured::Audit)?
         }
         Subject::Overhead(job) => stage::measure(&job.job, StageKind::Memory, Measured::Overhead)?,
         Subject::Checkpoint(job) => {

@@ -36,6 +36,8 @@ pub(super) enum Measured {
     Overhead,
     /// Seconds for which a checkpoint stops the step loop.
     Checkpoint,
+    /// Seconds of a digest of the state, and its share of each step.
+    Audit,
 }
 
 /// Measures the first stage of `kind` in the job at `path`.
@@ -59,6 +61,7 @@ pub(super) fn measure(path: &Path, kind: StageKind, measured: Measured) -> Resul
     let mut found = scene.play(Measurement {
         stage: &scene.stage,
         runtime: rehearsal.runtime(),
+        every_steps: job.audit.every_steps,
         measured,
     })?;
     if let Some(seconds) = load_seconds {
@@ -88,6 +91,8 @@ fn loading(scene: &Scene<'_>) -> Result<f64, Failure> {
 struct Measurement<'a> {
     stage: &'a Stage,
     runtime: &'a Runtime,
+    /// Steps between two comparisons.
+    every_steps: u64,
     measured: Measured,
 }
 
@@ -105,8 +110,14 @@ impl Act for Measurement<'_> {
             _ => None,
         };
         let mut laps = Laps::default();
+        let mut digests = Vec::new();
         while !trainer.is_done() {
             laps.step(&mut trainer, &mut team)?;
+            if self.measured == Measured::Audit {
+                let began = Instant::now();
+                trainer.digest()?;
+                digests.push(began.elapsed().as_secs_f64());
+            }
             if let Some(saving) = &mut saving {
                 saving.save(&trainer, self.runtime)?;
             }
@@ -114,6 +125,12 @@ impl Act for Measurement<'_> {
         let mut found = laps.found(self.stage, self.measured);
         found["parameters"] = layout.parameters().into();
         found["loss"] = trainer.progress().loss.into();
+        if self.measured == Measured::Audit {
+            let seconds = median(digests);
+            found["digest_seconds"] = seconds.into();
+            found["every_steps"] = self.every_steps.into();
+            found["per_step_seconds"] = (seconds / self.every_steps.max(1) as f64).into();
+        }
         if let Some(saving) = saving {
             found["stop_seconds"] = median(saving.stops).into();
         }

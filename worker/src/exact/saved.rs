@@ -23,6 +23,11 @@ impl Reducer {
         bytes
     }
 
+    /// The exponents, for tests that damage them.
+    pub(crate) fn exponents_mut(&mut self) -> &mut [i16] {
+        &mut self.exponents
+    }
+
     /// Takes the state that [`Reducer::state_bytes`] gave, for the same layout.
     ///
     /// # Errors

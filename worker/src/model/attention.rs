@@ -11,7 +11,6 @@ use tch::{Device, Kind, Tensor};
 
 use super::lora::{AttentionAdapters, adapted};
 use super::ops::{attend, linear};
-use super::weights::fused;
 use super::{Result, Weights};
 
 /// Sizes of an attention layer.
@@ -115,7 +114,7 @@ impl Attention {
             matrix("k_proj", kv)?,
             matrix("v_proj", kv)?,
         );
-        let qkv = fused(&[&q, &k, &v]);
+        let qkv = weights.fused(&[&q, &k, &v]);
         Ok(Self {
             shape,
             q,

@@ -10,7 +10,6 @@ use tch::{Device, Tensor};
 
 use super::lora::{Lora, LoraSettings, adapted};
 use super::ops::linear;
-use super::weights::fused;
 use super::{Result, Weights};
 
 /// The weights of one network.
@@ -52,7 +51,7 @@ impl FeedForward {
         let (up_wd, down_dw) = (matrix("up_proj", [w, d])?, matrix("down_proj", [d, w])?);
         let gate_up = gate_wd
             .as_ref()
-            .and_then(|gate_wd| fused(&[gate_wd, &up_wd]));
+            .and_then(|gate_wd| weights.fused(&[gate_wd, &up_wd]));
         Ok(Self {
             gate_wd,
             up_wd,
@@ -81,8 +80,9 @@ impl FeedForward {
 
     /// The same network with its hidden units permuted between the two layers: unit `i` speaks
     /// through the column of unit `order[i]`.
-    pub(super) fn permuted(&self, order: &Tensor) -> Self {
+    pub(super) fn permuted(&self, order: &Tensor, weights: &Weights) -> Self {
         let down_dw = self.down_dw.detach().index_select(1, order);
+        weights.derive(&down_dw);
         Self {
             down_dw,
             ..self.clone()

@@ -36,12 +36,12 @@ impl Memory {
 
     /// The control of the method's claim: in each block the hidden units are permuted between
     /// the two layers, by `seed` and the block's number alone. What was stored is destroyed, every
-    /// statistic of the weights stays. The result is frozen.
+    /// statistic of the weights stays. The result is frozen, and `weights` know of it.
     #[must_use]
-    pub fn shuffled(&self, seed: u64) -> Self {
+    pub fn shuffled(&self, seed: u64, weights: &Weights) -> Self {
         let blocks = self.blocks.iter().enumerate().map(|(layer, block)| {
             let order = Tensor::from_slice(&permutation(seed, layer, block.width()));
-            block.permuted(&order.to_device(block.device()))
+            block.permuted(&order.to_device(block.device()), weights)
         });
         Self {
             name: self.name.clone(),

@@ -14,7 +14,7 @@ use mks2_proto::job;
 use tch::Tensor;
 
 use super::ops::{attend, quick_gelu};
-use super::weights::{expect_shape, fused};
+use super::weights::expect_shape;
 use super::{Result, Weights};
 
 /// Features of a batch of pictures.
@@ -161,11 +161,11 @@ impl Affine {
     }
 
     /// Several layers on the same input as one, when they are frozen.
-    fn fused(parts: [&Self; 3]) -> Option<Self> {
-        let weight = fused(&parts.map(|part| &part.weight))?;
+    fn fused(parts: [&Self; 3], weights: &Weights) -> Option<Self> {
+        let weight = weights.fused(&parts.map(|part| &part.weight))?;
         Some(Self {
             weight,
-            bias: fused(&parts.map(|part| &part.bias))?,
+            bias: weights.fused(&parts.map(|part| &part.bias))?,
         })
     }
 }
@@ -200,7 +200,7 @@ impl VisionBlock {
         Ok(Self {
             heads: i64::from(shape.num_attention_heads),
             norm1: norm("layer_norm1")?,
-            qkv: Affine::fused([&q, &k, &value]),
+            qkv: Affine::fused([&q, &k, &value], weights),
             q,
             k,
             v: value,

@@ -1,6 +1,8 @@
 //! Weights by their global names.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use mks2_proto::params::ParamSpec;
 use tch::{Device, Kind, Tensor};
@@ -11,6 +13,9 @@ use super::{ModelError, Result};
 #[derive(Debug, Default)]
 pub struct Weights {
     tensors: BTreeMap<String, Tensor>,
+    /// What the parts of a model have made of frozen weights and read instead of them; shared with
+    /// copies.
+    derived: Rc<RefCell<Vec<Tensor>>>,
 }
 
 impl Clone for Weights {
@@ -21,6 +26,7 @@ impl Clone for Weights {
             .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
         Self {
             tensors: tensors.collect(),
+            derived: Rc::clone(&self.derived),
         }
     }
 }
@@ -92,6 +98,35 @@ impl Weights {
         Ok(tensor)
     }
 
+    /// Everything that a model over these weights reads and that is not trained: the frozen weights
+    /// by name, and what was derived from them.
+    #[must_use]
+    pub fn frozen(&self) -> Vec<Tensor> {
+        let named = self
+            .tensors
+            .values()
+            .filter(|weight| !weight.requires_grad());
+        let derived = self.derived.borrow();
+        let all = named.chain(derived.iter());
+        all.map(Tensor::shallow_clone).collect()
+    }
+
+    /// Notes that a model reads this, which was made of frozen weights.
+    pub(super) fn derive(&self, tensor: &Tensor) {
+        self.derived.borrow_mut().push(tensor.shallow_clone());
+    }
+
+    /// One matrix out of several that read the same input, when none of them is trained: one large
+    /// product instead of small ones. The parts are stacked along the outputs.
+    pub(super) fn fused(&self, parts: &[&Tensor]) -> Option<Tensor> {
+        if parts.iter().any(|part| part.requires_grad()) {
+            return None;
+        }
+        let fused = Tensor::cat(parts, 0);
+        self.derive(&fused);
+        Some(fused)
+    }
+
     /// The leaves of `specs`, in their order: what gradients are asked for.
     ///
     /// # Errors
@@ -117,15 +152,6 @@ pub(super) fn expect_shape(name: &str, tensor: &Tensor, expected: &[i64]) -> Res
         found,
         expected: expected.to_vec(),
     })
-}
-
-/// One matrix out of several that read the same input, when none of them is trained: one large
-/// product instead of small ones. The parts are stacked along the outputs.
-pub(super) fn fused(parts: &[&Tensor]) -> Option<Tensor> {
-    if parts.iter().any(|part| part.requires_grad()) {
-        return None;
-    }
-    Some(Tensor::cat(parts, 0))
 }
 
 /// The options of a new tensor beside `like`.

@@ -87,7 +87,7 @@ pub fn experts(job: &Job, settings: &job::Experts, weights: &Weights) -> Result<
     let memories = settings.memories.iter().map(|name| {
         let memory = Memory::new(&job.model, name, weights)?;
         Ok(if settings.shuffle_memory {
-            memory.shuffled(job.seed)
+            memory.shuffled(job.seed, weights)
         } else {
             memory
         })

@@ -115,14 +115,15 @@ impl Run {
         }
     }
 
-    /// Goes on behind a stage that was trained. Before anybody does, rank 0 has `saved` the stage's
-    /// end; if it is lost, the next one saves it.
+    /// Goes on behind a stage that was trained. Before anybody does, all have compared
+    /// their copies, and rank 0 has `saved` the stage's end; if it is lost, the next one saves it.
     pub(super) fn cross<O: Objective>(
         &mut self,
-        trainer: &Trainer<'_, O>,
+        trainer: &mut Trainer<'_, O>,
         saved: impl Fn(&mut Self, &Trainer<'_, O>) -> Result<(), Failure>,
     ) -> Result<End, Failure> {
         self.enter_border();
+        trainer.audit(&*self.session, &mut self.team)?;
         let mut is_saved = false;
         loop {
             if self.team.rank() == 0 && !is_saved {

@@ -22,6 +22,8 @@ pub(super) struct Mail {
     /// What ended the latest generation, the latest stage and the stage that was prepared, as far
     /// as they were told.
     complaint: Option<Labelled>,
+    /// That the members' copies differ, which is true whatever comes after.
+    difference: Option<Labelled>,
     stage: Option<Labelled>,
     ready: Option<Labelled>,
     /// The trainer is done.
@@ -35,6 +37,7 @@ impl Mail {
             waiting: VecDeque::new(),
             told: VecDeque::new(),
             complaint: None,
+            difference: None,
             stage: None,
             ready: None,
             closed: false,
@@ -64,6 +67,7 @@ impl Mail {
                 self.told.push_back(labelled);
             }
             Kind::PeerLost(_) | Kind::AtBorder(_) => self.complaint = Some(labelled),
+            Kind::ReplicasDiffer(_) => self.difference = Some(labelled),
             Kind::Ready(_) => self.ready = Some(labelled),
             Kind::StageChanged(_) => self.stage = Some(labelled),
             _ => {}
@@ -92,8 +96,9 @@ impl Mail {
     /// A new coordinator is told the stage and the latest steps again, before what waits, and the
     /// latest complaint: it means nothing any more unless its generation is still the last one.
     pub(super) fn tell_again(&mut self) {
-        if let Some(complaint) = self.complaint.take() {
-            self.waiting.push_front(complaint);
+        let last = [self.complaint.take(), self.difference.take()];
+        for labelled in last.into_iter().flatten() {
+            self.waiting.push_front(labelled);
         }
         while let Some(labelled) = self.told.pop_back() {
             self.waiting.push_front(labelled);

@@ -3,15 +3,20 @@
 //! `MKS2_TEST_MISHAP` holds any number of `ACT@PHASE@STEP@MEMBER`, separated by commas. When that
 //! member enters that phase (as in the wire's `Phase`, without its prefix) in the step of that
 //! number, counted from 1 over all stages, its first process is killed (`kill`), stopped (`stop`), panics
-//! (`panic`), takes half a second longer (`nap`), or does nothing more while it goes on beating (`stall`).
+//! (`panic`), takes half a second longer (`nap`), does nothing more while it goes on beating (`stall`),
+//! or loses a bit behind that step's update: `flip-weights` and the other places of
+//! [`Flip`](crate::replica::Flip).
 //! Without the variable nothing happens.
 #![allow(unsafe_code)]
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use mks2_proto::env;
 use mks2_proto::failure::Failure;
 use mks2_proto::v1::Phase;
+
+use crate::replica::Flip;
 
 /// The variable.
 pub(super) const VARIABLE: &str = "MKS2_TEST_MISHAP";
@@ -24,6 +29,7 @@ enum Act {
     Panic,
     Nap,
     Stall,
+    Flip(Flip),
 }
 
 /// One death on order.
@@ -35,8 +41,12 @@ struct Mishap {
 }
 
 /// What was ordered for one member.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Mishaps(Vec<Mishap>);
+#[derive(Debug, Default)]
+pub(super) struct Mishaps {
+    ordered: Vec<Mishap>,
+    /// The moment of a flip has come.
+    flip: Mutex<Option<Flip>>,
+}
 
 impl Mishaps {
     /// Those of `member` in the environment.
@@ -70,7 +80,7 @@ impl Mishaps {
                 "panic" => Act::Panic,
                 "nap" => Act::Nap,
                 "stall" => Act::Stall,
-                _ => return None,
+                flip => Act::Flip(flip.strip_prefix("flip-")?.parse().ok()?),
             };
             let phase = format!("PHASE_{}", words.next()?.to_uppercase());
             let phase = Phase::from_str_name(&phase)?;
@@ -79,17 +89,39 @@ impl Mishaps {
                 mine.push(Mishap { act, phase, step });
             }
         }
-        Some(Self(mine))
+        Some(Self {
+            ordered: mine,
+            ..Self::default()
+        })
     }
 
     /// Does what is ordered for a phase of a step.
     #[inline]
     pub(super) fn at(&self, phase: Phase, step: u64) {
-        for mishap in &self.0 {
+        for mishap in &self.ordered {
             if (mishap.phase, mishap.step) == (phase, step) {
-                mishap.act.happen();
+                match mishap.act {
+                    Act::Flip(flip) => {
+                        self.flip
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .replace(flip);
+                    }
+                    act => act.happen(),
+                }
             }
         }
+    }
+
+    /// A flip whose moment has come, once.
+    pub(super) fn ordered_flip(&self) -> Option<Flip> {
+        if self.ordered.is_empty() {
+            return None;
+        }
+        self.flip
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 }
 
@@ -100,6 +132,7 @@ impl Act {
             Self::Kill => libc::SIGKILL,
             Self::Stop => libc::SIGSTOP,
             Self::Panic => panic!("a panic on order of {VARIABLE}"),
+            Self::Flip(_) => return,
             Self::Nap => return std::thread::sleep(Duration::from_millis(500)),
             Self::Stall => loop {
                 std::thread::park();
@@ -116,19 +149,29 @@ mod tests {
 
     #[test]
     fn orders_are_read_for_one_member() {
-        let text = "kill@voting@12@worker-1,stop@loading@3@worker-0";
+        let text =
+            "kill@voting@12@worker-1,stop@loading@3@worker-0,flip-exp-avg@updating@4@worker-1";
         let mishaps = Mishaps::parse(text, "worker-1").expect("well formed");
         let expected = Mishap {
             act: Act::Kill,
             phase: Phase::Voting,
             step: 12,
         };
-        assert_eq!(mishaps.0, [expected]);
+        let flip = Mishap {
+            act: Act::Flip(Flip::ExpAvg),
+            phase: Phase::Updating,
+            step: 4,
+        };
+        assert_eq!(mishaps.ordered, [expected, flip]);
+        mishaps.at(Phase::Updating, 4);
+        assert_eq!(mishaps.ordered_flip(), Some(Flip::ExpAvg));
+        assert_eq!(mishaps.ordered_flip(), None);
         for wrong in [
             "",
             "kill",
             "kill@nowhere@1@worker-0",
             "hug@voting@1@worker-0",
+            "flip-nothing@voting@1@worker-0",
         ] {
             assert!(Mishaps::parse(wrong, "worker-0").is_none(), "{wrong}");
         }

@@ -6,7 +6,7 @@
 //! | starts, for the first time | restart | restart |
 //! | prepares another stage, computes, updates | useful | recovery |
 //! | loads | data | recovery |
-//! | gathers, votes | straggler | recovery |
+//! | gathers, votes, compares copies | straggler | recovery |
 //! | reduces | useful, but for its wait at the door | recovery |
 //! | saves | checkpoint; coordinator while there is none | the same |
 //! | evaluates | evaluation | evaluation |
@@ -144,7 +144,7 @@ impl Timesheet {
             _ if self.recovers => Activity::Recovery,
             Phase::Regrouping => Activity::Restart,
             Phase::Loading => Activity::Data,
-            Phase::Gathering | Phase::Voting => Activity::Straggler,
+            Phase::Gathering | Phase::Voting | Phase::Auditing => Activity::Straggler,
             Phase::Unspecified
             | Phase::Starting
             | Phase::Computing

@@ -1,7 +1,8 @@
 //! How a newcomer gets the state of training from those that have it (P9).
 //!
 //! ```text
-//! standings ─► source: the lowest rank of those that are furthest ─► head ─► chunks ─► digest
+//! standings ─► source: the lowest rank of those that are furthest, if all of them are alike
+//!                                                          └─► head ─► chunks ─► digest
 //! ```
 //!
 //! Everything goes through broadcasts of the generation's own mesh, so peers are authenticated,
@@ -12,7 +13,8 @@
 use blake3::{Hash, Hasher};
 use mks2_proto::failure::Failure;
 
-use super::{Setback, Standing};
+use super::{Cause, Point, Setback, Standing};
+use crate::audit::{self, Difference, Verdict};
 use crate::collectives::Collective;
 use crate::flat::{Buffer, FlatState, le_bytes, le_bytes_mut};
 use crate::replica::Replica;
@@ -71,6 +73,7 @@ impl<'a> Arrival<'a> {
         Standing {
             point: stage.point,
             committed: of.map_or(0, |of| of.committed),
+            compared: 0,
             sums: Vec::new(),
             newcomer: Some(self.received.len() as u64),
         }
@@ -86,14 +89,16 @@ pub enum Role<'a, 'b> {
 }
 
 /// Hands the state over to the newcomers among `all`; gives the standing of the source, which is the
-/// newcomers' from now on. Nothing to do without newcomers.
+/// newcomers' from now on. Nothing to do without newcomers. `alike`: steps after which the members
+/// were alike the last time.
 ///
 /// # Errors
-/// When a peer is lost. For a newcomer also when it has prepared something else.
+/// When a peer is lost, or those that have the state are not alike. For a newcomer also when it has prepared something else.
 pub(super) fn hand_over(
     collective: &mut dyn Collective,
     all: &[Standing],
     role: &mut Role<'_, '_>,
+    alike: u64,
 ) -> Result<Option<Standing>, Setback> {
     let newcomers = || all.iter().filter(|one| one.newcomer.is_some());
     if newcomers().next().is_none() {
@@ -103,6 +108,7 @@ pub(super) fn hand_over(
         return Err(Setback::Fatal(nobody_knows()));
     };
     let standing = &all[source];
+    compare(collective, all, standing, role, alike)?;
     let has_kept = |one: &Standing| {
         let same = one.committed == standing.committed && one.point.stage == standing.point.stage;
         one.newcomer.filter(|_| same).unwrap_or(0)
@@ -126,12 +132,48 @@ pub(super) fn hand_over(
 fn source(all: &[Standing]) -> Option<usize> {
     let veterans = all.iter().enumerate();
     let veterans = veterans.filter(|(_, one)| one.newcomer.is_none());
-    let furthest = veterans
-        .clone()
-        .map(|(_, one)| (one.point, one.committed))
-        .max()?;
-    let mut furthest_ones = veterans.filter(|(_, one)| (one.point, one.committed) == furthest);
+    let furthest = veterans.clone().map(|(_, one)| place(one)).max()?;
+    let mut furthest_ones = veterans.filter(|(_, one)| place(one) == furthest);
     furthest_ones.next().map(|(rank, _)| rank)
+}
+
+fn place(one: &Standing) -> (Point, u64, u64) {
+    (one.point, one.committed, one.compared)
+}
+
+/// Whether all that have the state of the source's place are alike: a damaged copy must not be
+/// doubled. A single one has to be believed.
+fn compare(
+    collective: &mut dyn Collective,
+    all: &[Standing],
+    source: &Standing,
+    role: &Role<'_, '_>,
+    alike: u64,
+) -> Result<(), Setback> {
+    let knows = |one: &Standing| one.newcomer.is_none() && same_state(one, source);
+    if all.iter().filter(|one| knows(one)).count() < 2 {
+        return Ok(());
+    }
+    let mine = match role {
+        Role::Veteran(Some(original)) if knows(&all[collective.rank()]) => {
+            Some(original.replica.digest()?)
+        }
+        _ => None,
+    };
+    let odd = match audit::compare(collective, mine)? {
+        Verdict::Alike => return Ok(()),
+        Verdict::Odd(odd) => odd,
+        Verdict::Split => Vec::new(),
+    };
+    Err(Setback::Peers(Cause::Differ(Difference {
+        step: source.committed,
+        agreed_step: alike,
+        odd,
+    })))
+}
+
+fn same_state(one: &Standing, other: &Standing) -> bool {
+    (one.point, one.committed) == (other.point, other.committed)
 }
 
 /// What comes before the chunks. Little endian: identity [u8; 32], bytes u64, reducer u32 and its

@@ -29,6 +29,9 @@ pub struct Standing {
     pub point: Point,
     /// Steps that it has committed, over all stages.
     pub committed: u64,
+    /// The steps after which the state was compared last (see [`audit`](crate::audit)): equal to
+    /// `committed` where that is done.
+    pub compared: u64,
     /// The lanes' sums of the last of them (see [`LaneLoss`](crate::objective::LaneLoss)), for
     /// whoever has to commit it yet.
     pub sums: Vec<f64>,
@@ -37,14 +40,15 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Little endian: stage u32, part u8, newcomer u8 and its bytes u64, committed u64, sums f64
-    /// each.
+    /// Little endian: stage u32, part u8, newcomer u8 and its bytes u64, committed u64, compared
+    /// u64, sums f64 each.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.point.stage.to_le_bytes().to_vec();
         bytes.push(self.point.part as u8);
         bytes.push(u8::from(self.newcomer.is_some()));
         bytes.extend(self.newcomer.unwrap_or(0).to_le_bytes());
         bytes.extend(self.committed.to_le_bytes());
+        bytes.extend(self.compared.to_le_bytes());
         bytes.extend(self.sums.iter().flat_map(|sum| sum.to_le_bytes()));
         bytes
     }
@@ -55,6 +59,7 @@ impl Standing {
         let (is_newcomer, rest) = rest.split_first()?;
         let (received, rest) = rest.split_first_chunk()?;
         let (committed, rest) = rest.split_first_chunk()?;
+        let (compared, rest) = rest.split_first_chunk()?;
         let part = match part {
             0 => Part::Start,
             1 => Part::Steps,
@@ -68,6 +73,7 @@ impl Standing {
                 part,
             },
             committed: u64::from_le_bytes(*committed),
+            compared: u64::from_le_bytes(*compared),
             sums: sums.iter().map(|sum| f64::from_le_bytes(*sum)).collect(),
             newcomer: (*is_newcomer == 1).then(|| u64::from_le_bytes(*received)),
         })
@@ -86,13 +92,15 @@ mod tests {
             stage: u32,
             part in prop_oneof![Just(Part::Start), Just(Part::Steps), Just(Part::Border)],
             committed: u64,
+            compared: u64,
             sums in prop::collection::vec(-1e9..1e9, 0..5),
             newcomer: Option<u64>,
         ) {
-            let standing = Standing { point: Point { stage, part }, committed, sums, newcomer };
+            let point = Point { stage, part };
+            let standing = Standing { point, committed, compared, sums, newcomer };
             prop_assert_eq!(Standing::decode(&standing.encode()), Some(standing.clone()));
             let whole = standing.encode();
-            for cut in 0..22 {
+            for cut in 0..30 {
                 prop_assert_eq!(Standing::decode(&whole[..cut]), None);
             }
         }

@@ -42,7 +42,8 @@ impl Recent {
         self.steps.iter()
     }
 
-    pub(super) fn sums(&self) -> &[f64] {
+    /// The lanes' sums of the last step, added.
+    pub(crate) fn sums(&self) -> &[f64] {
         &self.sums
     }
 

@@ -7,17 +7,16 @@ use tracing::info;
 
 use super::Trainer;
 use super::work::{Vote, Work};
-use crate::collectives::CollectiveError;
 use crate::control::Control;
 use crate::objective::Objective;
-use crate::team::{Original, Standing, Team, identity};
+use crate::team::{Cause, Original, Standing, Team, identity};
 
 impl<O: Objective> Trainer<'_, O> {
     /// Goes on with those that are left. A vote means that one of them has committed the step: then
     /// so must this one.
     pub(super) fn regroup(
         &mut self,
-        cause: CollectiveError,
+        cause: Cause,
         work: &mut Work<O>,
         control: &dyn Control,
         team: &mut Team,
@@ -71,6 +70,7 @@ impl<O: Objective> Trainer<'_, O> {
         Standing {
             point: team.point(),
             committed: self.global_step(),
+            compared: team.compared(),
             sums: self.replica.recent.sums().to_vec(),
             newcomer: None,
         }

@@ -89,6 +89,9 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
             )],
         }],
         Subject::Overhead => vec![overhead(&job_text)],
+        Subject::Audit => {
+            (["bootstrap", "memory", "experts"].map(|stage| audit(&job_text, stage))).into()
+        }
         Subject::Checkpoint => vec![Plan {
             title: "Checkpoint",
             ours: words(&["checkpoint", "--job", &job_text]),
@@ -160,6 +163,28 @@ fn free_port() -> Outcome<u16> {
     let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
     let fault = |error| Fault::environment(format!("no port of the loopback is free: {error}"));
     Ok(listener.map_err(fault)?.port())
+}
+
+fn audit(job: &str, stage: &'static str) -> Plan {
+    let step = Against::Own {
+        name: "a step",
+        place: "/step_seconds",
+    };
+    Plan {
+        title: match stage {
+            "bootstrap" => "Comparison of copies, bootstrap",
+            "memory" => "Comparison of copies, stage 1",
+            _ => "Comparison of copies, stage 2",
+        },
+        ours: words(&["audit", "--job", job, "--stage", stage]),
+        peer: None,
+        rows: vec![row(
+            "digest, for each step",
+            "/per_step_seconds",
+            step,
+            1000.0,
+        )],
+    }
 }
 
 fn overhead(job: &str) -> Plan {

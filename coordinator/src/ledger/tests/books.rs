@@ -166,6 +166,7 @@ impl Book {
         let back = Entry::RunRewound {
             to_step: 20,
             dropped: vec![40],
+            lost: Vec::new(),
         };
         let later = [
             record(1, committed(40, &[])),

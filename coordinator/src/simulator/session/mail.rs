@@ -12,6 +12,7 @@ pub(super) struct Mail {
     pub(super) waiting: VecDeque<Labelled>,
     told: Vec<Labelled>,
     complaint: Option<Labelled>,
+    difference: Option<Labelled>,
     stage: Option<Labelled>,
     ready: Option<Labelled>,
     pub(super) is_closed: bool,
@@ -37,6 +38,7 @@ impl Mail {
         match labelled.1 {
             Kind::StepCommitted(_) => self.told.push(labelled),
             Kind::PeerLost(_) | Kind::AtBorder(_) => self.complaint = Some(labelled),
+            Kind::ReplicasDiffer(_) => self.difference = Some(labelled),
             Kind::StageChanged(_) => self.stage = Some(labelled),
             Kind::Ready(_) => self.ready = Some(labelled),
             _ => {}
@@ -48,7 +50,8 @@ impl Mail {
         if planted!(StepsToldOnce) {
             self.told.clear();
         }
-        let complaint = self.complaint.take();
+        let complaint = self.difference.take().into_iter();
+        let complaint = complaint.chain(self.complaint.take());
         let told = std::mem::take(&mut self.told);
         let before = self.stage.take().into_iter().chain(self.ready.take());
         let again = before.chain(told).chain(complaint);

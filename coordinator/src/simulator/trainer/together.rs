@@ -81,6 +81,7 @@ impl Trainer {
     /// Before anybody goes on, rank 0 has saved the stage's end.
     pub(super) async fn cross(&mut self, leg: &Leg) -> Result<End, Failure> {
         self.team.point.1 = Part::Border;
+        self.audit().await?;
         let mut is_saved = planted!(BorderBeforeSaved);
         loop {
             if self.team.rank() == 0 && !is_saved {

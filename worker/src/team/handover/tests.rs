@@ -13,6 +13,7 @@ use crate::collectives::{AbortFlag, Limits};
 use crate::exact::Reducer;
 use crate::flat::FlatLayout;
 use crate::rehearsal::mesh;
+use crate::replica::Flip;
 use crate::team::{Part, Point};
 
 /// What became of a member: its state, or why it could not take part.
@@ -23,6 +24,8 @@ type Outcome = Result<Option<(Vec<u8>, Progress)>, String>;
 enum Member {
     /// Has the state of this step.
     Veteran(u64),
+    /// The same, with a bit lost.
+    Damaged(u64),
     /// Is at this step and has none.
     Stateless(u64),
     /// Needs it; has received so many bytes of this step's before.
@@ -68,16 +71,25 @@ fn standing(committed: u64) -> Standing {
     }
 }
 
+/// What a member has at first.
+fn brought(member: Member) -> Replica {
+    let mut own = replica(match member {
+        Member::Veteran(step) | Member::Damaged(step) => Some(step),
+        _ => None,
+    });
+    if let Member::Damaged(step) = member {
+        own.flip(Flip::ExpAvg, step).unwrap();
+    }
+    own
+}
+
 fn take_part(member: Member, rank: usize, addresses: &[SocketAddr]) -> Outcome {
     let mut mesh = mesh::form(rank, addresses, &Limits::default(), &AbortFlag::new()).unwrap();
     let identity = blake3::hash(b"the same");
-    let mut own = replica(match member {
-        Member::Veteran(step) => Some(step),
-        _ => None,
-    });
+    let mut own = brought(member);
     let mut arrival = None;
     let mine = match member {
-        Member::Veteran(step) | Member::Stateless(step) => standing(step),
+        Member::Veteran(step) | Member::Damaged(step) | Member::Stateless(step) => standing(step),
         Member::Newcomer { received, of } => {
             let mut one = Arrival::new(None);
             one.received = image(&replica(Some(of))).0[..received].to_vec();
@@ -96,14 +108,14 @@ fn take_part(member: Member, rank: usize, addresses: &[SocketAddr]) -> Outcome {
         .map(|one| Standing::decode(one).unwrap())
         .collect();
     let handed = match (member, arrival) {
-        (Member::Veteran(_), _) => {
+        (Member::Veteran(_) | Member::Damaged(_), _) => {
             let original = Original {
                 identity,
                 replica: &own,
             };
-            hand_over(&mut mesh, &all, &mut Role::Veteran(Some(original)))
+            hand_over(&mut mesh, &all, &mut Role::Veteran(Some(original)), 3)
         }
-        (Member::Stateless(_), _) => hand_over(&mut mesh, &all, &mut Role::Veteran(None)),
+        (Member::Stateless(_), _) => hand_over(&mut mesh, &all, &mut Role::Veteran(None), 3),
         (_, Some(before)) => {
             let identity = match member {
                 Member::Stranger => blake3::hash(b"another"),
@@ -117,7 +129,7 @@ fn take_part(member: Member, rank: usize, addresses: &[SocketAddr]) -> Outcome {
                 blank: Some(blank),
                 ..before
             };
-            hand_over(&mut mesh, &all, &mut Role::Newcomer(&mut arrival))
+            hand_over(&mut mesh, &all, &mut Role::Newcomer(&mut arrival), 3)
         }
         (_, None) => unreachable!("newcomers arrive"),
     };
@@ -177,6 +189,23 @@ fn a_handover_goes_on_where_another_source_ended() {
             assert_eq!(newcomer, &Ok(Some(image(&replica(Some(7))))));
         }
     }
+}
+
+#[test]
+fn a_copy_that_differs_is_not_handed_over() {
+    let newcomer = Member::Newcomer { received: 0, of: 0 };
+    let (sound, damaged) = (Member::Veteran(7), Member::Damaged(7));
+    let words = "differ after step 7, and were alike after step 3; unlike most others: ranks";
+    let expect = |members: &[Member], odd: &str| {
+        for told in meet(members) {
+            let why = told.expect_err("nobody goes on");
+            assert!(why.contains(&format!("{words} {odd}")), "{why}");
+        }
+    };
+    // One that is a step behind has nothing to compare.
+    let behind = Member::Veteran(6);
+    expect(&[damaged, sound, behind, sound, newcomer], "[0]");
+    expect(&[sound, damaged, newcomer], "[]");
 }
 
 #[test]

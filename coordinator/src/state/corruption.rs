@@ -1,0 +1,126 @@
+//! Members whose copies of the state of training are not alike: memory that has lost a bit, or a
+//! device that computes wrongly.
+//!
+//! Every member of the generation has seen the same digests and says the same; the first report
+//! counts. What the damaged copy has computed since all were alike is in everybody's weights by
+//! now. So the run goes back to its latest checkpoint, before which all copies were compared; or,
+//! where the job prefers that, the odd one alone is lost, and a new one gets the others' state.
+
+use mks2_proto::{failure::Failure, ids::MemberId, job::OnCorruption, v1::ReplicasDiffer};
+
+use super::{Action, Machine, Member};
+use crate::journal::Entry;
+
+impl Machine {
+    /// The members' copies of the state differ. That stays true when their generation is over, for
+    /// another reason: processes that have come since the run began again were not in it.
+    pub(super) fn replicas_differ(&mut self, found: ReplicasDiffer) -> Vec<Action> {
+        let working = |id: &MemberId| {
+            let member = self.members.get(id);
+            member.is_some_and(|member| member.finished.is_none())
+        };
+        let named = found.member_ids.iter();
+        let named = named.filter_map(|id| MemberId::new(id).ok());
+        let odd: Vec<_> = named.filter(working).collect();
+        if self.run.active().is_none() {
+            return Vec::new();
+        }
+        let evicts = self.config.on_corruption == OnCorruption::Evict || planted!(NotTakenBack);
+        if evicts && !found.member_ids.is_empty() {
+            // Where all say it, the others go on without it already.
+            let how = difference(&found);
+            return odd.iter().flat_map(|id| self.lose(id, &how)).collect();
+        }
+        if !self.writing.is_empty() {
+            // What is being saved was compared: it is the place to go back to.
+            self.differing = Some(found);
+            return Vec::new();
+        }
+        self.take_back(&odd, &found)
+    }
+
+    /// A manifest is written, or is not: nothing else stands between the run and its way back.
+    pub(super) fn differ_at_last(&mut self) -> Vec<Action> {
+        if !self.writing.is_empty() {
+            return Vec::new();
+        }
+        let found = self.differing.take();
+        found.map_or_else(Vec::new, |found| self.replicas_differ(found))
+    }
+
+    /// The run goes back to its latest checkpoint, with new processes.
+    fn take_back(&mut self, odd: &[MemberId], found: &ReplicasDiffer) -> Vec<Action> {
+        let how = difference(found);
+        let active = self.run.active();
+        if !self.config.returns || active.is_none_or(|active| active.stop.is_some()) {
+            return self.fail(self.irreparable(odd, &how), None);
+        }
+        let mut farewells = Vec::new();
+        for id in odd {
+            let failure = self.loss(id, &how);
+            self.members_lost += 1;
+            self.notice(&failure, self.process_of(id));
+            farewells.extend(self.dismiss(id, &failure));
+        }
+        let to_step = self.safe_step();
+        let (what, why) = (
+            match to_step {
+                0 => "the run goes back to its beginning".to_owned(),
+                step => format!("the run goes back to its checkpoint at step {step}"),
+            },
+            match odd.is_empty() {
+                true => format!("{how}; nobody can say which copy is right"),
+                false => format!(
+                    "what {} computed since step {} may be in all copies",
+                    found.member_ids.join(", "),
+                    found.agreed_step
+                ),
+            },
+        );
+        self.notice(&Failure::run_failed(what, why, ""), None);
+        let entry = Entry::RunRewound {
+            to_step,
+            dropped: Vec::new(),
+            lost: odd.to_vec(),
+        };
+        // What was measured since is void, and measured anew.
+        self.measured = to_step;
+        self.metrics = None;
+        let others = self.begin_again("the workers' copies of the state differed");
+        [vec![Action::Persist(entry)], farewells, others].concat()
+    }
+
+    fn safe_step(&self) -> u64 {
+        self.checkpoints.latest().map_or(0, |latest| latest.step)
+    }
+
+    /// Nobody starts new processes, or the run is about to stop.
+    fn irreparable(&self, odd: &[MemberId], how: &str) -> Failure {
+        let place = |id: &MemberId| {
+            let member = self.members.get(id);
+            let host = member.map_or("", |member: &Member| member.host.as_str());
+            format!("{id} on {host}")
+        };
+        let who: Vec<_> = odd.iter().map(place).collect();
+        let what = match who.is_empty() {
+            true => "the workers hold different states of training".to_owned(),
+            false => format!(
+                "{} holds another state of training than the others",
+                who.join(", ")
+            ),
+        };
+        let cure = format!("look at the memory of its machine; {}", self.resume_words());
+        Failure::run_failed(what, how, cure)
+    }
+}
+
+fn difference(found: &ReplicasDiffer) -> String {
+    let whose = match found.member_ids.is_empty() {
+        true => "the copies of the state of training differ",
+        false => "its copy of the state of training differs from those of most others",
+    };
+    format!(
+        "{whose} after step {}; all were alike after step {}",
+        found.step, found.agreed_step
+    )
+}

@@ -1,0 +1,136 @@
+//! Silent corruption: whether the members' copies of the state of training are alike.
+//!
+//! A bit that memory has lost changes no length and raises no error. But all members hold the same
+//! state between two steps, bit for bit, so they can compare it:
+//!
+//! ```text
+//! digest of what each holds ─► all-gather ─► judge ─► alike: go on
+//!                                                └──► not: tell the coordinator who differs from most
+//! ```
+//!
+//! 1. The verdict is a pure function of the gathered digests: every member reaches the same.
+//! 2. Nothing is saved that was not compared before (`run.rs`), so a checkpoint that counts is a
+//!    place to go back to.
+//! 3. A newcomer gets the state only from members that are alike (`team/handover.rs`): copies that
+//!    are counted as two have come about independently.
+
+use std::collections::BTreeMap;
+
+use blake3::{Hash, Hasher};
+use mks2_proto::failure::Failure;
+use mks2_proto::job;
+use tch::{Device, Tensor};
+
+use crate::collectives::{Collective, CollectiveError};
+use crate::flat::{FlatError, f32_slice, le_bytes};
+use crate::replica::Replica;
+
+/// What a comparison says; the same on every member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All copies are alike.
+    Alike,
+    /// Most copies are alike, and those of these ranks, ascending, are not.
+    Odd(Vec<usize>),
+    /// No copy has a strict majority: nobody can say which is right.
+    Split,
+}
+
+/// The members' copies differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Steps that were committed, over all stages.
+    pub step: u64,
+    /// Steps after which they were alike the last time.
+    pub agreed_step: u64,
+    /// Ranks that differ from most others; none where there is no majority.
+    pub odd: Vec<usize>,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            step, agreed_step, ..
+        } = self;
+        write!(
+            f,
+            "the copies of the state of training differ after step {step}, and were alike after \
+             step {agreed_step}; unlike most others: ranks {:?}",
+            self.odd
+        )
+    }
+}
+
+/// Judges digests by rank; ranks without one have nothing to compare.
+#[must_use]
+pub fn judge(digests: &[Option<Hash>]) -> Verdict {
+    let mut votes: BTreeMap<&[u8; blake3::OUT_LEN], usize> = BTreeMap::new();
+    for digest in digests.iter().flatten() {
+        *votes.entry(digest.as_bytes()).or_default() += 1;
+    }
+    if votes.len() < 2 {
+        return Verdict::Alike;
+    }
+    let voters: usize = votes.values().sum();
+    let most = votes.iter().find(|(_, count)| 2 * **count > voters);
+    let Some((most, _)) = most else {
+        return Verdict::Split;
+    };
+    let is_odd = |digest: &Option<Hash>| digest.is_some_and(|digest| digest.as_bytes() != *most);
+    let ranks = digests.iter().enumerate();
+    let odd = ranks.filter(|(_, digest)| is_odd(digest));
+    Verdict::Odd(odd.map(|(rank, _)| rank).collect())
+}
+
+/// Compares digests over all ranks. Every rank must call it; one that has nothing to compare gives
+/// none.
+///
+/// # Errors
+/// When a peer is lost.
+pub(crate) fn compare(
+    collective: &mut dyn Collective,
+    mine: Option<Hash>,
+) -> Result<Verdict, CollectiveError> {
+    let mine: &[u8] = mine.as_ref().map_or(&[], |digest| digest.as_bytes());
+    let all = collective.all_gather(mine)?;
+    let read = |bytes: &Vec<u8>| {
+        let digest = <[u8; blake3::OUT_LEN]>::try_from(bytes.as_slice()).ok()?;
+        Some(Hash::from_bytes(digest))
+    };
+    let digests: Vec<Option<Hash>> = all.iter().map(read).collect();
+    Ok(judge(&digests))
+}
+
+/// Whether the state behind a step inside a stage, counted within it, is to be compared.
+#[must_use]
+pub fn is_due(audit: &job::Audit, checkpoint: &job::Checkpoint, step: u64) -> bool {
+    let is_multiple = |of: u64| of > 0 && step.is_multiple_of(of);
+    let is_on = audit.every_steps > 0 && step > 0;
+    is_on && (is_multiple(audit.every_steps) || is_multiple(checkpoint.every_steps))
+}
+
+/// Digest of everything that a step is computed from and that all members hold alike: the replica,
+/// and the weights that the stage does not train.
+///
+/// # Errors
+/// When something cannot be read from its device.
+pub fn digest(replica: &Replica, frozen: &[Tensor]) -> Result<Hash, Failure> {
+    let mut hasher = Hasher::new();
+    hasher.update(replica.digest()?.as_bytes());
+    for tensor in frozen {
+        add(&mut hasher, tensor)?;
+    }
+    Ok(hasher.finalize())
+}
+
+fn add(hasher: &mut Hasher, tensor: &Tensor) -> Result<(), FlatError> {
+    let on_host = match tensor.device() {
+        Device::Cpu => tensor.shallow_clone(),
+        _ => tensor.f_to_device(Device::Cpu)?,
+    };
+    hasher.update(le_bytes(f32_slice(&on_host.f_contiguous()?)?));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
