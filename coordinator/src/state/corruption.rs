@@ -68,7 +68,7 @@ impl Machine {
                 0 => "the run goes back to its beginning".to_owned(),
                 step => format!("the run goes back to its checkpoint at step {step}"),
             },
-            match odd.is_empty() {
+            match found.member_ids.is_empty() {
                 true => format!("{how}; nobody can say which copy is right"),
                 false => format!(
                     "what {} computed since step {} may be in all copies",
@@ -109,7 +109,8 @@ impl Machine {
                 who.join(", ")
             ),
         };
-        let cure = format!("look at the memory of its machine; {}", self.resume_words());
+        let whose = if who.is_empty() { "their" } else { "its" };
+        let cure = format!("test {whose} memory; {}", self.resume_words());
         Failure::run_failed(what, how, cure)
     }
 }
