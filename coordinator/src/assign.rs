@@ -11,6 +11,8 @@
 //! 6. the order in which members came does not matter;
 //! 7. a first deal gives each member one contiguous stretch, in the order of ranks.
 
+use std::collections::HashMap;
+
 use mks2_proto::ids::{MemberId, Rank};
 
 /// A member's place and its lanes.
@@ -62,10 +64,12 @@ pub fn deal(lanes: u32, members: &[MemberId], previous: &[Share]) -> Result<Assi
             lanes,
         });
     }
+    let before = previous.iter().map(|share| (&share.member, share));
+    let before: HashMap<_, _> = before.collect();
     let mut shares: Assignment = (0..world)
-        .zip(in_order(members, previous))
+        .zip(in_order(members, &before))
         .map(|(rank, member)| Share {
-            lanes: held_before(&member, lanes, previous),
+            lanes: held_before(before.get(&member).copied(), lanes),
             member,
             rank: Rank(rank),
         })
@@ -103,8 +107,7 @@ fn fair_shares(lanes: u32, shares: &[Share]) -> Vec<usize> {
     targets
 }
 
-fn held_before(member: &MemberId, lanes: u32, previous: &[Share]) -> Vec<u32> {
-    let share = previous.iter().find(|share| &share.member == member);
+fn held_before(share: Option<&Share>, lanes: u32) -> Vec<u32> {
     share.map_or_else(Vec::new, |share| {
         let mut held = share.lanes.clone();
         held.retain(|lane| *lane < lanes);
@@ -113,21 +116,20 @@ fn held_before(member: &MemberId, lanes: u32, previous: &[Share]) -> Vec<u32> {
 }
 
 /// Veterans by their old rank, then newcomers in the order in which people count.
-fn in_order(members: &[MemberId], previous: &[Share]) -> Vec<MemberId> {
-    let old_rank = |member: &MemberId| {
-        previous
-            .iter()
-            .find(|s| &s.member == member)
-            .map(|s| s.rank.0)
-    };
-    let mut ordered = members.to_vec();
-    ordered.sort_by(|a, b| {
-        let key = |m| old_rank(m).unwrap_or(u32::MAX);
-        key(a)
-            .cmp(&key(b))
-            .then_with(|| a.natural_key().cmp(&b.natural_key()))
+fn in_order(members: &[MemberId], previous: &HashMap<&MemberId, &Share>) -> Vec<MemberId> {
+    let rank = |member| previous.get(member).map_or(u32::MAX, |share| share.rank.0);
+    let mut ordered: Vec<_> = members
+        .iter()
+        .map(|member| (rank(member), member))
+        .collect();
+    ordered.sort_by(|(a_rank, a), (b_rank, b)| {
+        let by_name = || a.natural_key().cmp(&b.natural_key());
+        a_rank.cmp(b_rank).then_with(by_name)
     });
     ordered
+        .into_iter()
+        .map(|(_, member)| member.clone())
+        .collect()
 }
 
 #[cfg(test)]

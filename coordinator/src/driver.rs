@@ -5,10 +5,14 @@
 //! the driver goes on listening, so that a slow store never makes a worker look dead. Only an
 //! abort overtakes the outbox.
 
+mod board;
 mod handle;
+mod show;
+mod streams;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,7 +26,9 @@ use mks2_proto::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
-pub(crate) use handle::{Answer, Command, Directives, Handle, Yes};
+pub(crate) use board::Board;
+pub(crate) use handle::{Answer, Command, Directives, Handle, Voice, Yes};
+use streams::Streams;
 
 use crate::{
     clock::{self, Pulse},
@@ -53,17 +59,13 @@ struct Pending {
     stream: Option<StreamId>,
 }
 
-struct Stream {
-    member: MemberId,
-    directives: Directives,
-}
-
 /// The ends of the driver's channels that it keeps.
 pub(crate) struct Wiring {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) tasks: mpsc::Sender<Task>,
     pub(crate) done: mpsc::Receiver<Done>,
     pub(crate) status: watch::Sender<v1::StatusResponse>,
+    pub(crate) board: Arc<Board>,
 }
 
 /// The owner of the state.
@@ -80,17 +82,25 @@ pub(crate) struct Driver {
     wrote: Instant,
     /// The journal is lost: nothing may be written any more.
     broken: bool,
-    shown: v1::StatusResponse,
+    run_id: String,
+    /// When the status was taken last, and whether something was decided since.
+    shown: Duration,
+    is_stale: bool,
+    /// The generation that was announced last, as it goes over the wire.
+    announced: Option<(Arc<v1::Generation>, Bytes)>,
     tickets: u64,
     pending: BTreeMap<Ticket, Pending>,
-    streams: BTreeMap<StreamId, Stream>,
+    streams: Streams,
 }
 
 impl Driver {
     pub(crate) fn new(machine: Machine, term: Term, limits: Limits, wiring: Wiring) -> Self {
-        let shown = wiring.status.borrow().clone();
+        let run_id = wiring.status.borrow().run_id.clone();
         Self {
-            shown,
+            run_id,
+            shown: Duration::ZERO,
+            is_stale: true,
+            announced: None,
             machine,
             term,
             limits,
@@ -102,7 +112,7 @@ impl Driver {
             broken: false,
             tickets: 0,
             pending: BTreeMap::new(),
-            streams: BTreeMap::new(),
+            streams: Streams::default(),
         }
     }
 
@@ -115,7 +125,7 @@ impl Driver {
             if self.may_leave(&mut over_since) {
                 break;
             }
-            let listening = self.outbox.len() < MAX_OUTBOX;
+            let listening = self.outbox.len() < MAX_OUTBOX + self.machine.size();
             tokio::select! {
                 biased;
                 done = self.wiring.done.recv(), if !self.broken => match done {
@@ -123,10 +133,14 @@ impl Driver {
                     None => self.lose_journal(scribe_gone()),
                 },
                 command = self.wiring.commands.recv(), if listening => match command {
-                    Some(command) => self.take(command),
+                    Some(command) => {
+                        self.hear();
+                        self.take(command);
+                    }
                     None => break,
                 },
                 () = pulse.beat(), if listening => {
+                    self.hear();
                     self.apply(Event::Tick);
                     self.look_around().await;
                 }
@@ -134,7 +148,7 @@ impl Driver {
         }
         match self.machine.failure() {
             Some(failure) => Err(failure.clone()),
-            None => Ok(self.shown.state()),
+            None => Ok(self.machine.state()),
         }
     }
 
@@ -147,9 +161,19 @@ impl Driver {
         self.streams.is_empty() || clock::since(since) >= LINGER
     }
 
+    /// Looks at the board of heartbeats.
+    fn hear(&mut self) {
+        let beats = self.wiring.board.take(self.started);
+        if !beats.is_empty() {
+            self.apply(Event::Beats(beats));
+        }
+    }
+
     fn apply(&mut self, event: Event) {
         let now = clock::since(self.started);
+        self.is_stale |= !matches!(event, Event::Beats(_) | Event::Tick);
         for action in self.machine.apply(now, event) {
+            self.is_stale = true;
             match action {
                 Action::Abort(member, abortion) => self.abort(&member, &abortion),
                 Action::Refuse(ticket, refused) => {
@@ -160,14 +184,7 @@ impl Driver {
                 other => self.outbox.push_back(Effect::Do(other)),
             }
         }
-        let status = self.machine.status(now);
-        if status != self.shown {
-            self.shown = status.clone();
-            if matches!(self.outbox.back(), Some(Effect::Publish(_))) {
-                self.outbox.pop_back();
-            }
-            self.outbox.push_back(Effect::Publish(Box::new(status)));
-        }
+        self.show(now);
     }
 
     fn take(&mut self, command: Command) {
@@ -186,17 +203,11 @@ impl Driver {
                 self.pending.entry(ticket).and_modify(|pending| {
                     pending.stream = Some(stream);
                 });
-                self.streams.insert(
-                    stream,
-                    Stream {
-                        member: who.member.clone(),
-                        directives,
-                    },
-                );
+                self.streams.insert(stream, who.member.clone(), directives);
                 self.apply(Event::Attach(ticket, stream, who));
             }
             Command::Detach(stream, who, how) => {
-                self.streams.remove(&stream);
+                self.streams.remove(stream);
                 self.apply(Event::Detach(stream, who, how));
             }
             Command::Exited(member, how) => self.apply(Event::Exited(member, how)),
@@ -244,7 +255,7 @@ impl Driver {
     fn forget_stream(&mut self, ticket: Ticket) {
         let pending = self.pending.get(&ticket);
         if let Some(stream) = pending.and_then(|pending| pending.stream) {
-            self.streams.remove(&stream);
+            self.streams.remove(stream);
         }
     }
 
@@ -297,7 +308,7 @@ impl Driver {
             };
             match effect {
                 Effect::Publish(status) => {
-                    self.wiring.status.send_replace(*status);
+                    self.publish(*status);
                 }
                 Effect::Do(action) => {
                     if let Some(task) = self.perform(action) {
@@ -347,11 +358,9 @@ impl Driver {
                 self.answer(ticket, Ok(yes));
             }
             Action::Refuse(ticket, refused) => self.answer(ticket, Err(refused)),
-            Action::Close(stream) => {
-                self.streams.remove(&stream);
-            }
-            Action::Tell(what, why) => tracing::info!(run = %self.shown.run_id, why, "{what}"),
-            Action::Explain(reason) => tracing::info!(run = %self.shown.run_id, "{reason}"),
+            Action::Close(stream) => self.streams.remove(stream),
+            Action::Tell(what, why) => tracing::info!(run = self.run_id, why, "{what}"),
+            Action::Explain(reason) => tracing::info!(run = self.run_id, "{reason}"),
             other => self.direct(other),
         }
         None
@@ -360,7 +369,9 @@ impl Driver {
     /// Tells a member something.
     fn direct(&mut self, action: Action) {
         let (member, kind) = match action {
-            Action::Announce(member, generation) => (member, Kind::Generation(generation)),
+            Action::Announce(member, generation) => {
+                (member, Kind::Generation(self.encoded(&generation)))
+            }
             Action::AskToStop(member, reason) => (member, Kind::Stop(v1::StopRequested { reason })),
             Action::Invite(member, invitation) => (member, Kind::Invitation(invitation)),
             Action::AskToRegroup(member, reason) => (member, Kind::Regroup(v1::Regroup { reason })),
@@ -373,6 +384,18 @@ impl Driver {
             _ => return,
         };
         self.send(&member, kind);
+    }
+
+    /// A generation for the wire: all its members share the bytes.
+    fn encoded(&mut self, generation: &Arc<v1::Generation>) -> Bytes {
+        match &self.announced {
+            Some((known, bytes)) if Arc::ptr_eq(known, generation) => bytes.clone(),
+            _ => {
+                let bytes = dial::encoded(generation);
+                self.announced = Some((Arc::clone(generation), bytes.clone()));
+                bytes
+            }
+        }
     }
 
     fn answer(&mut self, ticket: Ticket, answer: Answer) {
@@ -402,17 +425,12 @@ impl Driver {
             term: self.term.0,
             kind: Some(kind),
         };
-        let newest = self
-            .streams
-            .iter()
-            .rev()
-            .find(|(_, stream)| &stream.member == member);
-        let Some((id, stream)) = newest.map(|(id, stream)| (*id, stream)) else {
+        let Some((stream, directives)) = self.streams.newest(member) else {
             return;
         };
-        if stream.directives.try_send(Ok(directive)).is_err() {
+        if directives.try_send(Box::new(Ok(directive))).is_err() {
             tracing::warn!(%member, "a member does not take its directives");
-            self.streams.remove(&id);
+            self.streams.remove(stream);
         }
     }
 

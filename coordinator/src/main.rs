@@ -82,8 +82,10 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
     // Fails when a provider is installed already, which is as good.
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // Two threads for two cores: on one core they would only stand in each other's way.
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2));
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(threads)
         .enable_all()
         .build()
         .map_err(|error| Failure::io("the coordinator cannot start", error))?;

@@ -24,10 +24,10 @@ use tonic::{
 };
 
 use crate::{
-    driver::{COMMANDS, Command, Driver, Handle, Wiring},
+    driver::{Board, COMMANDS, Command, Driver, Handle, Wiring},
     rundir::{Claim, Resume, RunDir},
     scribe::{Done, Scribe, Task},
-    service::{Doorkeeper, Service},
+    service::{Doorkeeper, Gate, Service},
     state::{Config, Limits, Machine, Workers},
 };
 
@@ -152,6 +152,7 @@ pub(crate) fn assemble(settings: &Settings, rundir: RunDir) -> Parts {
     let welcome = welcome(settings, &rundir);
     let (status, watch) = watch::channel(machine.status(Duration::ZERO));
     let (commands, incoming) = mpsc::channel(COMMANDS);
+    let board = Arc::new(Board::default());
     let (tasks_in, tasks) = mpsc::channel(1);
     let (done, done_out) = mpsc::channel(1);
     let wiring = Wiring {
@@ -159,6 +160,7 @@ pub(crate) fn assemble(settings: &Settings, rundir: RunDir) -> Parts {
         tasks: tasks_in,
         done: done_out,
         status,
+        board: Arc::clone(&board),
     };
     let scribe = Scribe {
         place: rundir.place,
@@ -171,7 +173,7 @@ pub(crate) fn assemble(settings: &Settings, rundir: RunDir) -> Parts {
         scribe,
         tasks,
         done,
-        handle: Handle::new(commands, watch),
+        handle: Handle::new(commands, watch, board),
         welcome,
     }
 }
@@ -199,6 +201,7 @@ fn launch(
     let service = Service {
         handle: handle.clone(),
         welcome: Arc::new(welcome),
+        gate: Gate::default(),
         tasks: streams.clone(),
     };
     let mut tasks = JoinSet::new();
@@ -274,12 +277,14 @@ fn config(settings: &Settings, rundir: &RunDir) -> Config {
 
 fn welcome(settings: &Settings, rundir: &RunDir) -> v1::RegisterResponse {
     let ms = |limit: Duration| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+    let limits = &settings.limits;
+    let interval = limits.heartbeat_interval_of(settings.workers.max);
     v1::RegisterResponse {
         term: rundir.journal.term().0,
         run_id: rundir.run_id.to_string(),
         job_toml: settings.job_toml.clone(),
         run_url: settings.run_url.clone(),
-        heartbeat_interval_ms: ms(settings.limits.heartbeat_interval),
+        heartbeat_interval_ms: ms(interval),
         silence_limit_ms: ms(settings.limits.silence),
         orphanage_ms: ms(settings.limits.orphanage),
         // The rest depends on where the run stands when somebody registers.

@@ -2,6 +2,7 @@
 
 mod auth;
 pub(crate) mod convert;
+mod outgoing;
 mod session;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span, info_span};
 
 pub(crate) use auth::Doorkeeper;
+pub(crate) use outgoing::Gate;
 
 use crate::driver::{Command, Handle, refusal_status};
 
@@ -36,6 +38,8 @@ pub(crate) struct Service {
     pub(crate) handle: Handle,
     /// What each member is told when it registers.
     pub(crate) welcome: Arc<v1::RegisterResponse>,
+    /// Large directives on their way to all members.
+    pub(crate) gate: Gate,
     /// Tasks of open streams, awaited at the end.
     pub(crate) tasks: TaskTracker,
 }
@@ -78,11 +82,12 @@ impl Coordinator for Service {
         request: Request<Streaming<v1::Report>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let span = span_of(info_span!("coordinator.session"), &request);
-        let (directives, outgoing) = mpsc::channel(DIRECTIVES);
+        let (directives, queue) = mpsc::channel(DIRECTIVES);
         let reports = request.into_inner();
         self.tasks
             .spawn(session::serve(self.clone(), reports, directives).instrument(span));
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        let outgoing = outgoing::outgoing(queue, self.gate.clone());
+        Ok(Response::new(Box::pin(outgoing)))
     }
 
     async fn commit_checkpoint(

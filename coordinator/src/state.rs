@@ -31,7 +31,8 @@ use mks2_proto::{
 
 pub use checkpoints::{Checkpoint, Checkpoints, Place};
 pub use event::{
-    Abortion, Action, Event, Identity, Limits, Refused, Registration, StreamId, Ticket, Welcome,
+    Abortion, Action, Beat, Event, Identity, Limits, Refused, Registration, StreamId, Ticket,
+    Welcome,
 };
 use member::Member;
 use newcomers::Candidate;
@@ -43,6 +44,13 @@ use crate::{
     books::Books,
     journal::{Entry, Working},
 };
+
+/// So few members that nothing about them takes time, and how much more each of the others takes.
+const FEW: usize = 64;
+const EFFORT: Duration = Duration::from_micros(50);
+/// Nobody waits longer for what is shown; and how much more reluctantly it is told to the log.
+const MOST_EFFORT: Duration = Duration::from_secs(1);
+const RELUCTANCE: u32 = 20;
 
 /// What the machine knows from the start.
 #[derive(Clone, Debug)]
@@ -165,6 +173,13 @@ pub struct Machine {
     /// Where the run's time has gone, and how many places it has had workers for.
     books: Books,
     places: u32,
+    /// Something happened that may let the members change, or the reason for the state.
+    is_unsettled: bool,
+    /// The reason is not put into words again before: it takes time when there are many members.
+    explain_after: Duration,
+    /// How often all members were looked at for what people or they themselves are told.
+    #[cfg(test)]
+    pub(crate) looks: std::cell::Cell<u64>,
     /// The time of the last event, and until when nobody is blamed for a broken stream.
     last_event: Duration,
     lenient_until: Duration,
@@ -215,6 +230,10 @@ impl Machine {
             writing: BTreeMap::new(),
             differing: None,
             reunion: None,
+            is_unsettled: true,
+            explain_after: Duration::ZERO,
+            #[cfg(test)]
+            looks: std::cell::Cell::default(),
             last_event: Duration::ZERO,
             lenient_until: Duration::ZERO,
             stalled: None,
@@ -228,6 +247,7 @@ impl Machine {
     pub fn apply(&mut self, now: Duration, event: Event) -> Vec<Action> {
         let noticed = self.noticed;
         self.count_vacancies(now);
+        self.is_unsettled |= !event.is_routine();
         self.forgive_pauses(now);
         let mut actions = match event {
             Event::Register(ticket, registration) => self.register(now, ticket, registration),
@@ -235,6 +255,12 @@ impl Machine {
             Event::Detach(stream, who, how) => self.detach(now, stream, &who, how),
             Event::Exited(member, how) => self.exited(&member, &how),
             Event::Report(who, generation, kind) => self.report(now, &who, generation, kind),
+            Event::Beats(beats) => {
+                for beat in beats {
+                    self.beat(now, beat.heard, &beat.who, beat.generation, beat.said);
+                }
+                Vec::new()
+            }
             Event::Commit(ticket, who, generation, checkpoint) => {
                 self.commit(ticket, &who, generation, checkpoint)
             }
@@ -252,17 +278,57 @@ impl Machine {
             Event::Tick => self.tick(now),
         };
         actions.extend(self.differ_at_last());
-        actions.extend(self.seek_change());
-        actions.extend(self.turn_candidates_away());
-        let news = self.notices.iter().filter(|notice| notice.number > noticed);
-        actions.extend(news.map(|notice| Action::Tell(notice.what.clone(), notice.why.clone())));
-        let reason = self.reason();
-        if reason != self.explained {
-            self.explained.clone_from(&reason);
-            actions.push(Action::Explain(reason));
+        if self.is_unsettled || !actions.is_empty() {
+            actions.extend(self.settle(now, noticed));
         }
         debug_assert_eq!(self.broken_invariant(), None);
         actions
+    }
+
+    /// What follows for the members from what has happened, and what people are told of it. It looks
+    /// at all members.
+    fn settle(&mut self, now: Duration, noticed: u64) -> Vec<Action> {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + 1);
+        let mut actions = self.seek_change();
+        actions.extend(self.turn_candidates_away());
+        let news = self.notices.iter().filter(|notice| notice.number > noticed);
+        actions.extend(news.map(|notice| Action::Tell(notice.what.clone(), notice.why.clone())));
+        self.is_unsettled = false;
+        // Where there are many members it is said now and then; the next tick comes here too.
+        if now >= self.explain_after || self.is_over() {
+            self.explain_after = now + (RELUCTANCE * self.effort()).min(MOST_EFFORT);
+            actions.extend(self.explain());
+        }
+        actions
+    }
+
+    /// The reason for the state, where it is another one than before.
+    fn explain(&mut self) -> Option<Action> {
+        let reason = self.reason();
+        if reason == self.explained {
+            return None;
+        }
+        self.explained.clone_from(&reason);
+        Some(Action::Explain(reason))
+    }
+
+    /// How long to be quiet about what takes as much time as there are members; nothing where they
+    /// are few.
+    pub(crate) fn effort(&self) -> Duration {
+        let many = self.size().saturating_sub(FEW);
+        let effort = EFFORT.saturating_mul(u32::try_from(many).unwrap_or(u32::MAX));
+        effort.min(MOST_EFFORT)
+    }
+
+    /// Members and candidates.
+    pub(crate) fn size(&self) -> usize {
+        self.members.len() + self.candidates.len()
+    }
+
+    /// The state of the run.
+    pub(crate) fn state(&self) -> v1::RunState {
+        self.run.wire()
     }
 
     /// The run has reached one of its ends.

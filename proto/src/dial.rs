@@ -9,6 +9,7 @@ mod refusal;
 
 use std::time::Duration;
 
+use prost::{Message, bytes::Bytes};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -18,7 +19,12 @@ use tonic::{
 
 pub use refusal::{failure, is_transient, refusal, status};
 
-use crate::{failure::Failure, ids::Token, telemetry, v1::coordinator_client::CoordinatorClient};
+use crate::{
+    failure::Failure,
+    ids::Token,
+    telemetry,
+    v1::{self, coordinator_client::CoordinatorClient},
+};
 
 /// Version of the wire protocol; a coordinator refuses workers of another one.
 pub const PROTOCOL: u32 = 4;
@@ -85,6 +91,26 @@ impl Target {
             .keep_alive_timeout(Duration::from_secs(3))
             .keep_alive_while_idle(true))
     }
+}
+
+/// A generation as a directive carries it.
+#[must_use]
+pub fn encoded(generation: &v1::Generation) -> Bytes {
+    generation.encode_to_vec().into()
+}
+
+/// The generation that a directive carries.
+///
+/// # Errors
+/// [`ExitCode::Environment`](crate::failure::ExitCode::Environment) when it is none.
+pub fn generation(encoded: &Bytes) -> Result<v1::Generation, Failure> {
+    v1::Generation::decode(encoded.clone()).map_err(|error| {
+        Failure::environment(
+            "the coordinator announces what is no generation",
+            error.to_string(),
+            "use the same version of mks2 and mks2-worker everywhere",
+        )
+    })
 }
 
 fn unreachable_failure(endpoint: &str, error: &tonic::transport::Error) -> Failure {

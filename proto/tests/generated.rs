@@ -14,6 +14,7 @@ fn the_generated_code_is_current() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     tonic_prost_build::configure()
         .emit_rerun_if_changed(false)
+        .bytes(".mks2.v1.Directive")
         .out_dir(scratch.path())
         .compile_fds(set.clone())
         .expect("the descriptors generate code");

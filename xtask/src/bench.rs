@@ -15,10 +15,11 @@ use crate::fault::{Fault, Outcome};
 use crate::ui::{self, Stages};
 use crate::{demo, parity, places, setup, shell};
 
+mod control;
 mod page;
 mod plans;
 
-use plans::{Against, Plan};
+use plans::{Against, Plan, Side};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,6 +36,8 @@ pub(crate) enum Subject {
     Checkpoint,
     /// What the comparison of the workers' copies costs in each step.
     Audit,
+    /// Thousands of members, against torchft's lighthouse.
+    Control,
 }
 
 /// What to measure and how often.
@@ -56,12 +59,18 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let mut stages = Stages::default();
-    stages.run("set-up", setup::run)?;
-    stages.run("release build", demo::build)?;
     let subjects = match arguments.subjects.as_slice() {
         [] => Subject::value_variants(),
         named => named,
     };
+    // The control plane alone needs no libtorch.
+    if subjects.iter().any(|subject| *subject != Subject::Control) {
+        stages.run("set-up", setup::run)?;
+        stages.run("release build", demo::build)?;
+    }
+    if subjects.contains(&Subject::Control) {
+        stages.run("release build of the control plane", control::build)?;
+    }
     if subjects.iter().any(|subject| {
         matches!(
             subject,
@@ -113,14 +122,26 @@ fn measure(plan: &Plan, rounds: u32) -> Outcome<Vec<Line>> {
 }
 
 fn ours(plan: &Plan) -> Outcome<Value> {
-    let mut command = shell::program(places::binary("release", "mks2-worker"));
-    last_json(command.arg("bench").args(&plan.ours))
+    read_json(&plan.ours)
 }
 
 fn peer(plan: &Plan) -> Outcome<Value> {
-    match &plan.peer {
-        Some(arguments) => last_json(shell::program(parity::interpreter()?).args(arguments)),
-        None => Ok(Value::Null),
+    plan.peer.as_ref().map_or(Ok(Value::Null), read_json)
+}
+
+fn read_json(side: &Side) -> Outcome<Value> {
+    match side {
+        Side::Worker(arguments) => {
+            let mut command = shell::program(places::binary("release", "mks2-worker"));
+            last_json(command.arg("bench").args(arguments))
+        }
+        Side::Python(arguments) => {
+            last_json(shell::program(parity::interpreter()?).args(arguments))
+        }
+        Side::Crowd(arguments) => {
+            let program = places::binary("release", "examples/crowd");
+            last_json(shell::program(program).args(arguments))
+        }
     }
 }
 

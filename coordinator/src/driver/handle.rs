@@ -9,11 +9,12 @@ use bytes::Bytes;
 use mks2_proto::{
     failure::Failure,
     ids::{Generation, MemberId},
-    v1::{self, RefusalReason},
+    v1::{self, RefusalReason, report::Kind},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
+use super::board::{Board, Slot};
 use crate::state::{Checkpoint, Identity, Refused, Registration, StreamId, Welcome};
 
 /// What a request gets.
@@ -28,8 +29,8 @@ pub(crate) struct Yes {
     pub(crate) welcome: Welcome,
 }
 
-/// The way down to one member.
-pub(crate) type Directives = mpsc::Sender<Result<v1::Directive, Status>>;
+/// The way down to one member. Boxed, since a queue keeps places for more than there ever are.
+pub(crate) type Directives = mpsc::Sender<Box<Result<v1::Directive, Status>>>;
 
 /// Something for the driver.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ pub(crate) enum Command {
     },
     Detach(StreamId, Identity, String),
     Exited(MemberId, String),
-    Report(Identity, Generation, v1::report::Kind),
+    Report(Identity, Generation, Kind),
     Commit {
         who: Identity,
         generation: Generation,
@@ -61,17 +62,27 @@ pub(crate) enum Command {
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<v1::StatusResponse>,
+    board: Arc<Board>,
     streams: Arc<AtomicU64>,
+}
+
+/// One stream's way to the driver.
+#[derive(Debug)]
+pub(crate) struct Voice {
+    handle: Handle,
+    slot: Arc<Slot>,
 }
 
 impl Handle {
     pub(crate) fn new(
         commands: mpsc::Sender<Command>,
         status: watch::Receiver<v1::StatusResponse>,
+        board: Arc<Board>,
     ) -> Self {
         Self {
             commands,
             status,
+            board,
             streams: Arc::default(),
         }
     }
@@ -100,6 +111,31 @@ impl Handle {
     /// Sends a command that has no answer; false: the coordinator has ended.
     pub(crate) async fn tell(&self, command: Command) -> bool {
         self.commands.send(command).await.is_ok()
+    }
+}
+
+impl Voice {
+    pub(crate) fn new(handle: &Handle, who: Identity) -> Self {
+        Self {
+            handle: handle.clone(),
+            slot: Slot::new(who),
+        }
+    }
+
+    /// Passes on what the member says; false: the coordinator has ended.
+    pub(crate) async fn say(&self, generation: Generation, kind: Kind) -> bool {
+        match kind {
+            Kind::Heartbeat(said) => {
+                self.handle.board.put(&self.slot, generation, said);
+                !self.handle.commands.is_closed()
+            }
+            news => {
+                let who = Identity::clone(self.slot.who());
+                self.handle
+                    .tell(Command::Report(who, generation, news))
+                    .await
+            }
+        }
     }
 }
 

@@ -7,6 +7,8 @@ use mks2_proto::{
 };
 use tokio::task::JoinHandle;
 
+mod crowd;
+
 use super::*;
 use crate::Workers;
 use crate::{
@@ -24,15 +26,15 @@ struct Stage {
     driver: JoinHandle<Result<RunState, Failure>>,
 }
 
-fn stage(limits: Limits) -> Stage {
-    let machine = Machine::new(Config {
+fn machine(workers: u32, limits: Limits) -> Machine {
+    Machine::new(Config {
         run_id: RunId::new("run-1").expect("good"),
         job_name: "job".into(),
         run_url: "runs/1".into(),
         device: "cpu".into(),
         term: Term(1),
-        lanes: 2,
-        workers: Workers::exactly(2),
+        lanes: workers,
+        workers: Workers::exactly(workers),
         returns: false,
         on_corruption: OnCorruption::Rewind,
         total_steps: 10,
@@ -42,9 +44,22 @@ fn stage(limits: Limits) -> Stage {
         restored: None,
         books: Default::default(),
         limits,
-    });
+    })
+}
+
+/// A driver that nobody runs yet.
+struct Parts {
+    driver: Driver,
+    handle: Handle,
+    tasks: mpsc::Receiver<Task>,
+    done: mpsc::Sender<Done>,
+}
+
+fn parts(workers: u32, limits: Limits) -> Parts {
+    let machine = machine(workers, limits);
     let (status, watch) = watch::channel(machine.status(Duration::ZERO));
     let (commands_in, commands) = mpsc::channel(COMMANDS);
+    let board = Arc::new(Board::default());
     let (tasks_in, tasks) = mpsc::channel(1);
     let (done, done_out) = mpsc::channel(1);
     let wiring = Wiring {
@@ -52,13 +67,23 @@ fn stage(limits: Limits) -> Stage {
         tasks: tasks_in,
         done: done_out,
         status,
+        board: Arc::clone(&board),
     };
-    let driver = tokio::spawn(Driver::new(machine, Term(1), limits, wiring).run());
-    Stage {
-        handle: Handle::new(commands_in, watch),
+    Parts {
+        driver: Driver::new(machine, Term(1), limits, wiring),
+        handle: Handle::new(commands_in, watch, board),
         tasks,
         done,
-        driver,
+    }
+}
+
+fn stage(limits: Limits) -> Stage {
+    let parts = parts(2, limits);
+    Stage {
+        handle: parts.handle,
+        tasks: parts.tasks,
+        done: parts.done,
+        driver: tokio::spawn(parts.driver.run()),
     }
 }
 
@@ -70,35 +95,11 @@ fn who(number: u64) -> Identity {
     }
 }
 
-type Received = mpsc::Receiver<Result<v1::Directive, Status>>;
+type Received = mpsc::Receiver<Box<Result<v1::Directive, Status>>>;
 
 impl Stage {
     async fn join(&self, number: u64) -> (StreamId, Received) {
-        let registration = Registration {
-            who: who(number),
-            run_id: None,
-            generation: Generation(0),
-            protocol: dial::PROTOCOL,
-            host: "host".into(),
-            pid: 1,
-            data_address: "127.0.0.1:1".into(),
-            device: "cpu".into(),
-        };
-        let answer = self
-            .handle
-            .ask(|reply| Command::Register(registration, reply))
-            .await;
-        answer.expect("accepted");
-        let (directives, received) = mpsc::channel(16);
-        let stream = self.handle.new_stream();
-        let attach = |reply| Command::Attach {
-            stream,
-            who: who(number),
-            directives,
-            reply,
-        };
-        self.handle.ask(attach).await.expect("accepted");
-        (stream, received)
+        join(&self.handle, number).await
     }
 
     async fn task(&mut self) -> Task {
@@ -109,12 +110,39 @@ impl Stage {
     }
 }
 
+fn registration(number: u64) -> Registration {
+    Registration {
+        who: who(number),
+        run_id: None,
+        generation: Generation(0),
+        protocol: dial::PROTOCOL,
+        host: "host".into(),
+        pid: 1,
+        data_address: "127.0.0.1:1".into(),
+        device: "cpu".into(),
+    }
+}
+
+async fn join(handle: &Handle, number: u64) -> (StreamId, Received) {
+    let register = |reply| Command::Register(registration(number), reply);
+    handle.ask(register).await.expect("accepted");
+    let (directives, received) = mpsc::channel(16);
+    let stream = handle.new_stream();
+    let attach = |reply| Command::Attach {
+        stream,
+        who: who(number),
+        directives,
+        reply,
+    };
+    handle.ask(attach).await.expect("accepted");
+    (stream, received)
+}
+
 async fn next(received: &mut Received) -> Kind {
     let directive = tokio::time::timeout(PATIENCE, received.recv())
         .await
         .expect("in time");
-    directive
-        .expect("open")
+    (*directive.expect("open"))
         .expect("no refusal")
         .kind
         .expect("a kind")

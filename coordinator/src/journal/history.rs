@@ -1,6 +1,6 @@
 //! What the journal's records add up to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use mks2_proto::ids::{Generation, RunId, Term};
 use serde::{Deserialize, Serialize};
@@ -51,10 +51,9 @@ impl Working {
     /// The request to stop, for the generation that follows: it was meant for those who are left,
     /// not for processes that have started since.
     fn stop_for(self, members: &[GenerationMember]) -> Option<String> {
-        let was_there = |member: &GenerationMember| {
-            let mut before = self.members.iter();
-            before.any(|known| known.incarnation == member.incarnation)
-        };
+        let before = self.members.iter().map(|known| known.incarnation);
+        let before: HashSet<_> = before.collect();
+        let was_there = |member: &GenerationMember| before.contains(&member.incarnation);
         if members.iter().all(was_there) {
             self.stop
         } else {

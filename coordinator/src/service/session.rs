@@ -7,7 +7,7 @@ use tonic::Streaming;
 
 use super::{Service, convert};
 use crate::{
-    driver::{Command, Directives},
+    driver::{Command, Directives, Voice},
     state::{Identity, Refused, StreamId},
 };
 
@@ -25,7 +25,8 @@ pub(super) async fn serve(
         Ok(attached) => attached,
         Err(refused) => {
             // The other end may be gone already: then nobody needs to know.
-            let _gone = directives.send(Err(service.refuse(&refused))).await;
+            let refusal = Box::new(Err(service.refuse(&refused)));
+            let _gone = directives.send(refusal).await;
             return;
         }
     };
@@ -65,6 +66,7 @@ async fn listen(
     first: v1::Report,
     reports: &mut Streaming<v1::Report>,
 ) -> String {
+    let voice = Voice::new(&service.handle, who.clone());
     let mut next = Some(first);
     loop {
         if let Some(report) = next.take() {
@@ -73,10 +75,7 @@ async fn listen(
             }
             let generation = Generation(report.generation);
             if let Some(kind) = report.kind
-                && !service
-                    .handle
-                    .tell(Command::Report(who.clone(), generation, kind))
-                    .await
+                && !voice.say(generation, kind).await
             {
                 return "the coordinator ended".to_owned();
             }

@@ -18,7 +18,7 @@ use super::{
     world::World,
 };
 use crate::{
-    driver::{Answer, Command, Handle, refusal_status},
+    driver::{Answer, Command, Directives, Handle, Voice, refusal_status},
     journal::Place,
     rundir::{Claim, Resume, RunDir},
     running::{Settings, assemble},
@@ -234,9 +234,9 @@ fn out_of_reach() -> Declined {
 
 /// One member's stream: what `service::session` does.
 async fn serve(handle: Handle, reports: Rc<Pipe<v1::Report>>, down: Rc<Pipe<v1::Directive>>) {
-    let (directives, mut outgoing) = mpsc::channel(DIRECTIVES);
+    let (directives, mut outgoing): (Directives, _) = mpsc::channel(DIRECTIVES);
     let forward = async {
-        while let Some(Ok(directive)) = outgoing.recv().await {
+        while let Some(Ok(directive)) = outgoing.recv().await.map(|boxed| *boxed) {
             down.send(directive);
         }
         down.close();
@@ -260,15 +260,12 @@ async fn serve(handle: Handle, reports: Rc<Pipe<v1::Report>>, down: Rc<Pipe<v1::
         if handle.ask(attach).await.is_err() {
             return;
         }
+        let voice = Voice::new(&handle, who.clone());
         let mut next = Some(first);
         while let Some(report) = next {
             let generation = Generation(report.generation);
-            let said = report.kind.map(|kind| {
-                let report = Command::Report(who.clone(), generation, kind);
-                handle.tell(report)
-            });
-            if let Some(said) = said
-                && !said.await
+            if let Some(kind) = report.kind
+                && !voice.say(generation, kind).await
             {
                 return;
             }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use mks2_proto::{
+    dial,
     failure::{ExitCode, Failure},
     ids::Generation,
     v1::{self, Phase, directive, report::Kind},
@@ -282,7 +283,7 @@ impl Session {
             who: self.who.clone(),
             run_id: None,
             generation: Generation(self.generation.get()),
-            protocol: mks2_proto::dial::PROTOCOL,
+            protocol: dial::PROTOCOL,
             host: format!("host-{}", self.host.0),
             pid: 1,
             data_address: format!("10.0.0.{}:1", self.host.0),
@@ -362,7 +363,8 @@ impl Session {
 
     fn heed(&self, directive: v1::Directive) {
         match directive.kind {
-            Some(directive::Kind::Generation(generation)) => {
+            Some(directive::Kind::Generation(announced)) => {
+                let generation = dial::generation(&announced).expect("a generation");
                 let mut checks = self.world.checks.borrow_mut();
                 checks.announced(&self.who, directive.term, &generation);
                 drop(checks);

@@ -1,6 +1,6 @@
 //! What the state machine hears and what it wants done.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use mks2_proto::{
     failure::Failure,
@@ -49,6 +49,19 @@ pub struct Registration {
     pub device: String,
 }
 
+/// A heartbeat that a member sent, under a generation, and when it came.
+#[derive(Clone, Debug)]
+pub struct Beat {
+    /// Whose it is.
+    pub who: Arc<Identity>,
+    /// The generation that it speaks of.
+    pub generation: Generation,
+    /// What it says.
+    pub said: v1::Heartbeat,
+    /// When it came: before now.
+    pub heard: Duration,
+}
+
 /// Everything that can happen.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -62,6 +75,8 @@ pub enum Event {
     Exited(MemberId, String),
     /// It said something, under a generation.
     Report(Identity, Generation, v1::report::Kind),
+    /// Heartbeats that have come since the last ones, of each stream the newest.
+    Beats(Vec<Beat>),
     /// It asks to make a checkpoint the latest; its parts are stored.
     Commit(Ticket, Identity, Generation, Checkpoint),
     /// The manifest that [`Action::WriteManifest`] asked for is there.
@@ -78,6 +93,17 @@ pub enum Event {
     Broken(Failure),
     /// Time has passed.
     Tick,
+}
+
+impl Event {
+    /// It comes all the time, from every member, and hardly ever lets anybody come or go.
+    pub(super) fn is_routine(&self) -> bool {
+        use v1::report::Kind::{Heartbeat, StepCommitted};
+        matches!(
+            self,
+            Self::Beats(_) | Self::Report(_, _, Heartbeat(_) | StepCommitted(_))
+        )
+    }
 }
 
 /// What a process is told when it registers.
@@ -135,7 +161,7 @@ pub enum Action {
     /// The answer is no.
     Refuse(Ticket, Refused),
     /// Tell a member about the generation.
-    Announce(MemberId, v1::Generation),
+    Announce(MemberId, Arc<v1::Generation>),
     /// Tell a member to stop at the next step border.
     AskToStop(MemberId, String),
     /// Tell a candidate what to prepare.
@@ -159,6 +185,9 @@ pub enum Action {
     /// Something went wrong and the run goes on: the same, in what and why.
     Tell(String, String),
 }
+
+/// Workers of a run that is not yet a large one.
+const LARGE: u32 = 1000;
 
 /// When things are late.
 #[derive(Clone, Copy, Debug)]
@@ -186,6 +215,19 @@ pub struct Limits {
     /// The coordinator's own pulse. If it pauses for much longer (the machine slept), nobody
     /// else is blamed for that time.
     pub tick: Duration,
+}
+
+impl Limits {
+    /// How often the workers of a run of this size send a sign of life: large runs half as often,
+    /// so that four of them still fit into the silence that makes somebody lost.
+    #[must_use]
+    pub fn heartbeat_interval_of(&self, workers: u32) -> Duration {
+        let usual = self.heartbeat_interval;
+        match workers > LARGE {
+            true => (2 * usual).min(self.silence / 4).max(usual),
+            false => usual,
+        }
+    }
 }
 
 impl Default for Limits {

@@ -84,16 +84,27 @@ impl Member {
         }
     }
 
-    /// It is back, or says again who it is.
-    pub(crate) fn introduce(&mut self, registration: Registration) {
+    /// It is back, or says again who it is; true: others know it by something else.
+    pub(crate) fn introduce(&mut self, registration: Registration) -> bool {
+        let before = (&self.host, &self.data_address);
+        let is_news = before != (&registration.host, &registration.data_address);
         self.host = registration.host;
         self.pid = registration.pid;
         self.data_address = registration.data_address;
         self.device = registration.device;
+        is_news
     }
 
-    /// Takes over what a heartbeat says, if it speaks of the present generation.
-    pub(crate) fn beat(&mut self, now: Duration, beat: Heartbeat, current: bool) {
+    /// Takes over what a heartbeat says that has come a moment ago, if it speaks of the present
+    /// generation.
+    pub(crate) fn beat(&mut self, now: Duration, heard: Duration, beat: Heartbeat, current: bool) {
+        // One that was awaited has until the end of the reunion: it is back now.
+        let is_back = self.heard > now;
+        self.heard = if is_back {
+            heard
+        } else {
+            self.heard.max(heard)
+        };
         // What it has committed stays so when the generation changes.
         self.committed = self.committed.max(beat.step);
         if !current {
@@ -104,7 +115,7 @@ impl Member {
         self.collective = beat.collective;
         self.is_blank &= matches!(self.phase, Phase::Starting | Phase::Regrouping);
         if (self.phase, self.progress()) != before {
-            self.moved = now;
+            self.moved = heard;
         }
     }
 

@@ -1,6 +1,6 @@
 //! Who is in: registration, streams, generations.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use mks2_proto::{
     dial::PROTOCOL,
@@ -11,7 +11,7 @@ use mks2_proto::{
 
 use super::{
     Action, Identity, Machine, Member, Refused, Registration, StreamId, Ticket, Welcome, refused,
-    run::{Active, Held, Run},
+    run::{Active, Held, Run, ranks},
 };
 use crate::{
     assign::{Share, deal},
@@ -34,7 +34,10 @@ impl Machine {
         let id = registration.who.member.clone();
         let welcome = Action::Welcome(ticket, self.welcome(false));
         if let Some(known) = self.member_mut(&registration.who) {
-            known.introduce(registration);
+            let is_news = known.introduce(registration);
+            if let Some(active) = self.run.active_mut().filter(|_| is_news) {
+                active.announced = None;
+            }
             return vec![welcome];
         }
         if self.run.active().is_some() {
@@ -170,12 +173,13 @@ impl Machine {
             .into_iter()
             .collect();
         actions.push(Action::Accept(ticket));
+        let generation = self.announced();
         match self.run.active() {
             Some(active) => {
-                let generation = self.wire_generation(active);
                 let (stop, held) = (active.stop.clone(), active.held.clone());
                 // One that is over is not announced again: its members are others by now.
-                if held.is_none() && !planted!(NotAnnouncedAgain) {
+                let generation = generation.filter(|_| held.is_none());
+                if let Some(generation) = generation.filter(|_| !planted!(NotAnnouncedAgain)) {
                     actions.push(Action::Announce(who.member.clone(), generation));
                 }
                 // The one who was told may have been another coordinator.
@@ -199,12 +203,16 @@ impl Machine {
     /// The first generation, as soon as everybody is here; of those who are enough, when the others
     /// do not come in time.
     pub(super) fn form_if_complete(&mut self, now: Duration) -> Vec<Action> {
-        let here = self.attached().count();
-        if !matches!(self.run, Run::Waiting) || here < self.members.len() {
+        let waited = now.saturating_sub(self.arrived) >= self.config.limits.gathering;
+        let all = self.members.len() >= self.wanted as usize;
+        // Whoever comes asks, so nobody is counted before it may matter.
+        if !matches!(self.run, Run::Waiting) || !(all || waited) {
             return Vec::new();
         }
-        let all = here >= self.wanted as usize;
-        let waited = now.saturating_sub(self.arrived) >= self.config.limits.gathering;
+        let here = self.attached().count();
+        if here < self.members.len() {
+            return Vec::new();
+        }
         if all || (waited && here >= self.needed()) {
             self.form_generation(Vec::new(), "all workers are here".to_owned())
         } else {
@@ -315,9 +323,11 @@ impl Machine {
         self.generation = Generation(self.generation.0 + 1);
         self.count_places(assignment.len());
         self.assignment.clone_from(&assignment);
-        let active = Active {
+        let mut active = Active {
             generation: self.generation,
+            ranks: ranks(&assignment),
             assignment,
+            announced: None,
             stop: self.run.active().and_then(|active| active.stop.clone()),
             quarrel: None,
             after_step: self.step,
@@ -328,12 +338,13 @@ impl Machine {
             is_asked: false,
             held: None,
         };
-        let announced = self.wire_generation(&active);
+        let announced = Arc::new(self.wire_generation(&active));
+        active.announced = Some(Arc::clone(&announced));
         self.run = Run::Active(active);
         let persist = Action::Persist(Entry::generation(&announced));
         let announce = ids
             .into_iter()
-            .map(|id| Action::Announce(id, announced.clone()));
+            .map(|id| Action::Announce(id, Arc::clone(&announced)));
         std::iter::once(persist).chain(announce).collect()
     }
 
@@ -350,6 +361,15 @@ impl Machine {
                 self.resume_words(),
             )
         })
+    }
+
+    /// The generation at work, as its members are told.
+    fn announced(&mut self) -> Option<Arc<v1::Generation>> {
+        let active = self.run.active()?;
+        let known = active.announced.clone();
+        let announced = known.unwrap_or_else(|| Arc::new(self.wire_generation(active)));
+        self.run.active_mut()?.announced = Some(Arc::clone(&announced));
+        Some(announced)
     }
 
     fn wire_generation(&self, active: &Active) -> v1::Generation {

@@ -134,7 +134,6 @@ impl Machine {
         let candidate = self.candidate_mut(who)?;
         candidate.member.heard = now;
         match kind {
-            Kind::Heartbeat(beat) => candidate.member.beat(now, *beat, true),
             Kind::Ready(ready) => candidate.ready = Some(ready.stage.clone()),
             Kind::Failed(failed) => {
                 let failure = Failure::from(failed.clone());

@@ -5,7 +5,7 @@ use std::{collections::btree_map::Entry, time::Duration};
 use mks2_proto::{
     failure::{ExitCode, Failure},
     ids::{Generation, MemberId},
-    v1::{CheckpointSkipped, RefusalReason, StepCommitted, report::Kind},
+    v1::{CheckpointSkipped, Heartbeat, RefusalReason, StepCommitted, report::Kind},
 };
 
 use super::{Action, Checkpoint, Identity, Machine, Place, Refused, Ticket, refused, run::Run};
@@ -19,8 +19,9 @@ impl Machine {
         generation: Generation,
         kind: Kind,
     ) -> Vec<Action> {
-        if let Kind::Heartbeat(beat) = &kind {
-            self.keep_books(now, who, beat);
+        if let Kind::Heartbeat(said) = kind {
+            self.beat(now, now, who, generation, said);
+            return Vec::new();
         }
         if let Some(actions) = self.candidate_said(now, who, &kind) {
             return actions;
@@ -31,12 +32,6 @@ impl Machine {
         };
         member.heard = now;
         match kind {
-            Kind::Heartbeat(beat) => {
-                member.beat(now, beat, current);
-                let committed = member.committed;
-                self.step = self.step.max(committed);
-                return Vec::new();
-            }
             Kind::Failed(failed) => return self.member_failed(&who.member, failed.into()),
             // Whoever complains waits for the next generation, which is there already.
             Kind::PeerLost(_) | Kind::AtBorder(_) if !current => return Vec::new(),
@@ -62,6 +57,30 @@ impl Machine {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// A sign of life.
+    pub(super) fn beat(
+        &mut self,
+        now: Duration,
+        heard: Duration,
+        who: &Identity,
+        generation: Generation,
+        said: Heartbeat,
+    ) {
+        self.keep_books(heard, who, &said);
+        if let Some(candidate) = self.candidate_mut(who) {
+            return candidate.member.beat(now, heard, said, true);
+        }
+        let current = generation == self.generation && self.run.active().is_some();
+        let Some(member) = self.member_mut(who) else {
+            return;
+        };
+        let was_blank = member.is_blank;
+        member.beat(now, heard, said, current);
+        let (committed, is_blank) = (member.committed, member.is_blank);
+        self.step = self.step.max(committed);
+        self.is_unsettled |= is_blank != was_blank;
     }
 
     /// What a member has done stays done when the generation changes, and its news of it counts.
@@ -113,7 +132,8 @@ impl Machine {
             return vec![Action::Reject(who.member.clone(), refused)];
         }
         member.committed = member.committed.max(step.step);
-        member.is_blank = false;
+        let was_blank = std::mem::replace(&mut member.is_blank, false);
+        self.is_unsettled |= was_blank;
         self.step = self.step.max(step.step);
         self.measure(generation, step).into_iter().collect()
     }

@@ -75,8 +75,7 @@ impl Machine {
                 (is_late || is_blamed).then(|| (id.clone(), how.clone()))
             })
             .collect();
-        let lost = lost.into_iter();
-        lost.flat_map(|(id, how)| self.lose(&id, &how)).collect()
+        self.lose_all(lost)
     }
 
     /// The coordinator itself stood still, or its machine: nobody could be heard meanwhile, and
@@ -110,6 +109,11 @@ impl Machine {
     /// next generation. When there are none, the run begins again from its latest checkpoint with
     /// those that come, or fails where nobody will.
     pub(super) fn lose(&mut self, id: &MemberId, how: &str) -> Vec<Action> {
+        self.lose_after(Vec::new(), id, how)
+    }
+
+    /// The same, where others were taken out just before.
+    fn lose_after(&mut self, before: Vec<MemberId>, id: &MemberId, how: &str) -> Vec<Action> {
         if self.run.is_over() {
             return Vec::new();
         }
@@ -147,8 +151,11 @@ impl Machine {
         let mut actions = if done {
             self.conclude()
         } else {
-            let reason = format!("{}: {}", failure.what, failure.why);
-            self.form_generation(vec![id.clone()], reason)
+            let mut reason = format!("{}: {}", failure.what, failure.why);
+            if !before.is_empty() {
+                reason = format!("{} more and {reason}", before.len());
+            }
+            self.form_generation([before, vec![id.clone()]].concat(), reason)
         };
         actions.extend(farewell);
         actions
@@ -252,11 +259,37 @@ impl Machine {
             .map(|(id, member)| (id.clone(), now.saturating_sub(member.heard)))
             .filter(|(_, silence)| *silence > limit)
             .collect();
-        let mut actions = Vec::new();
-        for (id, silence) in silent {
-            let how = format!("nothing was heard of it for {:.1} s", silence.as_secs_f64());
-            actions.extend(self.lose(&id, &how));
+        let how = |silence: Duration| {
+            format!("nothing was heard of it for {:.1} s", silence.as_secs_f64())
+        };
+        let silent = silent.into_iter().map(|(id, silence)| (id, how(silence)));
+        self.lose_all(silent.collect())
+    }
+
+    /// Several are gone at the same moment, with their machine for example: one generation follows.
+    fn lose_all(&mut self, mut lost: Vec<(MemberId, String)>) -> Vec<Action> {
+        if self.run.active().is_none() {
+            let one_by_one = lost.into_iter();
+            return one_by_one
+                .flat_map(|(id, how)| self.lose(&id, &how))
+                .collect();
         }
+        let at_work = |id: &MemberId| self.members.get(id).is_some_and(|m| m.finished.is_none());
+        lost.retain(|(id, _)| at_work(id));
+        let Some((last, how)) = lost.pop() else {
+            return Vec::new();
+        };
+        let (mut farewells, mut before) = (Vec::new(), Vec::new());
+        for (id, how) in lost {
+            let failure = self.loss(&id, &how);
+            self.close_account(&id);
+            self.members_lost += 1;
+            self.notice(&failure, self.process_of(&id));
+            farewells.extend(self.dismiss(&id, &failure));
+            before.push(id);
+        }
+        let mut actions = self.lose_after(before, &last, &how);
+        actions.extend(farewells);
         actions
     }
 

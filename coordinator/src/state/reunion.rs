@@ -12,7 +12,7 @@ use super::{
     Action, Machine, Refused,
     member::Member,
     refused,
-    run::{Active, Run},
+    run::{Active, Run, ranks},
 };
 use crate::{assign::Share, journal::Working};
 use mks2_proto::{ids::Rank, v1::RefusalReason};
@@ -51,6 +51,8 @@ impl Machine {
         self.run = Run::Active(Active {
             generation,
             assignment: self.assignment.clone(),
+            ranks: ranks(&self.assignment),
+            announced: None,
             stop,
             quarrel: None,
             after_step,

@@ -1,10 +1,14 @@
 //! The states of a run.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use mks2_proto::{
     ids::{Generation, MemberId},
-    v1::RunState,
+    v1::{self, RunState},
 };
 
 use super::Abortion;
@@ -15,6 +19,10 @@ use crate::assign::Assignment;
 pub(crate) struct Active {
     pub(crate) generation: Generation,
     pub(crate) assignment: Assignment,
+    /// Ranks of its members: only for looking up.
+    pub(crate) ranks: HashMap<MemberId, u32>,
+    /// What its members are told, unless it has to be put together again.
+    pub(crate) announced: Option<Arc<v1::Generation>>,
     /// Why it stops at the next step border, if it does.
     pub(crate) stop: Option<String>,
     /// Collectives have failed; the fate of those who are blamed is awaited.
@@ -57,15 +65,20 @@ pub(crate) struct Quarrel {
 
 impl Active {
     pub(crate) fn rank_of(&self, member: &MemberId) -> Option<u32> {
-        self.assignment
-            .iter()
-            .find(|share| &share.member == member)
-            .map(|share| share.rank.0)
+        self.ranks.get(member).copied()
     }
 
     pub(crate) fn workers(&self) -> u32 {
         u32::try_from(self.assignment.len()).unwrap_or(u32::MAX)
     }
+}
+
+/// The rank of each member of an assignment.
+pub(crate) fn ranks(assignment: &Assignment) -> HashMap<MemberId, u32> {
+    let shares = assignment.iter();
+    shares
+        .map(|share| (share.member.clone(), share.rank.0))
+        .collect()
 }
 
 impl Quarrel {

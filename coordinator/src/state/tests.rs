@@ -139,6 +139,54 @@ fn start() -> Vec<(u64, Event)> {
     (0..MEMBERS).flat_map(come).collect()
 }
 
+#[test]
+fn large_runs_beat_half_as_often_and_never_too_rarely() {
+    let (limits, ms) = (Limits::default(), Duration::from_millis);
+    assert_eq!(limits.heartbeat_interval_of(1000), ms(100));
+    assert_eq!(limits.heartbeat_interval_of(10_000), ms(200));
+    let quick = Limits {
+        silence: ms(400),
+        ..limits
+    };
+    assert_eq!(quick.heartbeat_interval_of(10_000), ms(100));
+}
+
+/// Their machine is gone, or the network to it.
+#[test]
+fn many_that_fall_silent_together_cost_one_generation() {
+    const ALL: u64 = 200;
+    let mut machine = machine(false, 1);
+    (machine.config.lanes, machine.wanted) = (200, 200);
+    let at = |ms| Duration::from_millis(ms);
+    for number in 0..ALL {
+        let register = Event::Register(Ticket(0), registration(who(number, 0)));
+        machine.apply(at(0), register);
+        let attach = Event::Attach(Ticket(0), StreamId(number), who(number, 0));
+        machine.apply(at(0), attach);
+    }
+    assert_eq!(machine.generation(), Generation(1));
+    let beat = |number, heard| Beat {
+        who: std::sync::Arc::new(who(number, 0)),
+        generation: Generation(1),
+        said: v1::Heartbeat::default(),
+        heard,
+    };
+    let mut actions = Vec::new();
+    for ms in (0..1_000).step_by(100) {
+        let beats = (0..ALL / 2).map(|number| beat(number, at(ms)));
+        machine.apply(at(ms), Event::Beats(beats.collect()));
+        actions.extend(machine.apply(at(ms), Event::Tick));
+    }
+    assert_eq!((machine.generation(), machine.size()), (Generation(2), 100));
+    let dismissed = actions.iter().filter(|a| matches!(a, Action::Dismiss(..)));
+    assert_eq!(dismissed.count(), 100);
+    let formed = actions.iter().find_map(|action| match action {
+        Action::Persist(Entry::GenerationFormed { lost, .. }) => Some(lost.len()),
+        _ => None,
+    });
+    assert_eq!(formed, Some(100));
+}
+
 /// Every request gets exactly one answer, or waits for a manifest.
 fn answers(event: &Event, actions: &[Action]) -> Result<(), TestCaseError> {
     let answered = actions.iter().filter(|action| {

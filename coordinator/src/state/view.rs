@@ -1,6 +1,6 @@
 //! What the machine shows: the status, and the reason for it in words.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use mks2_proto::{ids::MemberId, v1};
 
@@ -12,11 +12,15 @@ use crate::assign::Share;
 
 /// Silence is shown in steps of this, so that a quiet run has a quiet status.
 const SILENCE_STEP_MS: u64 = 500;
+/// Names that a reason tells.
+const MOST_NAMES: usize = 20;
 
 impl Machine {
     /// The status at a time.
     #[must_use]
     pub fn status(&self, now: Duration) -> v1::StatusResponse {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + 1);
         v1::StatusResponse {
             run_id: self.config.run_id.to_string(),
             job_name: self.config.job_name.clone(),
@@ -63,11 +67,12 @@ impl Machine {
     }
 
     fn member_statuses(&self, now: Duration) -> Vec<v1::MemberStatus> {
-        let share = |id| self.assignment.iter().find(|share| &share.member == id);
+        let shares = self.assignment.iter();
+        let shares: HashMap<_, _> = shares.map(|share| (&share.member, share)).collect();
         let mut members: Vec<_> = self
             .members
             .iter()
-            .map(|(id, member)| self.member_status(id, member, share(id), now))
+            .map(|(id, member)| self.member_status(id, member, shares.get(id).copied(), now))
             .collect();
         members.sort_by_key(|member| member.rank);
         members
@@ -160,8 +165,7 @@ impl Machine {
     }
 
     fn holding(&self, reason: &str) -> String {
-        let coming = self.candidates.keys().map(MemberId::as_str);
-        let coming = coming.collect::<Vec<_>>().join(", ");
+        let coming = listed(self.candidates.keys().map(MemberId::as_str));
         match coming.is_empty() {
             true => format!("the run waits for workers: {reason}"),
             false => format!("the run waits for workers: {reason}; joining: {coming}"),
@@ -170,13 +174,9 @@ impl Machine {
 
     fn waiting_for(&self) -> String {
         let names = |connected: bool| {
-            let some = self
-                .members
-                .iter()
-                .filter(|(_, m)| m.stream.is_some() == connected);
-            some.map(|(id, _)| id.as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
+            let all = self.members.iter();
+            let some = all.filter(|(_, m)| m.stream.is_some() == connected);
+            listed(some.map(|(id, _)| id.as_str()))
         };
         let (here, coming) = (self.attached().count(), names(false));
         let mut words = format!("waiting for workers: {here} of {} are here", self.needed());
@@ -187,6 +187,15 @@ impl Machine {
             words.push_str(&format!("; joining: {coming}"));
         }
         words
+    }
+}
+
+/// Names, as many as somebody reads.
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<_> = names.collect();
+    match names.len().checked_sub(MOST_NAMES) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..MOST_NAMES].join(", ")),
     }
 }
 

@@ -177,7 +177,8 @@ impl Member {
     /// The generation that is announced.
     pub(crate) async fn generation(&mut self) -> v1::Generation {
         match self.next().await {
-            Some(directive::Kind::Generation(generation)) => {
+            Some(directive::Kind::Generation(announced)) => {
+                let generation = dial::generation(&announced).expect("a generation");
                 self.generation = generation.number;
                 generation
             }

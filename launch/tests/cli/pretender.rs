@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use mks2_proto::dial::{PROTOCOL, Target};
+use mks2_proto::dial::{self, PROTOCOL, Target};
 use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::Failure;
 use mks2_proto::ids::{Incarnation, Token};
@@ -113,7 +113,7 @@ impl Pretender {
     async fn work(&mut self) -> i32 {
         while self.generation == 0 {
             match self.next_directive().await {
-                Some(directive::Kind::Generation(generation)) => self.take_part(&generation),
+                Some(directive::Kind::Generation(told)) => self.take_part(&known(&told)),
                 Some(directive::Kind::Stop(_)) => {}
                 _ => return 7,
             }
@@ -171,8 +171,8 @@ impl Pretender {
             Err(_) => None,
             Ok(Some(directive::Kind::Stop(_))) if self.behaviour == "deaf" => None,
             Ok(Some(directive::Kind::Stop(_))) => Some(self.finish(false).await),
-            Ok(Some(directive::Kind::Generation(generation))) => {
-                self.take_part(&generation);
+            Ok(Some(directive::Kind::Generation(told))) => {
+                self.take_part(&known(&told));
                 None
             }
             Ok(_) => Some(7),
@@ -202,4 +202,8 @@ impl Pretender {
         tokio::time::sleep(Duration::from_millis(100)).await;
         4
     }
+}
+
+fn known(told: &tonic::codegen::Bytes) -> Generation {
+    dial::generation(told).expect("a generation")
 }

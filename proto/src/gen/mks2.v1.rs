@@ -291,8 +291,9 @@ pub struct Directive {
 pub mod directive {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
-        #[prost(message, tag = "2")]
-        Generation(super::Generation),
+        /// A Generation, encoded: every member is told the same, so it is encoded once for all.
+        #[prost(bytes, tag = "2")]
+        Generation(::prost::bytes::Bytes),
         #[prost(message, tag = "3")]
         Stop(super::StopRequested),
         #[prost(message, tag = "4")]

@@ -331,7 +331,9 @@ impl Link {
     fn heed(&self, directive: v1::Directive) {
         match directive.kind {
             Some(directive::Kind::Generation(generation)) => {
-                match assignment(&generation, &self.request.member_id) {
+                let assignment = dial::generation(&generation)
+                    .and_then(|known| assignment(&known, &self.request.member_id));
+                match assignment {
                     Ok(assignment) => self.shared.assign(assignment),
                     Err(failure) => self.shared.end(failure),
                 }

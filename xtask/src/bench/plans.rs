@@ -6,18 +6,26 @@ use std::path::Path;
 use serde_json::{Value, json};
 use toml::Table;
 
-use super::Subject;
+use super::{Subject, control};
 use crate::fault::{Fault, Outcome};
 use crate::places;
 
 /// A pair of programs and the rows that their numbers fill.
 pub(super) struct Plan {
     pub(super) title: &'static str,
-    /// Arguments after `mks2-worker bench`.
-    pub(super) ours: Vec<String>,
-    /// Arguments of Python; none where we compare with ourselves.
-    pub(super) peer: Option<Vec<String>>,
+    pub(super) ours: Side,
+    /// None where we compare with ourselves.
+    pub(super) peer: Option<Side>,
     pub(super) rows: Vec<Row>,
+}
+
+/// A program that prints a line of JSON, by its arguments.
+pub(super) enum Side {
+    /// `mks2-worker bench`.
+    Worker(Vec<String>),
+    Python(Vec<String>),
+    /// The crowd of the coordinator's examples.
+    Crowd(Vec<String>),
 }
 
 /// A line of the table. The ratio is the other side's seconds over ours: more is better.
@@ -50,7 +58,7 @@ impl Against {
     }
 }
 
-fn row(name: &'static str, ours: &'static str, against: Against, wanted: f64) -> Row {
+pub(super) fn row(name: &'static str, ours: &'static str, against: Against, wanted: f64) -> Row {
     Row {
         name,
         ours,
@@ -59,7 +67,7 @@ fn row(name: &'static str, ours: &'static str, against: Against, wanted: f64) ->
     }
 }
 
-fn words(text: &[&str]) -> Vec<String> {
+pub(super) fn words(text: &[&str]) -> Vec<String> {
     text.iter().map(|word| (*word).to_owned()).collect()
 }
 
@@ -76,7 +84,7 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
         Subject::Step => steps(job)?,
         Subject::Adamw => vec![Plan {
             title: "AdamW",
-            ours: words(&["adamw"]),
+            ours: Side::Worker(words(&["adamw"])),
             peer: None,
             rows: vec![row(
                 "AdamW on flat buffers",
@@ -88,13 +96,14 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
                 2.5,
             )],
         }],
+        Subject::Control => control::plans(),
         Subject::Overhead => vec![overhead(&job_text)],
         Subject::Audit => {
             (["bootstrap", "memory", "experts"].map(|stage| audit(&job_text, stage))).into()
         }
         Subject::Checkpoint => vec![Plan {
             title: "Checkpoint",
-            ours: words(&["checkpoint", "--job", &job_text]),
+            ours: Side::Worker(words(&["checkpoint", "--job", &job_text])),
             peer: None,
             rows: vec![row(
                 "pause of the step loop",
@@ -136,14 +145,14 @@ fn collectives(size: (u64, &'static str), repetitions: u32, rows: Vec<Row>) -> O
     let repetitions = repetitions.to_string();
     Ok(Plan {
         title,
-        ours: words(&[
+        ours: Side::Worker(words(&[
             "collectives",
             "--bytes",
             &bytes,
             "--repetitions",
             &repetitions,
-        ]),
-        peer: Some(words(&[
+        ])),
+        peer: Some(Side::Python(words(&[
             "xtask/peers/gloo_allreduce.py",
             "--world",
             "2",
@@ -153,7 +162,7 @@ fn collectives(size: (u64, &'static str), repetitions: u32, rows: Vec<Row>) -> O
             &repetitions,
             "--port",
             &free_port()?.to_string(),
-        ])),
+        ]))),
         rows,
     })
 }
@@ -194,7 +203,7 @@ fn overhead(job: &str) -> Plan {
     };
     Plan {
         title: "Beside the compute",
-        ours: words(&["overhead", "--job", job]),
+        ours: Side::Worker(words(&["overhead", "--job", job])),
         peer: None,
         rows: vec![
             row(
@@ -291,8 +300,14 @@ fn step(title: &'static str, kind: &str, table: &Table, job: &Path, row: Row) ->
     ];
     Ok(Plan {
         title,
-        ours: words(&["step", "--job", &job.display().to_string(), "--stage", kind]),
-        peer: Some(words(&peer)),
+        ours: Side::Worker(words(&[
+            "step",
+            "--job",
+            &job.display().to_string(),
+            "--stage",
+            kind,
+        ])),
+        peer: Some(Side::Python(words(&peer))),
         rows: vec![row],
     })
 }
@@ -318,7 +333,9 @@ mod tests {
             1.0,
         );
         let plan = step("t", "experts", &table, Path::new("job.toml"), line).expect("a stage");
-        let peer = plan.peer.expect("PyTorch");
+        let Some(Side::Python(peer)) = plan.peer else {
+            panic!("PyTorch was due")
+        };
         assert!(peer[1].contains("\"lora_rank\":8"), "{peer:?}");
         assert_eq!(
             peer[4..10],

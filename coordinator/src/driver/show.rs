@@ -1,0 +1,42 @@
+//! What the driver shows of the run, and how often.
+
+use std::time::Duration;
+
+use mks2_proto::v1;
+
+use super::{Driver, Effect};
+
+/// How often the status shows what heartbeats say and how long they have been missing.
+const GLANCE: Duration = Duration::from_millis(100);
+
+impl Driver {
+    /// Takes the status, to be shown when its turn comes: at once where something was decided, and
+    /// now and then for what heartbeats say. It takes as much time as there are members, and where
+    /// they are many it is taken that much less often.
+    pub(super) fn show(&mut self, now: Duration) {
+        let effort = self.machine.effort();
+        let pause = match self.is_stale {
+            true => effort,
+            false => effort.max(GLANCE),
+        };
+        if now < self.shown + pause && !self.machine.is_over() {
+            return;
+        }
+        (self.shown, self.is_stale) = (now, false);
+        if matches!(self.outbox.back(), Some(Effect::Publish(_))) {
+            self.outbox.pop_back();
+        }
+        let status = Box::new(self.machine.status(now));
+        self.outbox.push_back(Effect::Publish(status));
+    }
+
+    pub(super) fn publish(&self, status: v1::StatusResponse) {
+        self.wiring.status.send_if_modified(|shown| {
+            let is_news = *shown != status;
+            if is_news {
+                *shown = status;
+            }
+            is_news
+        });
+    }
+}
