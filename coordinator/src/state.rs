@@ -3,6 +3,7 @@
 
 mod accounts;
 mod checkpoints;
+mod cut_off;
 mod event;
 mod leaving;
 mod member;
@@ -92,6 +93,7 @@ pub struct Config {
 /// | waiting | a member fails by itself | failed, with its words |
 /// | active | somebody asks to stop | active, stopping at the next step border |
 /// | active | a member is lost: its stream breaks, it is silent too long, its process ends | active, in the next generation, of the others |
+/// | active | most members are silent together | as if the coordinator had been out of reach: those that are not back in time are lost |
 /// | active | fewer members are left than the run's minimum | active, holding: the next generation forms when there are enough |
 /// | active | the only member is lost, and others may come | waiting, from the latest checkpoint |
 /// | active | the only member is lost | failed, naming it |
@@ -151,6 +153,8 @@ pub struct Machine {
     writing: BTreeMap<u64, Vec<Ticket>>,
     /// Until when members of an earlier term are awaited.
     reunion: Option<Duration>,
+    /// Until when the members are awaited that fell silent together, if they did.
+    cut_off: Option<Duration>,
     /// Who holds the others up, in words.
     stalled: Option<String>,
     /// Where the run's time has gone, and how many places it has had workers for.
@@ -205,6 +209,7 @@ impl Machine {
             checkpoints_skipped: 0,
             writing: BTreeMap::new(),
             reunion: None,
+            cut_off: None,
             last_event: Duration::ZERO,
             lenient_until: Duration::ZERO,
             stalled: None,
