@@ -104,6 +104,8 @@ impl Scenario {
         planted::plant(self.planted);
         let (executor, installed) = Executor::install(self.seed);
         let world = World::new(self.seed, Rc::clone(&executor), is_read);
+        let faults = self.faults.iter().map(|(_, fault)| fault);
+        world.checks.borrow_mut().is_gentle = weather::is_gentle(faults);
         executor.spawn(OUTSIDE, Rc::clone(&world).operate());
         for (_, fault) in &self.faults {
             executor.spawn(OUTSIDE, Rc::clone(&world).suffer(*fault));

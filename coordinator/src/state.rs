@@ -4,6 +4,7 @@
 mod accounts;
 mod checkpoints;
 mod corruption;
+mod cut_off;
 mod event;
 mod leaving;
 mod member;
@@ -104,6 +105,7 @@ pub struct Config {
 /// | waiting | a member fails by itself | failed, with its words |
 /// | active | somebody asks to stop | active, stopping at the next step border |
 /// | active | a member is lost: its stream breaks, it is silent too long, its process ends | active, in the next generation, of the others |
+/// | active | most members are silent together | as if the coordinator had been out of reach: those that are not back in time are lost |
 /// | active | fewer members are left than the run's minimum | active, holding: the next generation forms when there are enough |
 /// | active | the only member is lost, and others may come | waiting, from the latest checkpoint |
 /// | active | the only member is lost | failed, naming it |
@@ -168,6 +170,8 @@ pub struct Machine {
     differing: Option<v1::ReplicasDiffer>,
     /// Until when members of an earlier term are awaited.
     reunion: Option<Duration>,
+    /// Until when the members are awaited that fell silent together, if they did.
+    cut_off: Option<Duration>,
     /// Who holds the others up, in words.
     stalled: Option<String>,
     /// Where the run's time has gone, and how many places it has had workers for.
@@ -234,6 +238,7 @@ impl Machine {
             explain_after: Duration::ZERO,
             #[cfg(test)]
             looks: std::cell::Cell::default(),
+            cut_off: None,
             last_event: Duration::ZERO,
             lenient_until: Duration::ZERO,
             stalled: None,

@@ -285,6 +285,9 @@ fn heartbeat(line: &str) -> v1::Heartbeat {
         phase,
         collective: number("collective"),
         spent: None,
+        waits_for: options
+            .get("waits")
+            .map(|text| text.parse().expect("a rank")),
     }
 }
 

@@ -10,6 +10,8 @@ mod chance;
 mod corruption;
 #[path = "worker/goodput.rs"]
 mod goodput;
+#[path = "worker/hangs.rs"]
+mod hangs;
 #[path = "worker/interruptions.rs"]
 mod interruptions;
 #[path = "worker/joining.rs"]
@@ -18,11 +20,19 @@ mod joining;
 mod lab;
 #[path = "worker/ledger.rs"]
 mod ledger;
+#[path = "worker/namespaces.rs"]
+mod namespaces;
+#[path = "worker/network.rs"]
+mod network;
 #[path = "worker/outputs.rs"]
 mod outputs;
+#[path = "../src/chaos/proxy.rs"]
+mod proxy;
 #[path = "worker/recovery.rs"]
 mod recovery;
 #[path = "worker/refusals.rs"]
 mod refusals;
+#[path = "worker/strangers.rs"]
+mod strangers;
 #[path = "worker/succession.rs"]
 mod succession;

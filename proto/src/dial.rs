@@ -87,8 +87,9 @@ impl Target {
             .connect_timeout(self.connect_timeout)
             .timeout(self.request_timeout)
             .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(2))
-            .keep_alive_timeout(Duration::from_secs(3))
+            // One that is heard and hears nothing finds that out by itself.
+            .http2_keep_alive_interval(Duration::from_secs(1))
+            .keep_alive_timeout(Duration::from_millis(1500))
             .keep_alive_while_idle(true))
     }
 }

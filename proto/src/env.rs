@@ -18,6 +18,9 @@ pub const MEMBER_ID: &str = "MKS2_MEMBER_ID";
 /// Where the worker's data plane listens; `127.0.0.1:0` without it. Other machines must be able
 /// to reach it, so a run over several machines sets it to an address of the machine.
 pub const DATA_ADDRESS: &str = "MKS2_DATA_ADDRESS";
+/// Where the other workers reach the data plane, when that is not where it listens: behind a
+/// forwarded port, for example. Port 0 stands for the port on which it listens.
+pub const DATA_ADVERTISE: &str = "MKS2_DATA_ADVERTISE";
 /// Place of the worker among all, from 0. Only a hint: the coordinator gives the rank.
 pub const RANK: &str = "RANK";
 /// Place of the worker on its machine, from 0. Picks the GPU when the job says `cuda`.
@@ -45,7 +48,7 @@ pub const GRACE: &str = "MKS2_GRACE";
 pub const SETTING_PREFIX: &str = "MKS2__";
 
 /// The list, with what each is for: `(name, meaning)`.
-pub const ALL: [(&str, &str); 16] = [
+pub const ALL: [(&str, &str); 17] = [
     (COORDINATOR, "endpoint of the coordinator, http://HOST:PORT"),
     (TOKEN, "the run's token"),
     (
@@ -59,6 +62,10 @@ pub const ALL: [(&str, &str); 16] = [
     (
         DATA_ADDRESS,
         "where the worker's data plane listens; else 127.0.0.1:0",
+    ),
+    (
+        DATA_ADVERTISE,
+        "where others reach its data plane; else where it listens",
     ),
     (RANK, "place of the worker among all (a hint)"),
     (
@@ -104,6 +111,8 @@ pub struct WorkerEnv {
     pub member_id: String,
     /// Where its data plane listens: `HOST:PORT`, port 0 for any.
     pub data_address: String,
+    /// Where others reach it; empty: where it listens.
+    pub data_advertise: String,
     /// Place among all workers at the start, from 0; a hint.
     pub rank: u32,
     /// Place on its machine, from 0.
@@ -141,6 +150,7 @@ impl WorkerEnv {
             run_id: get(RUN_ID).unwrap_or_default(),
             member_id: get(MEMBER_ID).unwrap_or_else(|| format!("worker-{rank}")),
             data_address: get(DATA_ADDRESS).unwrap_or_else(|| "127.0.0.1:0".into()),
+            data_advertise: get(DATA_ADVERTISE).unwrap_or_default(),
             rank,
             local_rank: number(&get, LOCAL_RANK, 0)?,
             world_size,
@@ -157,6 +167,7 @@ impl WorkerEnv {
             (RUN_ID, self.run_id.clone()),
             (MEMBER_ID, self.member_id.clone()),
             (DATA_ADDRESS, self.data_address.clone()),
+            (DATA_ADVERTISE, self.data_advertise.clone()),
             (RANK, self.rank.to_string()),
             (LOCAL_RANK, self.local_rank.to_string()),
             (WORLD_SIZE, self.world_size.to_string()),
@@ -204,6 +215,7 @@ mod tests {
             run_id: "run-1".into(),
             member_id: "worker-1".into(),
             data_address: "127.0.0.1:0".into(),
+            data_advertise: "10.0.0.5:0".into(),
             rank: 1,
             local_rank: 1,
             world_size: 2,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mks2_proto::env::WorkerEnv;
+use mks2_proto::env::{self, WorkerEnv};
 use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::job::{Reduction, load};
 use mks2_proto::telemetry;
@@ -34,8 +34,12 @@ pub fn work(env: &WorkerEnv) -> Result<End, Failure> {
     let _entered = span.entered();
     check_libtorch()?;
     let runtime = io_runtime()?;
-    let listener = DataListener::bind(address_of(env)?)?;
-    let session = runtime.block_on(Session::connect(env, listener.address()))?;
+    let mut listener = DataListener::bind(address_of(env::DATA_ADDRESS, &env.data_address)?)?;
+    if !env.data_advertise.is_empty() {
+        let advertised = address_of(env::DATA_ADVERTISE, &env.data_advertise)?;
+        listener = listener.behind(advertised);
+    }
+    let session = runtime.block_on(Session::connect(env, listener.advertised()))?;
     let session = Arc::new(session);
     let outcome = joined(env, &runtime, &session, listener);
     let outcome = match outcome {
@@ -59,15 +63,12 @@ pub(crate) fn io_runtime() -> Result<Runtime, Failure> {
         .map_err(|e| Failure::io("the threads for network and storage cannot be started", e))
 }
 
-fn address_of(env: &WorkerEnv) -> Result<SocketAddr, Failure> {
-    env.data_address.parse().map_err(|_| {
+fn address_of(name: &str, text: &str) -> Result<SocketAddr, Failure> {
+    text.parse().map_err(|_| {
         Failure::new(
             ExitCode::Usage,
-            format!("'{}' is no address to listen on", env.data_address),
-            format!(
-                "{} must be an IP address and a port",
-                mks2_proto::env::DATA_ADDRESS
-            ),
+            format!("'{text}' is no address of the data plane"),
+            format!("{name} must be an IP address and a port"),
             "use for example 10.0.0.5:0; port 0 lets the system choose",
         )
     })
@@ -81,6 +82,8 @@ fn joined(
     listener: DataListener,
 ) -> Result<End, Failure> {
     let welcome = session.welcome();
+    // First of all: the others' meshes may be waiting.
+    listener.open(&welcome.run_id, &env.token)?;
     let job = load::parse(&welcome.job_toml)?;
     let device = device::choose(&job.device, env.local_rank)?;
     device::prepare(job.threads);

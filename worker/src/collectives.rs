@@ -12,7 +12,7 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,11 +22,13 @@ use thiserror::Error;
 
 use crate::flat::{FlatError, f32_slice_mut, i64_slice};
 
+mod door;
 mod engine;
 mod frame;
 mod handshake;
 mod link;
 pub mod nccl;
+mod pulse;
 mod ring;
 pub mod schedule;
 mod sink;
@@ -132,6 +134,14 @@ pub enum CollectiveError {
         /// The last attempt's end.
         reason: String,
     },
+    /// A peer's machine does not answer.
+    #[error("{peer} can not be reached: {reason}")]
+    Unanswered {
+        /// The peer.
+        peer: Peer,
+        /// For how long.
+        reason: String,
+    },
     /// A connection was lost.
     #[error("{peer} was lost in {during}: {reason}")]
     Lost {
@@ -201,6 +211,7 @@ impl CollectiveError {
         match self {
             Self::Bind { .. } | Self::Usage(_) | Self::Buffer(_) | Self::Mismatch { .. } => false,
             Self::Connect { .. }
+            | Self::Unanswered { .. }
             | Self::Lost { .. }
             | Self::Deadline { .. }
             | Self::Frame { .. }
@@ -215,6 +226,7 @@ impl CollectiveError {
     pub fn rank(&self) -> Option<usize> {
         match self {
             Self::Connect { peer, .. }
+            | Self::Unanswered { peer, .. }
             | Self::Lost { peer, .. }
             | Self::Deadline { peer, .. }
             | Self::Mismatch { peer, .. }
@@ -254,7 +266,8 @@ impl From<CollectiveError> for Failure {
 /// Result of a collective operation.
 pub type Result<T> = std::result::Result<T, CollectiveError>;
 
-/// A shared flag that ends the collectives of a generation from another thread.
+/// A shared flag that ends the collectives of a generation from another thread, and tells it whom
+/// they wait for.
 #[derive(Clone, Debug, Default)]
 pub struct AbortFlag(Arc<AbortState>);
 
@@ -262,6 +275,8 @@ pub struct AbortFlag(Arc<AbortState>);
 struct AbortState {
     raised: AtomicBool,
     reason: Mutex<String>,
+    /// The rank that is waited for, plus one; 0: none.
+    awaited: AtomicU32,
 }
 
 impl AbortFlag {
@@ -284,6 +299,18 @@ impl AbortFlag {
     #[must_use]
     pub fn is_raised(&self) -> bool {
         self.0.raised.load(Ordering::Acquire)
+    }
+
+    /// Says which rank is waited for from now on.
+    pub(crate) fn wait_for(&self, rank: Option<usize>) {
+        let code = rank.and_then(|rank| u32::try_from(rank + 1).ok());
+        self.0.awaited.store(code.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// The rank that has been waited for a while, if one is.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<u32> {
+        self.0.awaited.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// An error once the flag is raised.
@@ -312,6 +339,8 @@ pub struct Limits {
     /// Longest time in which nothing arrives from a peer that is waited for. Long: the coordinator
     /// knows sooner who is dead or stalls, and then the abort flag ends the wait.
     pub silence: Duration,
+    /// Longest time in which a peer's machine does not answer; none: it is not looked at.
+    pub pulse: Option<Duration>,
     /// Largest message of [`Collective::all_gather`] and [`Collective::broadcast`], bytes.
     pub message_bytes: usize,
     /// Use shared memory between workers on one machine.
@@ -323,6 +352,7 @@ impl Default for Limits {
         Self {
             connect: Duration::from_secs(30),
             silence: Duration::from_secs(3600),
+            pulse: Some(Duration::from_millis(700)),
             message_bytes: 64 << 20,
             shared_memory: true,
         }

@@ -25,11 +25,13 @@ use mks2_dataset::reader::Corpus;
 use mks2_dataset::row::Row;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{self, Job};
+use mks2_proto::v1::Phase;
 use serde::Serialize;
 use tch::Device;
 use tokio::runtime::Handle;
 
 use crate::collectives::Collective;
+use crate::control::Control;
 use crate::exchange::all_lanes;
 use crate::lineage::Lineage;
 use crate::objective::Share;
@@ -77,8 +79,8 @@ pub struct Evaluator<'a> {
     pub device: Device,
     /// For reading corpora.
     pub runtime: Handle,
-    /// Whether this worker was asked to stop.
-    pub stop_requested: &'a dyn Fn() -> bool,
+    /// Is told what this worker does, and whom it waits for; says whether it is to stop.
+    pub control: &'a dyn Control,
 }
 
 impl Evaluator<'_> {
@@ -89,6 +91,7 @@ impl Evaluator<'_> {
     /// corpus can not be read or a stage has not run; exit 130 when some
     /// worker was asked to stop: an evaluation leaves nothing half-done and begins again.
     pub fn run(&self, collective: &mut dyn Collective) -> Result<Evaluation, Setback> {
+        self.control.set_phase(Phase::Evaluating, 0);
         tch::no_grad(|| {
             let mut found = Evaluation {
                 weights_digest: self.weights_digest()?,
@@ -136,9 +139,11 @@ impl Evaluator<'_> {
         })?;
         let groups = corpus.manifest().groups();
         let mut rows = Vec::new();
+        self.control.set_phase(Phase::Loading, 0);
         for group in 0..groups {
             rows.extend(self.runtime.block_on(corpus.read_group(group))?);
         }
+        self.control.set_phase(Phase::Evaluating, 0);
         Ok(rows)
     }
 
@@ -231,8 +236,12 @@ impl Evaluator<'_> {
                 Some(block) => vec![(rank as u32, compute(block)?)],
                 None => Vec::new(),
             };
-            let stop = u8::from((self.stop_requested)());
+            let stop = u8::from(self.control.stop_requested());
+            // From here on the others are needed.
+            let sequence = collective.sequence() + 1;
+            self.control.set_phase(Phase::Gathering, sequence);
             let (stop, all) = all_lanes(collective, stop, &mine, round.len() as u32)?;
+            self.control.set_phase(Phase::Evaluating, 0);
             if stop != 0 {
                 return Err(stopped().into());
             }

@@ -395,7 +395,6 @@ impl Run {
 
     /// Measures what an evaluation names, together; rank 0 writes it down.
     fn measure(&mut self, stage: &Stage) -> Result<(), Setback> {
-        self.session.set_phase(Phase::Evaluating, 0);
         let settings = stage.evaluate.clone().unwrap_or_default();
         let session = Arc::clone(&self.session);
         let evaluator = Evaluator {
@@ -405,7 +404,7 @@ impl Run {
             corpora: &self.corpora,
             device: self.device,
             runtime: self.runtime.clone(),
-            stop_requested: &|| session.stop_requested(),
+            control: &*session,
         };
         let found = evaluator.run(self.team.collective())?;
         if self.team.rank() != 0 {

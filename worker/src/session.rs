@@ -238,6 +238,19 @@ impl Session {
         self.mishaps.ordered_flip()
     }
 
+    /// The same of a connection that broke. Does not wait: the trainer says it again when it needs
+    /// the connection.
+    pub fn link_broke(&self, generation: u64, member: &str) {
+        let lost = v1::PeerLost {
+            member_id: member.to_owned(),
+            why: format!("its connection to {member} was reset"),
+        };
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reports) = reports.as_ref() {
+            let _full = reports.try_send((generation, Kind::PeerLost(lost)));
+        }
+    }
+
     /// Reports that a checkpoint inside a stage could not be saved.
     ///
     /// # Errors

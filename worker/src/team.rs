@@ -443,6 +443,17 @@ fn hindmost(all: &[Standing], furthest: Point) -> Point {
 }
 
 impl Link {
+    /// Tells the coordinator of a link that broke while nobody here uses it.
+    fn complaint(&self, assignment: &Assignment) -> Arc<dyn Fn(usize) + Send + Sync> {
+        let (session, generation) = (Arc::clone(&self.session), assignment.generation);
+        let members = assignment.members.clone();
+        Arc::new(move |rank| {
+            if let Some(member) = members.get(rank) {
+                session.link_broke(generation, member);
+            }
+        })
+    }
+
     fn mesh(&self, assignment: &Assignment) -> Result<Box<dyn Collective>, CollectiveError> {
         let roster = Roster {
             run_id: self.run_id.clone(),
@@ -450,6 +461,7 @@ impl Link {
             generation: assignment.generation,
             rank: assignment.rank as usize,
             addresses: assignment.addresses.clone(),
+            broken: Some(self.complaint(assignment)),
         };
         // A member may still compute a lane when the others connect: they wait as long as they
         // would in a collective. Who is lost meanwhile is not waited for.

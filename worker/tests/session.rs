@@ -69,6 +69,7 @@ fn environment(running: &Running, rank: u32, token: &str) -> WorkerEnv {
         run_id: running.run_id.to_string(),
         member_id: format!("worker-{rank}"),
         data_address: "127.0.0.1:0".into(),
+        data_advertise: String::new(),
         rank,
         local_rank: rank,
         world_size: 2,

@@ -35,6 +35,8 @@ pub(super) struct Violation {
 #[derive(Default)]
 pub(super) struct Checks {
     pub(super) violation: Option<Violation>,
+    /// All that goes wrong is that the coordinator is cut off for a moment.
+    pub(super) is_gentle: bool,
     lanes: u32,
     history: History,
     number: u64,
@@ -184,6 +186,7 @@ impl Checks {
             Entry::GenerationFormed {
                 generation,
                 members,
+                lost,
                 ..
             } => {
                 let seat = members.iter().map(|m| (m.incarnation.0, m.lanes.clone()));
@@ -195,6 +198,13 @@ impl Checks {
                     self.violated("a generation deals every lane once", words);
                 }
                 self.damage.formed(&seats);
+                if self.is_gentle && !lost.is_empty() {
+                    let words = format!("{lost:?}, in generation {generation}");
+                    self.violated(
+                        "a coordinator that is cut off for a moment loses nobody",
+                        words,
+                    );
+                }
                 self.seats.insert(generation.0, seats);
             }
             Entry::RunRewound { .. } => self.damage.taken_back(),

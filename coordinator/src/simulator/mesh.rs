@@ -16,6 +16,9 @@ use super::{
     office::Seats,
 };
 
+/// As in the worker's pulses: how long a machine that does not answer is waited for.
+const PULSE_PATIENCE: Duration = Duration::from_millis(700);
+
 /// What members exchange: numbers whose meaning they know.
 pub(super) type Words = Vec<u64>;
 
@@ -85,6 +88,7 @@ pub(super) struct Mesh {
     rank: usize,
     sequence: u64,
     abort: Abort,
+    joined: Duration,
 }
 
 impl Meshes {
@@ -111,6 +115,7 @@ impl Meshes {
             rank,
             sequence: 0,
             abort: abort.clone(),
+            joined: now(),
         }
     }
 }
@@ -213,12 +218,22 @@ impl Mesh {
         let (mut all, mut wake) = (Vec::new(), None::<Duration>);
         let mut later = |at: Duration| wake = Some(wake.map_or(at, |known| known.min(at)));
         for (from, host) in self.board.hosts.iter().enumerate() {
-            let is_cut = self.network.is_cut(*host, self.board.hosts[self.rank]);
+            let own = self.board.hosts[self.rank];
+            let is_cut = self.network.is_cut(*host, own);
             let ended = state.ended.get(&(from, self.rank));
             let post = state.posts.get(&(self.sequence, from, self.rank));
             let arrives = post.filter(|(due, _)| ended.is_none_or(|end| due <= end));
             match (arrives, ended) {
                 (Some((due, words)), _) if *due <= now() && !is_cut => all.push(Rc::clone(words)),
+                (_, _) if is_cut && from != self.rank => {
+                    let since = self.network.cut_since(*host, own).unwrap_or_default();
+                    let noticed = since.max(self.joined) + PULSE_PATIENCE;
+                    if noticed <= now() {
+                        let why = "its machine has not answered";
+                        return Ok(Err(Broken::new(Some(from), why)));
+                    }
+                    later(noticed);
+                }
                 (Some((due, _)), _) => later(*due),
                 (None, Some(end)) if *end <= now() && !is_cut => {
                     let why = "its connection was closed";

@@ -111,6 +111,12 @@ impl Network {
         a != b && self.cuts.borrow().contains_key(&pair(a, b))
     }
 
+    /// Since when two hosts are cut off from each other, if they are.
+    pub(super) fn cut_since(&self, a: Host, b: Host) -> Option<Duration> {
+        let cuts = self.cuts.borrow();
+        cuts.get(&pair(a, b)).map(|cut| cut.since)
+    }
+
     fn is_cut_for_long(&self, a: Host, b: Host) -> bool {
         let cuts = self.cuts.borrow();
         let cut = cuts.get(&pair(a, b));

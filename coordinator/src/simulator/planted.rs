@@ -77,6 +77,8 @@ planted_faults! {
     OldBeginning,
     /// A member that is forgotten while the run waits keeps its stream, and waits too.
     ForgottenInSilence,
+    /// A coordinator that is cut off takes its members for lost.
+    BlamedWhenCutOff,
     /// A member that is lost stays in the generation.
     LostMemberKept,
     /// A member that comes back is not told its generation.

@@ -356,7 +356,7 @@ impl Session {
             step: self.step.get(),
             phase: phase.into(),
             collective,
-            spent: None,
+            ..v1::Heartbeat::default()
         };
         self.labelled((self.generation.get(), Kind::Heartbeat(beat)))
     }

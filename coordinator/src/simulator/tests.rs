@@ -21,7 +21,7 @@ const SEEDS: u64 = 3_000;
 const RARE: u64 = 1_800;
 
 /// In which weather each fault that can be planted is found soon; none: in any.
-const DREADED: [(Planted, &[Kind]); 37] = [
+const DREADED: [(Planted, &[Kind]); 38] = [
     (Planted::NoFence, &[Kind::Replace, Kind::PauseWorker]),
     (
         Planted::LostJournalIgnored,
@@ -59,6 +59,7 @@ const DREADED: [(Planted, &[Kind]); 37] = [
         Planted::ForgottenInSilence,
         &[Kind::PauseWorker, Kind::KillWorker],
     ),
+    (Planted::BlamedWhenCutOff, &[Kind::Isolate]),
     (Planted::LostMemberKept, &[Kind::KillWorker]),
     (
         Planted::NotAnnouncedAgain,

@@ -159,6 +159,19 @@ pub(super) fn forecast(seed: u64, workers: u8, kinds: &[Kind]) -> Vec<Fault> {
     faults
 }
 
+/// Whether all that goes wrong is that the coordinator is cut off, for longer than a worker may be
+/// silent, and for no longer than it waits for its workers.
+pub(super) fn is_gentle<'a>(faults: impl Iterator<Item = &'a Fault>) -> bool {
+    let mut time = Duration::ZERO;
+    for fault in faults {
+        match fault.what {
+            What::Isolate(host, duration) if OFFICES.contains(&host) => time += duration,
+            _ => return false,
+        }
+    }
+    time < Duration::from_millis(2_500)
+}
+
 /// Longest that a fault lasts, but for a stall.
 const LONGEST: Duration = Duration::from_secs(14);
 

@@ -200,6 +200,9 @@ pub struct Limits {
     pub detached: Duration,
     /// How long nobody is blamed for a broken stream after the coordinator itself stood still.
     pub leniency: Duration,
+    /// How long the coordinator waits for its members when it hears of few of them at once: then it
+    /// is the coordinator that is cut off, and they go on without it.
+    pub cut_off: Duration,
     /// How long a worker's complaint about another one waits for that other's own fate.
     pub complaint_grace: Duration,
     /// How long the others wait for a member that is alive and does not move.
@@ -237,7 +240,8 @@ impl Default for Limits {
             silence: Duration::from_millis(800),
             detached: Duration::from_millis(200),
             leniency: Duration::from_secs(3),
-            complaint_grace: Duration::from_millis(500),
+            cut_off: Duration::from_secs(6),
+            complaint_grace: Duration::from_millis(200),
             stall: Duration::from_secs(600),
             gathering: Duration::from_secs(3),
             fruitless: 32,

@@ -30,6 +30,8 @@ pub(crate) struct Member {
     pub(crate) committed: u64,
     pub(crate) phase: Phase,
     pub(crate) collective: u64,
+    /// The rank whose share of it has not come.
+    pub(crate) waits_for: Option<u32>,
     /// When it was last seen to do something else than before.
     pub(crate) moved: Duration,
     /// How it ended: with the job done (true) or stopped on request.
@@ -55,6 +57,7 @@ impl Member {
             committed: resumed_at,
             phase: Phase::Starting,
             collective: 0,
+            waits_for: None,
             moved: now,
             finished: None,
             leaving: None,
@@ -77,6 +80,7 @@ impl Member {
             committed: step,
             phase: Phase::Unspecified,
             collective: 0,
+            waits_for: None,
             moved: until,
             finished: None,
             leaving: None,
@@ -113,6 +117,7 @@ impl Member {
         let before = (self.phase, self.progress());
         self.phase = beat.phase();
         self.collective = beat.collective;
+        self.waits_for = beat.waits_for;
         self.is_blank &= matches!(self.phase, Phase::Starting | Phase::Regrouping);
         if (self.phase, self.progress()) != before {
             self.moved = heard;

@@ -4,7 +4,7 @@
 //! peers whose collectives fail. Peers may be wrong: of two that cannot reach each other either may
 //! be to blame, or the network between them. So a complaint waits for the fate of the one who is
 //! blamed; if nothing happens to it, the same members connect anew, and only if that brings no step
-//! further the one who is blamed most has to go.
+//! further the one who has trouble with most of the others has to go.
 
 use std::time::Duration;
 
@@ -187,6 +187,7 @@ impl Machine {
         self.assignment.clear();
         self.differing = None;
         self.run = Run::Waiting;
+        self.cut_off = None;
         if !planted!(OldBeginning) {
             // Those who are gone may have committed some, and let others go.
             self.beginning.clone_from(&self.checkpoints);
@@ -250,6 +251,9 @@ impl Machine {
     }
 
     fn lose_the_silent(&mut self, now: Duration) -> Vec<Action> {
+        if self.is_cut_off(now) {
+            return Vec::new();
+        }
         let limit = self.config.limits.silence;
         let silent: Vec<_> = self
             .members

@@ -1,7 +1,7 @@
 //! The states of a run.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -68,6 +68,11 @@ impl Active {
         self.ranks.get(member).copied()
     }
 
+    pub(crate) fn member_of(&self, rank: u32) -> Option<&MemberId> {
+        let share = self.assignment.iter().find(|share| share.rank.0 == rank);
+        share.map(|share| &share.member)
+    }
+
     pub(crate) fn workers(&self) -> u32 {
         u32::try_from(self.assignment.len()).unwrap_or(u32::MAX)
     }
@@ -97,12 +102,16 @@ impl Quarrel {
         blamed.any(|(of, _)| of.as_ref() == Some(member))
     }
 
-    /// The member that most of the others blame; of several the one of the highest rank, so that
-    /// rank 0 stays. None when nobody is blamed.
+    /// The member that has trouble with most of the others, whoever complains of it: one that is
+    /// cut off from all blames but one of them. Of several the one of the highest rank, so that rank
+    /// 0 stays. None when nobody is blamed.
     pub(crate) fn most_blamed(&self, active: &Active) -> Option<MemberId> {
-        let blamed = self.complaints.values().filter_map(|(of, _)| of.as_ref());
+        let complaints = self.complaints.iter();
+        let pairs = complaints.filter_map(|(by, (of, _))| Some((by, of.as_ref()?)));
+        let known = pairs.filter(|(_, of)| active.rank_of(of).is_some());
+        let pairs: BTreeSet<_> = known.map(|(by, of)| (by.min(of), by.max(of))).collect();
         let mut votes: BTreeMap<&MemberId, usize> = BTreeMap::new();
-        for member in blamed.filter(|member| active.rank_of(member).is_some()) {
+        for member in pairs.iter().flat_map(|(one, other)| [*one, *other]) {
             *votes.entry(member).or_default() += 1;
         }
         let most = votes

@@ -2,9 +2,9 @@
 //!
 //! A member that is lost says nothing. One that stalls goes on beating: its loader hangs, its store
 //! does not answer, its device does not return. What tells it from the others is that they wait for
-//! it, in a collective that it has not reached.
+//! it, in a collective that it has not reached; or that it has reached, and whose share they miss.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use mks2_proto::{ids::MemberId, v1::Phase};
 
@@ -18,6 +18,11 @@ const USUAL_STEPS: f64 = 3.0;
 impl Machine {
     /// Names whoever holds the others up, and gives it up after the limit.
     pub(super) fn look_for_stalls(&mut self, now: Duration) -> Vec<Action> {
+        if self.cut_off.is_some() {
+            // What they said last is old.
+            self.stalled = None;
+            return Vec::new();
+        }
         let found = self.held_up_by(now);
         self.stalled = found.as_ref().map(|(id, _)| self.stall_words(id));
         let limit = self.config.limits.stall.max(self.patience());
@@ -55,7 +60,12 @@ impl Machine {
             .iter()
             .filter(|(_, m)| !waits(m.phase) || m.progress() < furthest)
             .filter(|(_, m)| still(m) > patience);
-        let (id, member) = behind.max_by_key(|(_, member)| still(member))?;
+        let behind = behind.max_by_key(|(_, member)| still(member));
+        let (id, member) = behind.or_else(|| {
+            let missed = active.member_of(most_missed(&at_work)?)?;
+            let found = at_work.iter().find(|(id, _)| *id == missed);
+            found.filter(|(_, member)| still(member) > patience)
+        })?;
         Some(((*id).clone(), still(member)))
     }
 
@@ -78,6 +88,16 @@ impl Machine {
             rank.unwrap_or_default()
         )
     }
+}
+
+/// The rank that most of the others miss in a collective that all have reached.
+fn most_missed(at_work: &[(&MemberId, &Member)]) -> Option<u32> {
+    let mut votes: BTreeMap<u32, usize> = BTreeMap::new();
+    for rank in at_work.iter().filter_map(|(_, member)| member.waits_for) {
+        *votes.entry(rank).or_default() += 1;
+    }
+    let most = votes.into_iter().max_by_key(|(_, count)| *count);
+    most.map(|(rank, _)| rank)
 }
 
 /// In these phases a member needs all others.

@@ -155,7 +155,7 @@ fn large_runs_beat_half_as_often_and_never_too_rarely() {
 #[test]
 fn many_that_fall_silent_together_cost_one_generation() {
     const ALL: u64 = 200;
-    let mut machine = machine(false, 1);
+    let mut machine = machine(false, 1, OnCorruption::Rewind);
     (machine.config.lanes, machine.wanted) = (200, 200);
     let at = |ms| Duration::from_millis(ms);
     for number in 0..ALL {

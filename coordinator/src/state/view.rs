@@ -151,6 +151,9 @@ impl Machine {
         if let Some(quarrel) = &active.quarrel {
             return format!("workers cannot reach each other: {}", quarrel.words());
         }
+        if let Some(words) = self.cut_off_words() {
+            return words;
+        }
         if let Some(stalled) = &self.stalled {
             return stalled.clone();
         }

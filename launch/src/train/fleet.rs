@@ -242,6 +242,7 @@ fn variables(orders: &Orders, rank: u32, member: &str) -> Vec<(String, String)> 
         run_id: orders.run_id.clone(),
         member_id: member.to_owned(),
         data_address: "127.0.0.1:0".into(),
+        data_advertise: String::new(),
         rank,
         local_rank: rank,
         world_size: orders.workers,

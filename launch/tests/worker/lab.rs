@@ -37,7 +37,7 @@ pub(crate) struct Ended {
 }
 
 /// The checkout.
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR"));
     crates.parent().expect("a checkout")
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mks2_proto::env::WorkerEnv;
@@ -28,8 +28,12 @@ fn free() -> String {
 }
 
 /// Starts a coordinator and waits until it listens.
-fn coordinator(lab: &Lab, run: &str, workers: usize, address: &str) -> (Child, String) {
-    let mut command = lab.coordinate(run, workers, address);
+pub(crate) fn coordinator(lab: &Lab, run: &str, workers: usize, address: &str) -> (Child, String) {
+    announced(lab.coordinate(run, workers, address))
+}
+
+/// The same, of a command.
+pub(crate) fn announced(mut command: Command) -> (Child, String) {
     command.env("MKS2_TOKEN", TOKEN).stderr(Stdio::null());
     let mut child = command.spawn().expect("the coordinator starts");
     let mut line = String::new();
@@ -51,6 +55,7 @@ impl<'a> Cluster<'a> {
                 run_id: run_id.clone(),
                 member_id: format!("worker-{rank}"),
                 data_address: "127.0.0.1:0".into(),
+                data_advertise: String::new(),
                 rank,
                 local_rank: rank,
                 world_size: workers,

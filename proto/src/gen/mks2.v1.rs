@@ -126,6 +126,9 @@ pub struct Heartbeat {
     /// Where the process' time has gone since it registered first; now and then.
     #[prost(message, optional, tag = "4")]
     pub spent: ::core::option::Option<TimeSpent>,
+    /// Rank of a member whose share of it has not come for a while; absent: none is waited for.
+    #[prost(uint32, optional, tag = "5")]
+    pub waits_for: ::core::option::Option<u32>,
 }
 /// Microseconds by what they were spent on. The fields add up to the wall time.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

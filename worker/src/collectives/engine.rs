@@ -5,6 +5,7 @@ use std::io;
 
 use super::frame::{HEADER_BYTES, Header, padding};
 use super::link::Link;
+use super::pulse::Pulse;
 use super::sink::Sink;
 use super::wait::{Idle, Pending, Watch};
 use super::{CollectiveError, Identity, Peer, Result};
@@ -13,9 +14,29 @@ use super::{CollectiveError, Identity, Peer, Result};
 pub(super) struct Neighbour {
     pub(super) peer: Peer,
     pub(super) link: Link,
+    /// Whether its machine answers; none: nobody feels it.
+    pub(super) pulse: Option<Pulse>,
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        if let Some(pulse) = &self.pulse {
+            pulse.forget();
+        }
+    }
 }
 
 impl Neighbour {
+    /// An error once the peer has closed the connection, or its machine does not answer. Called
+    /// when nothing moves.
+    pub(super) fn check_alive(&mut self) -> io::Result<()> {
+        self.link.check_alive()?;
+        let silence = self.pulse.as_ref().and_then(Pulse::silence);
+        silence.map_or(Ok(()), |why| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
+        })
+    }
+
     pub(super) fn lost(&self, during: Identity, reason: &io::Error) -> CollectiveError {
         CollectiveError::Lost {
             peer: self.peer,
@@ -292,6 +313,7 @@ pub(super) fn exchange(
         outgoing.retain(|message| !message.is_done());
         incoming.retain(|message| !message.is_done());
         if outgoing.is_empty() && incoming.is_empty() {
+            idle.reset();
             return Ok(());
         }
         watch.abort.check()?;

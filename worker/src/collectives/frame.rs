@@ -119,6 +119,8 @@ fn checksum(bytes: &[u8; HEADER_BYTES]) -> [u8; HEADER_BYTES - CHECKED] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn header() -> Header {
@@ -165,6 +167,37 @@ mod tests {
                 )
                 .is_err()
             );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_and_lengths_stay_in_bounds(
+            mut bytes in prop::array::uniform32(any::<u8>()),
+            rest in prop::array::uniform32(any::<u8>()),
+            is_checked: bool,
+        ) {
+            let mut header = [0; HEADER_BYTES];
+            header[..32].copy_from_slice(&bytes);
+            header[32..].copy_from_slice(&rest);
+            // Without a right checksum nothing gets further.
+            prop_assert!(Header::decode(&header).is_err());
+            if is_checked {
+                bytes[..5].copy_from_slice(&[b'm', b'k', b's', b'f', VERSION]);
+                bytes[5] %= 8;
+                header[..32].copy_from_slice(&bytes);
+                let sum = checksum(&header);
+                header[CHECKED..].copy_from_slice(&sum);
+                if let Ok(read) = Header::decode(&header) {
+                    prop_assert!(read.length as usize <= FRAME_BYTES);
+                    prop_assert!(read.offset + u64::from(read.length) <= read.total);
+                    prop_assert_eq!(read.encode()[..44].to_vec(), {
+                        let mut known = header[..44].to_vec();
+                        known[6..8].fill(0);
+                        known
+                    });
+                }
+            }
         }
     }
 

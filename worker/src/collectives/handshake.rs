@@ -1,70 +1,82 @@
 //! How two workers find out that they belong together, before any tensor byte.
 //!
 //! ```text
-//! dialer                                    acceptor
-//! hello: generation, rank, run, nonce  -->
-//!                                      <--  hello and answer: welcome, or why not
-//! proof over both hellos               -->
-//!                                      <--  proof over both hellos
-//! offer of shared memory, or none      -->
-//!                                      <--  taken or not
+//! dialer                                       acceptor
+//! hello: purpose, seat, run, nonce        -->           its door
+//!                                         <--  hello, or why not
+//! proof over both hellos                  -->
+//!                                         <--  proof over both hellos
+//! ------------------------------------------- a link of a generation: its trainer
+//!                                         <--  hello and answer: welcome, or why not
+//! offer of shared memory, or none         -->
+//!                                         <--  taken or not
 //! ```
 //!
 //! A proof is blake3 keyed with a key derived from the run's token, over the sender's side and both
 //! hellos. The token itself is never sent, and the nonces make every proof a new one.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::CollectiveError;
 use super::ring::{Offer, RingPair};
-use super::{AbortFlag, CollectiveError};
 
 const MAGIC: &[u8; 8] = b"mks2mesh";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HELLO_BYTES: usize = 96;
 const OFFER_BYTES: usize = 40;
-/// How long a read may block before the abort flag is looked at.
+/// How long a read may block before it is looked whether it still makes sense.
 const TICK: Duration = Duration::from_millis(20);
 
-/// What both sides must agree on, and the key of their proofs.
-#[derive(Clone)]
-pub(super) struct Credentials {
-    pub(super) run: blake3::Hash,
-    pub(super) key: [u8; 32],
+/// What all workers of a run know, and strangers do not.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Secret {
+    run: [u8; 32],
+    key: [u8; 32],
+}
+
+impl Secret {
+    pub(super) fn new(run_id: &str, token: &str) -> Self {
+        let key = blake3::derive_key("mks2 2026 data plane handshake v1", token.as_bytes());
+        let run = *blake3::hash(run_id.as_bytes()).as_bytes();
+        Self { run, key }
+    }
+
+    /// What a worker says first.
+    pub(super) fn hello(&self, seat: Seat) -> Hello {
+        Hello {
+            seat,
+            run: self.run,
+            nonce: nonce(),
+        }
+    }
+
+    fn proof(&self, side: Side, dialer: &[u8], acceptor: &[u8]) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        hasher.update(&[side as u8]).update(dialer).update(acceptor);
+        hasher.finalize()
+    }
+}
+
+/// A worker's place in a generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seat {
     pub(super) generation: u64,
     pub(super) world: u32,
     pub(super) rank: u32,
 }
 
-impl Credentials {
-    pub(super) fn new(
-        run_id: &str,
-        token: &str,
-        generation: u64,
-        world: usize,
-        rank: usize,
-    ) -> Self {
-        let key = blake3::derive_key("mks2 2026 data plane handshake v1", token.as_bytes());
-        let run = blake3::hash(run_id.as_bytes());
-        Self {
-            run,
-            key,
-            generation,
-            world: world as u32,
-            rank: rank as u32,
-        }
-    }
-
-    fn hello(&self) -> Hello {
-        Hello {
-            generation: self.generation,
-            rank: self.rank,
-            world: self.world,
-            run: *self.run.as_bytes(),
-            nonce: nonce(),
-        }
-    }
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Purpose {
+    /// The messages of a generation.
+    Link = 0,
+    /// To find out whether the acceptor can be reached.
+    Pulse = 1,
 }
 
 /// Thirty-two bytes that nobody can have seen before: hashed from the system's randomness.
@@ -88,8 +100,8 @@ pub(super) enum Refusal {
     Unreached(String),
     /// It will not work.
     Never(String),
-    /// The abort flag is up.
-    Aborted(CollectiveError),
+    /// There is no sense in going on.
+    Over(CollectiveError),
 }
 
 impl From<io::Error> for Refusal {
@@ -111,25 +123,25 @@ enum Answer {
     Rank = 3,
 }
 
+/// The first words of either side. In the place of the acceptor's answer the dialer says what the
+/// connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Hello {
-    generation: u64,
-    rank: u32,
-    world: u32,
+pub(super) struct Hello {
+    pub(super) seat: Seat,
     run: [u8; 32],
     nonce: [u8; 32],
 }
 
 impl Hello {
-    fn encode(&self, answer: Answer) -> [u8; HELLO_BYTES] {
+    fn encode(&self, word: u32) -> [u8; HELLO_BYTES] {
         let mut bytes = [0; HELLO_BYTES];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0, MAGIC);
         put(8, &VERSION.to_le_bytes());
-        put(12, &(answer as u32).to_le_bytes());
-        put(16, &self.generation.to_le_bytes());
-        put(24, &self.rank.to_le_bytes());
-        put(28, &self.world.to_le_bytes());
+        put(12, &word.to_le_bytes());
+        put(16, &self.seat.generation.to_le_bytes());
+        put(24, &self.seat.rank.to_le_bytes());
+        put(28, &self.seat.world.to_le_bytes());
         put(32, &self.run);
         put(64, &self.nonce);
         bytes
@@ -144,18 +156,13 @@ impl Hello {
         if &bytes[..8] != MAGIC || word(8) != VERSION {
             return None;
         }
-        let generation = u64::from_le_bytes(*bytes[16..].first_chunk()?);
+        let seat = Seat {
+            generation: u64::from_le_bytes(*bytes[16..].first_chunk()?),
+            rank: word(24),
+            world: word(28),
+        };
         let (run, nonce) = (*bytes[32..].first_chunk()?, *bytes[64..].first_chunk()?);
-        Some((
-            Self {
-                generation,
-                rank: word(24),
-                world: word(28),
-                run,
-                nonce,
-            },
-            word(12),
-        ))
+        Some((Self { seat, run, nonce }, word(12)))
     }
 }
 
@@ -166,42 +173,104 @@ enum Side {
     Acceptor,
 }
 
-fn proof(key: &[u8; 32], side: Side, dialer: &[u8], acceptor: &[u8]) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new_keyed(key);
-    hasher.update(&[side as u8]).update(dialer).update(acceptor);
-    hasher.finalize()
+/// The dialer's side at the acceptor's door.
+pub(super) async fn call<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    secret: &Secret,
+    hello: &Hello,
+    purpose: Purpose,
+) -> Result<(), Refusal> {
+    let mine = hello.encode(purpose as u32);
+    stream.write_all(&mine).await?;
+    let mut theirs = [0; HELLO_BYTES];
+    stream.read_exact(&mut theirs).await?;
+    let Some((_, answer)) = Hello::decode(&theirs) else {
+        return Err(Refusal::Never("it does not speak this protocol".into()));
+    };
+    if answer != Answer::Welcome as u32 {
+        return Err(Refusal::Never("it belongs to another run".into()));
+    }
+    let proof = secret.proof(Side::Dialer, &mine, &theirs);
+    stream.write_all(proof.as_bytes()).await?;
+    let mut proof = [0; 32];
+    stream.read_exact(&mut proof).await?;
+    // This comparison takes the same time whatever differs.
+    if blake3::Hash::from(proof) != secret.proof(Side::Acceptor, &mine, &theirs) {
+        return Err(Refusal::Never(
+            "its proof of the run's token is wrong".into(),
+        ));
+    }
+    Ok(())
 }
 
-/// A socket whose reads and writes end at a deadline and on abort.
+/// The same over a connection of its own.
+pub(super) async fn reach(
+    address: SocketAddr,
+    secret: &Secret,
+    hello: &Hello,
+    purpose: Purpose,
+) -> Result<tokio::net::TcpStream, Refusal> {
+    let connected = tokio::net::TcpStream::connect(address).await;
+    let mut stream = connected.map_err(|error| Refusal::Unreached(error.to_string()))?;
+    stream.set_nodelay(true)?;
+    call(&mut stream, secret, hello, purpose).await?;
+    Ok(stream)
+}
+
+/// The acceptor's side at its door: who is there, and what for.
+pub(super) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    secret: &Secret,
+) -> Result<(Hello, Purpose), Refusal> {
+    let mut theirs = [0; HELLO_BYTES];
+    stream.read_exact(&mut theirs).await?;
+    let Some((hello, purpose)) = Hello::decode(&theirs) else {
+        return Err(Refusal::Later("it does not speak this protocol".into()));
+    };
+    let is_ours = hello.run == secret.run;
+    let answer = if is_ours {
+        Answer::Welcome
+    } else {
+        Answer::Run
+    };
+    let mine = secret.hello(Seat::default()).encode(answer as u32);
+    stream.write_all(&mine).await?;
+    if !is_ours {
+        return Err(Refusal::Later("a worker of another run came".into()));
+    }
+    let mut proof = [0; 32];
+    stream.read_exact(&mut proof).await?;
+    let (rank, generation) = (hello.seat.rank, hello.seat.generation);
+    if blake3::Hash::from(proof) != secret.proof(Side::Dialer, &theirs, &mine) {
+        return Err(Refusal::Later(format!(
+            "rank {rank} of generation {generation} sent a wrong proof of the run's token"
+        )));
+    }
+    let proof = secret.proof(Side::Acceptor, &theirs, &mine);
+    stream.write_all(proof.as_bytes()).await?;
+    let purpose = match purpose {
+        0 => Purpose::Link,
+        _ => Purpose::Pulse,
+    };
+    Ok((hello, purpose))
+}
+
+/// A socket whose reads and writes end when they make no sense any more.
 pub(super) struct Timed<'a> {
     socket: TcpStream,
-    deadline: Instant,
-    abort: &'a AbortFlag,
+    check: &'a dyn Fn() -> Result<(), Refusal>,
 }
 
 impl<'a> Timed<'a> {
     pub(super) fn new(
         socket: TcpStream,
-        deadline: Instant,
-        abort: &'a AbortFlag,
+        check: &'a dyn Fn() -> Result<(), Refusal>,
     ) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(TICK))?;
         socket.set_write_timeout(Some(TICK))?;
-        Ok(Self {
-            socket,
-            deadline,
-            abort,
-        })
-    }
-
-    fn check(&self) -> Result<(), Refusal> {
-        self.abort.check().map_err(Refusal::Aborted)?;
-        if Instant::now() > self.deadline {
-            return Err(Refusal::Later("it did not answer in time".into()));
-        }
-        Ok(())
+        Ok(Self { socket, check })
     }
 
     fn read<const N: usize>(&mut self) -> Result<[u8; N], Refusal> {
@@ -210,7 +279,7 @@ impl<'a> Timed<'a> {
             match self.socket.read(&mut bytes[at..]) {
                 Ok(0) => return Err(Refusal::Later("it closed the connection".into())),
                 Ok(count) => at += count,
-                Err(error) if is_tick(&error) => self.check()?,
+                Err(error) if is_tick(&error) => (self.check)()?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -221,7 +290,7 @@ impl<'a> Timed<'a> {
         while !bytes.is_empty() {
             match self.socket.write(bytes) {
                 Ok(count) => bytes = &bytes[count..],
-                Err(error) if is_tick(&error) => self.check()?,
+                Err(error) if is_tick(&error) => (self.check)()?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -245,93 +314,65 @@ fn is_tick(error: &io::Error) -> bool {
     )
 }
 
-/// The dialer's side with the worker of rank `rank`. `shared` allows shared memory.
-pub(super) fn dial(
+/// The dialer's side with the trainer of rank `rank`, behind its door. `shared` allows shared memory.
+pub(super) fn take_seat(
     stream: &mut Timed<'_>,
-    own: &Credentials,
+    own: Seat,
     rank: usize,
     shared: bool,
 ) -> Result<Option<RingPair>, Refusal> {
-    let mine = own.hello().encode(Answer::Welcome);
-    stream.write(&mine)?;
-    let theirs = stream.read::<HELLO_BYTES>()?;
-    let Some((hello, answer)) = Hello::decode(&theirs) else {
+    let Some((hello, answer)) = Hello::decode(&stream.read::<HELLO_BYTES>()?) else {
         return Err(Refusal::Never("it does not speak this protocol".into()));
     };
-    check_answer(own, rank, &hello, answer)?;
-    stream.write(proof(&own.key, Side::Dialer, &mine, &theirs).as_bytes())?;
-    let expected = proof(&own.key, Side::Acceptor, &mine, &theirs);
-    if blake3::Hash::from(stream.read::<32>()?) != expected {
-        return Err(Refusal::Never(
-            "its proof of the run's token is wrong".into(),
-        ));
-    }
+    check_answer(own, rank, hello.seat, answer)?;
     offer_memory(stream, shared)
 }
 
-fn check_answer(own: &Credentials, rank: usize, hello: &Hello, answer: u32) -> Result<(), Refusal> {
+fn check_answer(own: Seat, rank: usize, theirs: Seat, answer: u32) -> Result<(), Refusal> {
     if answer == Answer::Generation as u32 {
         let text = format!(
             "it is in generation {}, this worker in {}",
-            hello.generation, own.generation
+            theirs.generation, own.generation
         );
-        return Err(if hello.generation < own.generation {
+        return Err(if theirs.generation < own.generation {
             Refusal::Later(text)
         } else {
             Refusal::Never(text)
         });
     }
-    if answer == Answer::Run as u32 {
-        return Err(Refusal::Never("it belongs to another run".into()));
-    }
-    let fits = hello.generation == own.generation && hello.run == *own.run.as_bytes();
-    if answer != Answer::Welcome as u32
-        || !fits
-        || hello.rank as usize != rank
-        || hello.world != own.world
-    {
+    let fits = theirs.generation == own.generation && theirs.world == own.world;
+    if answer != Answer::Welcome as u32 || !fits || theirs.rank as usize != rank {
         let text = format!(
             "it is rank {} of {} and refused rank {} of {}",
-            hello.rank, hello.world, own.rank, own.world
+            theirs.rank, theirs.world, own.rank, own.world
         );
         return Err(Refusal::Never(text));
     }
     Ok(())
 }
 
-/// The acceptor's side: the peer's rank, one of those that `expected` names.
-pub(super) fn accept(
+/// The acceptor's side with a worker that came through its door: the peer's rank, one of those that
+/// `expected` names.
+pub(super) fn give_seat(
     stream: &mut Timed<'_>,
-    own: &Credentials,
+    own: &Hello,
+    theirs: Seat,
     expected: impl Fn(usize) -> bool,
     shared: bool,
 ) -> Result<(usize, Option<RingPair>), Refusal> {
-    let theirs = stream.read::<HELLO_BYTES>()?;
-    let Some((hello, _)) = Hello::decode(&theirs) else {
-        return Err(Refusal::Later("it does not speak this protocol".into()));
-    };
-    let rank = hello.rank as usize;
-    let answer = match &hello {
-        hello if hello.run != *own.run.as_bytes() => Answer::Run,
-        hello if hello.generation != own.generation => Answer::Generation,
-        hello if hello.world != own.world || !expected(rank) => Answer::Rank,
+    let rank = theirs.rank as usize;
+    let answer = match theirs {
+        theirs if theirs.generation != own.seat.generation => Answer::Generation,
+        theirs if theirs.world != own.seat.world || !expected(rank) => Answer::Rank,
         _ => Answer::Welcome,
     };
-    let mine = own.hello().encode(answer);
-    stream.write(&mine)?;
+    stream.write(&own.encode(answer as u32))?;
     if answer != Answer::Welcome {
         return Err(Refusal::Later(format!(
             "rank {rank} of generation {} was turned away: {answer:?}",
-            hello.generation
+            theirs.generation
         )));
     }
-    let expected = proof(&own.key, Side::Dialer, &theirs, &mine);
-    if blake3::Hash::from(stream.read::<32>()?) != expected {
-        return Err(Refusal::Later(format!(
-            "rank {rank} sent a wrong proof of the run's token"
-        )));
-    }
-    stream.write(proof(&own.key, Side::Acceptor, &theirs, &mine).as_bytes())?;
     Ok((rank, take_memory(stream, shared)?))
 }
 
@@ -375,3 +416,6 @@ fn take_memory(stream: &mut Timed<'_>, shared: bool) -> Result<Option<RingPair>,
     stream.write(&[u8::from(rings.is_some())])?;
     Ok(rings)
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,6 +46,11 @@ impl Link {
         self.ring.is_some()
     }
 
+    /// The socket once more, for somebody else to look at.
+    pub(super) fn twin(&self) -> io::Result<TcpStream> {
+        self.socket.try_clone()
+    }
+
     pub(super) fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }

@@ -2,37 +2,32 @@
 //!
 //! The worker binds its [`DataListener`] once, before it registers, and forms a [`Mesh`] with it for
 //! each generation. Higher ranks dial lower ones, so rank r has dialed all below it before it
-//! accepts those above; a dialer that comes too early waits in the listener's queue.
+//! accepts those above; a dialer that comes too early waits behind the door.
+
+mod forming;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use super::door::Door;
 use super::engine::{Incoming, Length, Neighbour, Outgoing, exchange};
-use super::handshake::{self, Credentials, Refusal, Timed};
-use super::link::Link;
+use super::handshake::Secret;
 use super::sink::{AddSink, CopySink, GrowSink, Sink, SumSink};
 use super::wait::Watch;
 use super::{
-    AbortFlag, Collective, CollectiveError, EachBlock, Identity, Kind, Limits, Peer, Result,
-    schedule,
+    AbortFlag, Collective, CollectiveError, EachBlock, Identity, Kind, Limits, Result, schedule,
 };
 use crate::flat::{le_bytes, le_bytes_mut};
-
-/// Pause between two attempts to reach a peer or to accept one.
-const RETRY: Duration = Duration::from_millis(2);
-/// Longest pause between two attempts to reach a peer.
-const LONGEST_RETRY: Duration = Duration::from_millis(50);
-/// How long a peer's machine may be out of reach: its worker listens before it joins a run.
-const REACH: Duration = Duration::from_secs(30);
-/// How long one connection's handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// The socket on which a worker's data plane listens.
 #[derive(Debug)]
 pub struct DataListener {
     socket: TcpListener,
     address: SocketAddr,
+    advertised: Option<SocketAddr>,
+    door: Mutex<Option<Arc<Door>>>,
 }
 
 impl DataListener {
@@ -45,15 +40,64 @@ impl DataListener {
             let socket = TcpListener::bind(address)?;
             socket.set_nonblocking(true)?;
             let address = socket.local_addr()?;
-            Ok(Self { socket, address })
+            Ok(Self {
+                socket,
+                address,
+                advertised: None,
+                door: Mutex::default(),
+            })
         };
         open().map_err(|source: io::Error| CollectiveError::Bind { address, source })
+    }
+
+    /// Peers are to connect to another address, from where they are passed on to this one; port 0
+    /// stands for the own port.
+    #[must_use]
+    pub fn behind(self, address: SocketAddr) -> Self {
+        let mut advertised = address;
+        if advertised.port() == 0 {
+            advertised.set_port(self.address.port());
+        }
+        Self {
+            advertised: Some(advertised),
+            ..self
+        }
+    }
+
+    /// Answers peers from now on. A worker does so before anybody is told of it: those that form a
+    /// mesh want to know that it is there, even if it is not as far yet.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Usage`] when the system has no thread for it, or it belongs to another run.
+    pub fn open(&self, run_id: &str, token: &str) -> Result<()> {
+        self.door(run_id, token).map(drop)
+    }
+
+    fn door(&self, run_id: &str, token: &str) -> Result<Arc<Door>> {
+        let secret = Secret::new(run_id, token);
+        let mut door = self.door.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*door {
+            Some(door) if *door.secret() == secret => Ok(Arc::clone(door)),
+            Some(_) => Err(CollectiveError::Usage(
+                "the data plane belongs to another run".into(),
+            )),
+            None => {
+                let opened = Door::open(&self.socket, secret, self.advertised())?;
+                Ok(Arc::clone(door.insert(Arc::new(opened))))
+            }
+        }
     }
 
     /// The address with the port that was chosen.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where peers connect to.
+    #[must_use]
+    pub fn advertised(&self) -> SocketAddr {
+        self.advertised.unwrap_or(self.address)
     }
 }
 
@@ -79,6 +123,9 @@ pub struct Roster {
     pub rank: usize,
     /// Where the data plane of each rank listens.
     pub addresses: Vec<SocketAddr>,
+    /// Is told of a rank whose connection was reset, at once, whatever the trainer does. Must not
+    /// wait for anything.
+    pub broken: Option<Arc<dyn Fn(usize) + Send + Sync>>,
 }
 
 /// The connected workers of a generation.
@@ -107,7 +154,8 @@ impl Mesh {
     ///
     /// # Errors
     /// [`CollectiveError::Connect`] with the first peer that is missing after `limits.connect`, or
-    /// at once when a peer can never fit; [`CollectiveError::Aborted`].
+    /// at once when a peer can never fit or its machine does not answer;
+    /// [`CollectiveError::Aborted`].
     pub fn form(
         listener: &DataListener,
         roster: &Roster,
@@ -120,31 +168,7 @@ impl Mesh {
                 "rank {rank} is not one of {world}"
             )));
         }
-        let own = Credentials::new(
-            &roster.run_id,
-            &roster.token,
-            roster.generation,
-            world,
-            rank,
-        );
-        let forming = Forming {
-            roster,
-            own,
-            limits,
-            abort,
-            deadline: Instant::now() + limits.connect,
-        };
-        let mut links: Vec<Option<Link>> = (0..world).map(|_| None).collect();
-        for (peer, link) in links.iter_mut().enumerate().take(rank) {
-            *link = Some(forming.dial(peer)?);
-        }
-        forming.accept_all(listener, &mut links)?;
-        let mut neighbours = Vec::new();
-        for peer in schedule::peers(world, rank) {
-            let link = links[peer].take();
-            let peer = forming.peer(peer);
-            neighbours.extend(link.map(|link| Neighbour { peer, link }));
-        }
+        let neighbours = forming::connect(listener, roster, limits, abort)?;
         let watch = Watch::new(abort.clone(), limits.silence);
         let mesh = Self::assemble(rank, roster.generation, neighbours, limits.clone(), watch);
         tracing::debug!(
@@ -367,114 +391,6 @@ impl Collective for Mesh {
     fn all_reduce_f32(&mut self, data: &mut [f32]) -> Result<()> {
         self.reduce_scatter_f32(data)?;
         self.all_gather_f32(data)
-    }
-}
-
-/// A mesh while it is being connected.
-struct Forming<'a> {
-    roster: &'a Roster,
-    own: Credentials,
-    limits: &'a Limits,
-    abort: &'a AbortFlag,
-    deadline: Instant,
-}
-
-impl Forming<'_> {
-    fn peer(&self, rank: usize) -> Peer {
-        Peer {
-            rank,
-            address: self.roster.addresses[rank],
-        }
-    }
-
-    fn unreachable(&self, rank: usize, reason: String) -> CollectiveError {
-        CollectiveError::Connect {
-            peer: self.peer(rank),
-            seconds: self.limits.connect.as_secs_f64(),
-            reason,
-        }
-    }
-
-    /// Connects to a lower rank, again and again until the deadline.
-    fn dial(&self, rank: usize) -> Result<Link> {
-        let mut pause = RETRY;
-        let began = Instant::now();
-        loop {
-            let reason = match self.try_dial(rank) {
-                Ok(link) => return Ok(link),
-                Err(Refusal::Never(reason)) => return Err(self.unreachable(rank, reason)),
-                Err(Refusal::Aborted(error)) => return Err(error),
-                Err(Refusal::Unreached(reason)) if began.elapsed() > REACH => {
-                    return Err(self.unreachable(rank, reason));
-                }
-                Err(Refusal::Later(reason) | Refusal::Unreached(reason)) => reason,
-            };
-            self.abort.check()?;
-            if Instant::now() + pause > self.deadline {
-                return Err(self.unreachable(rank, reason));
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_RETRY);
-        }
-    }
-
-    fn try_dial(&self, rank: usize) -> std::result::Result<Link, Refusal> {
-        let left = self
-            .deadline
-            .saturating_duration_since(Instant::now())
-            .max(RETRY);
-        let socket = TcpStream::connect_timeout(
-            &self.peer(rank).address,
-            left.min(Duration::from_millis(500)),
-        )
-        .map_err(|error| Refusal::Unreached(error.to_string()))?;
-        // The acceptor may be busy with others: its answer may take until the deadline.
-        let mut stream = Timed::new(socket, self.deadline, self.abort)?;
-        let rings = handshake::dial(&mut stream, &self.own, rank, self.limits.shared_memory)?;
-        Ok(Link::new(stream.into_socket(), rings)?)
-    }
-
-    /// Accepts all higher ranks, in whatever order they come.
-    fn accept_all(&self, listener: &DataListener, links: &mut [Option<Link>]) -> Result<()> {
-        let first = self.own.rank as usize + 1;
-        let mut last_refusal = "it has not connected".to_owned();
-        while let Some(missing) = (first..links.len()).find(|&rank| links[rank].is_none()) {
-            self.abort.check()?;
-            match listener.socket.accept() {
-                Ok((socket, _)) => match self.try_accept(socket, links) {
-                    Ok((rank, link)) => links[rank] = Some(link),
-                    Err(Refusal::Aborted(error)) => return Err(error),
-                    Err(
-                        Refusal::Later(reason)
-                        | Refusal::Never(reason)
-                        | Refusal::Unreached(reason),
-                    ) => {
-                        tracing::debug!(reason, "a connection to the data plane was refused");
-                        last_refusal = reason;
-                    }
-                },
-                Err(_) if Instant::now() > self.deadline => {
-                    return Err(self.unreachable(missing, last_refusal));
-                }
-                Err(_) => std::thread::sleep(RETRY),
-            }
-        }
-        Ok(())
-    }
-
-    fn try_accept(
-        &self,
-        socket: TcpStream,
-        links: &[Option<Link>],
-    ) -> std::result::Result<(usize, Link), Refusal> {
-        let deadline = self.deadline.min(Instant::now() + HANDSHAKE);
-        let mut stream = Timed::new(socket, deadline, self.abort)?;
-        let own_rank = self.own.rank as usize;
-        let expected =
-            |rank: usize| rank > own_rank && links.get(rank).is_some_and(Option::is_none);
-        let (rank, rings) =
-            handshake::accept(&mut stream, &self.own, expected, self.limits.shared_memory)?;
-        Ok((rank, Link::new(stream.into_socket(), rings)?))
     }
 }
 

@@ -2,6 +2,8 @@
 //! sleeps, and looks for reasons to give up.
 #![allow(unsafe_code)]
 
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use super::engine::Neighbour;
@@ -16,8 +18,22 @@ const KEEPING: Duration = Duration::from_micros(400);
 const YIELDING: Duration = Duration::from_micros(200);
 /// First and longest sleep between two polls of shared memory.
 const SLEEPS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(500));
+/// After so long others hear whom this rank waits for.
+const WORTH_A_WORD: Duration = Duration::from_millis(300);
 /// How long a wait for sockets may last before the abort flag is looked at.
 const POLL_MS: i32 = 20;
+
+/// Whether a connection was reset, without a look at what it carries.
+pub(super) fn is_reset(socket: &TcpStream) -> bool {
+    let mut asked = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: the pointer is that of one live pollfd; the call does not wait.
+    let found = unsafe { libc::poll(&raw mut asked, 1, 0) };
+    found > 0 && asked.revents & libc::POLLERR != 0
+}
 
 /// The reasons to give up that do not depend on an operation.
 pub(super) struct Watch {
@@ -54,6 +70,7 @@ pub(super) struct Idle<'a> {
     polls: u32,
     sleep: Duration,
     since: Option<Instant>,
+    has_told: bool,
 }
 
 impl<'a> Idle<'a> {
@@ -73,12 +90,16 @@ impl<'a> Idle<'a> {
             polls: 0,
             sleep: SLEEPS.0,
             since: None,
+            has_told: false,
         }
     }
 
     /// Something moved.
     pub(super) fn reset(&mut self) {
         (self.polls, self.sleep, self.since) = (0, SLEEPS.0, None);
+        if std::mem::take(&mut self.has_told) {
+            self.watch.abort.wait_for(None);
+        }
     }
 
     /// Waits a little. Fails when the operation must be given up; `pending` is then asked for who
@@ -110,7 +131,7 @@ impl<'a> Idle<'a> {
     }
 
     fn give_up(
-        &self,
+        &mut self,
         neighbours: &mut [Neighbour],
         during: Identity,
         pending: &[Pending],
@@ -120,11 +141,15 @@ impl<'a> Idle<'a> {
         for waiting in pending {
             let neighbour = &mut neighbours[waiting.neighbour];
             neighbour
-                .link
                 .check_alive()
                 .map_err(|error| neighbour.lost(during, &error))?;
         }
         let receiving = pending.iter().find(|waiting| waiting.receive);
+        if let Some(waiting) = receiving.filter(|_| quiet > WORTH_A_WORD) {
+            let rank = neighbours[waiting.neighbour].peer.rank;
+            self.watch.abort.wait_for(Some(rank));
+            self.has_told = true;
+        }
         match receiving.or(pending.first()) {
             Some(waiting) if quiet > self.watch.silence => Err(CollectiveError::Deadline {
                 peer: neighbours[waiting.neighbour].peer,

@@ -25,8 +25,14 @@ pub(crate) fn form(
         generation: 1,
         rank,
         addresses: addresses.to_vec(),
+        broken: None,
     };
-    Mesh::form(&listener, &roster, limits, abort)
+    // The others may start later.
+    let limits = Limits {
+        pulse: None,
+        ..limits.clone()
+    };
+    Mesh::form(&listener, &roster, &limits, abort)
 }
 
 #[cfg(test)]

@@ -16,9 +16,8 @@ use crate::train::Trainer;
 enum Crossing {
     /// All are over it.
     Over(End),
-    /// A peer was lost. Those that are left try again; true: some of them have to do the stage's
-    /// own work again first.
-    Again { some_are_behind: bool },
+    /// A peer was lost. Those that are left try again.
+    Again,
 }
 
 impl Run {
@@ -67,17 +66,9 @@ impl Run {
             part: Part::Start,
             ..self.team.point()
         };
-        // A newcomer may find the others behind it.
-        let mut is_measured = self.team.point().part == Part::Border;
         loop {
-            let measured = match is_measured {
-                true => Ok(()),
-                false => {
-                    self.team.enter(start);
-                    self.measure(stage)
-                }
-            };
-            match measured {
+            self.team.enter(start);
+            match self.measure(stage) {
                 Ok(()) => {}
                 Err(Setback::Fatal(failure)) if failure.exit == ExitCode::Stopped => {
                     return Ok(End::Stopped);
@@ -89,17 +80,12 @@ impl Run {
                     continue;
                 }
             }
-            is_measured = false;
             self.enter_border();
-            loop {
-                let standing = self.standing(committed);
-                match self.try_to_cross(&standing, None)? {
-                    Crossing::Over(end) => return Ok(end),
-                    Crossing::Again {
-                        some_are_behind: true,
-                    } => break,
-                    Crossing::Again { .. } => {}
-                }
+            let standing = self.standing(committed);
+            // Rank 0 has written down what was found when it comes to the border. If it is lost
+            // before, nobody else has: all measure again.
+            if let Crossing::Over(end) = self.try_to_cross(&standing, None)? {
+                return Ok(end);
             }
         }
     }
@@ -165,8 +151,7 @@ impl Run {
                 if all.iter().any(|one| one.point > standing.point) {
                     return Ok(Crossing::Over(End::Complete));
                 }
-                let some_are_behind = all.iter().any(|one| one.point < standing.point);
-                Ok(Crossing::Again { some_are_behind })
+                Ok(Crossing::Again)
             }
         }
     }

@@ -95,7 +95,10 @@ impl Shared {
     }
 
     pub(super) fn heartbeat(&self) -> v1::Heartbeat {
+        let news = self.lock();
+        let assignment = news.assignment.as_ref();
         v1::Heartbeat {
+            waits_for: assignment.and_then(|assignment| assignment.abort.waits_for()),
             step: self.step.load(Ordering::Relaxed),
             phase: self.phase.load(Ordering::Relaxed),
             collective: self.collective.load(Ordering::Relaxed),

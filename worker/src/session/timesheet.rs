@@ -31,6 +31,8 @@ pub(super) struct Timesheet {
     phase: Phase,
     /// What the trainer waits for, where its phase does not say.
     awaited: Option<Activity>,
+    /// An evaluation is under way, which loads and gathers, too.
+    evaluates: bool,
     /// A step was begun in this process.
     has_begun: bool,
     /// A peer was lost, and the step in which it was lost is not committed.
@@ -48,6 +50,7 @@ impl Default for Timesheet {
             since: None,
             phase: Phase::Starting,
             awaited: None,
+            evaluates: false,
             has_begun: false,
             recovers: false,
             is_orphan: false,
@@ -75,6 +78,11 @@ impl Timesheet {
         self.phase = phase;
         self.awaited = None;
         self.has_begun |= phase == Phase::Loading;
+        self.evaluates = match phase {
+            Phase::Evaluating => true,
+            Phase::Loading | Phase::Gathering => self.evaluates,
+            _ => false,
+        };
         // Other work than that in which the peer was lost.
         self.recovers &= !matches!(phase, Phase::Starting | Phase::Evaluating);
     }
@@ -137,6 +145,7 @@ impl Timesheet {
         }
         match self.phase {
             Phase::Unspecified | Phase::Starting if !self.has_begun => Activity::Restart,
+            _ if self.evaluates => Activity::Evaluation,
             Phase::Evaluating => Activity::Evaluation,
             Phase::Checkpointing | Phase::Regrouping if self.is_orphan => Activity::Coordinator,
             Phase::Checkpointing => Activity::Checkpoint,

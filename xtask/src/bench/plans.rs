@@ -185,7 +185,7 @@ fn audit(job: &str, stage: &'static str) -> Plan {
             "memory" => "Comparison of copies, stage 1",
             _ => "Comparison of copies, stage 2",
         },
-        ours: words(&["audit", "--job", job, "--stage", stage]),
+        ours: Side::Worker(words(&["audit", "--job", job, "--stage", stage])),
         peer: None,
         rows: vec![row(
             "digest, for each step",

@@ -68,7 +68,7 @@ impl Session {
             step: self.step.get(),
             phase: phase.into(),
             collective,
-            spent: None,
+            ..v1::Heartbeat::default()
         }))
     }
 

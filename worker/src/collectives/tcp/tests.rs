@@ -1,6 +1,11 @@
 use std::io::Write;
+use std::net::TcpStream;
+use std::time::Instant;
 
 use super::*;
+
+mod door;
+mod pulse;
 
 const TOKEN: &str = "secret of the run";
 
@@ -25,6 +30,7 @@ fn roster(listeners: &[DataListener], rank: usize) -> Roster {
         generation: 3,
         rank,
         addresses,
+        broken: None,
     }
 }
 
