@@ -6,6 +6,8 @@
 mod bits;
 #[path = "worker/chance.rs"]
 mod chance;
+#[path = "worker/chaos.rs"]
+mod chaos;
 #[path = "worker/goodput.rs"]
 mod goodput;
 #[path = "worker/interruptions.rs"]

@@ -95,6 +95,7 @@ impl Outcome {
         let seconds = |time: Option<f64>| time.map_or("never".into(), |t| format!("{t:.2} s"));
         let next = format!("next step after {}", seconds(self.recovered_seconds));
         match (self.noticed_seconds, self.kind) {
+            (None, "kill") => format!("it took no part yet; {next}"),
             (None, _) => format!("nobody was lost; {next}"),
             (noticed, "coordinator killed") => {
                 format!("in office after {}, {next}", seconds(noticed))

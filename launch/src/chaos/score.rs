@@ -131,12 +131,12 @@ struct Work {
     lost_to: BTreeMap<&'static str, f64>,
 }
 
-/// Adds up the stretches between commits. Those are left out of which the quiet run knows nothing.
+/// Adds up the stretches between commits, from the first behind the beginning to the one in which
+/// the scored time ends. Those are left out of which the quiet run knows nothing.
 fn work(chaos: &Story, rates: &Rates) -> Work {
     let (alive, causes) = (chaos.alive(), Causes::of(chaos));
     let mut work = Work::default();
-    let is_scored =
-        |pair: &&[Commit]| pair[0].at >= chaos.began && pair[1].at <= chaos.ended.max(chaos.began);
+    let is_scored = |pair: &&[Commit]| pair[0].at >= chaos.began && pair[0].at < chaos.ended;
     for pair in chaos.commits.windows(2).filter(is_scored) {
         let [before, commit] = pair else { continue };
         let Some((possible, worker_seconds)) = possible(before, commit, &alive, rates) else {
