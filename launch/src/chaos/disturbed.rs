@@ -195,15 +195,18 @@ impl Disturbed<'_> {
         match self.phase {
             Phase::Gathering if self.is_warm() => self.begin(now),
             Phase::Chaos { until } if is_done || now >= until => self.end_chaos(now, is_done),
-            Phase::Calm { since } if self.has_checkpoint_after(since) => {
-                if self.cluster.has_coordinator() && self.cluster.stop().await.is_ok() {
-                    self.phase = Phase::Stopping;
-                }
-            }
+            Phase::Calm { since } if self.has_checkpoint_after(since) => self.stop().await,
             _ if since_step > STANDSTILL && !is_done => return Err(self.stands_still(since_step)),
             _ => {}
         }
         Ok(())
+    }
+
+    /// Asks the run to stop. Without a coordinator it is asked later.
+    async fn stop(&mut self) {
+        if self.cluster.has_coordinator() && self.cluster.stop().await.is_ok() {
+            self.phase = Phase::Stopping;
+        }
     }
 
     fn is_warm(&self) -> bool {

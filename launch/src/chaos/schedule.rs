@@ -99,9 +99,12 @@ const AWAY: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(1
 /// A run is smaller for so long.
 const SMALLER: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(8)];
 
+/// Draws the fault of a number.
+type Draw = fn(&mut Chance, u64) -> Fault;
+
 /// Everything that goes wrong, in the order of time. The same seed and rhythm give the same.
 pub(super) fn schedule(seed: u64, rhythm: &Rhythm) -> Vec<Planned> {
-    let draws: [(&str, Duration, fn(&mut Chance, u64) -> Fault); 5] = [
+    let draws: [(&str, Duration, Draw); 5] = [
         ("kill", rhythm.kill, |_, _| Fault::Kill),
         ("stop", rhythm.stop, stop),
         ("cut", rhythm.cut, cut),

@@ -162,3 +162,87 @@ pub(super) fn verdict(report: &Report, path: &Path) -> Result<(), Failure> {
         ),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::chaos::capacity::Rate;
+    use crate::chaos::score::Bits;
+
+    fn report() -> Report {
+        let second = Duration::from_secs(1);
+        Report {
+            command: Vec::new(),
+            seed: 7,
+            workers: 4,
+            rhythm: Rhythm {
+                kill: second,
+                stop: second,
+                cut: second,
+                scale: second,
+                coordinator: second,
+                length: second,
+            },
+            plan: Vec::new(),
+            load_under_chaos: [0.5, 4.0],
+            load_of_quiet_run: [4.0, 4.0],
+            ledger_holds: true,
+            violations: Vec::new(),
+            score: Score {
+                goodput: 0.975,
+                scored_seconds: 600.0,
+                steps_useful: 1_560,
+                steps_possible: 1_600.0,
+                workers_alive: 3.9,
+                lost_to: [("kill", 0.02), ("pause", 0.005)].into(),
+                faults: [("kill", Kind::default())].into(),
+                ended_by_itself: vec!["0:12 worker-1: it ended".into()],
+                steps_again: 0,
+                lanes_again: 80,
+                rows_lost: 0,
+                rows_doubled: 0,
+                bits: Bits::default(),
+                rates: vec![Rate {
+                    stage: "memory".into(),
+                    workers: 4,
+                    steps: 40,
+                    step_seconds: 0.375,
+                }],
+                outcomes: Vec::new(),
+            },
+        }
+    }
+
+    #[test]
+    fn the_parts_of_the_loss_and_what_was_compared_are_shown() {
+        let text = text(&report());
+        for words in [
+            "kill                               2.00 %",
+            "memory           4     40             0.375",
+            "load of the machine: 0.5 to 4.0 under chaos",
+            "goodput         97.5 %: 1,560 useful steps of 1600",
+            "computed again  0 steps, and up to 80 lanes",
+            "by itself       0:12 worker-1: it ended",
+        ] {
+            assert!(text.contains(words), "'{words}' is not in:\n{text}");
+        }
+        assert!(verdict(&report(), Path::new("chaos.json")).is_ok());
+    }
+
+    #[test]
+    fn whatever_differs_fails_with_the_seed() {
+        let mut spoiled = [report(), report(), report(), report()];
+        spoiled[0].score.rows_lost = 64;
+        spoiled[1].score.rows_doubled = 64;
+        spoiled[2].score.bits.different = 1;
+        spoiled[3].ledger_holds = false;
+        for report in &spoiled {
+            let failure = verdict(report, Path::new("out/chaos.json")).expect_err("it differs");
+            assert_eq!(failure.exit.code(), 8);
+            assert!(failure.cure.contains("--seed 7"), "{failure}");
+            assert!(failure.cure.contains("out/chaos.json"), "{failure}");
+        }
+    }
+}
