@@ -33,6 +33,8 @@ const STANDSTILL: Duration = Duration::from_secs(180);
 const AFTERMATH: Duration = Duration::from_secs(20);
 /// No run is worth more starts of processes that end by themselves.
 const MOST_BY_ITSELF: usize = 60;
+/// How a worker ends that the run has no room for.
+const REFUSED: i32 = 3;
 /// How long the processes of a run that is over may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -253,7 +255,9 @@ impl Disturbed<'_> {
         self.story.lives.push((now, name(place), Life::Down));
         let mark = *self.mark(place);
         let is_ending = matches!(self.phase, Phase::Stopping | Phase::Over);
-        let was_let_go = exit.status.success();
+        // While the run is to be smaller it may also refuse one that was about to come.
+        let was_refused = self.is_smaller && exit.status.code() == Some(REFUSED);
+        let was_let_go = exit.status.success() || was_refused;
         let is_aftermath =
             mark.hindered > 0 || mark.freed.is_some_and(|freed| now < freed + AFTERMATH);
         if !(mark.killed || is_aftermath || was_let_go || is_ending) {

@@ -10,6 +10,8 @@ use super::story::{Commit, Injected, Note};
 
 /// How long after its end a fault may still be noticed.
 const LATE: Duration = Duration::from_secs(5);
+/// The same without a coordinator: the next one awaits workers that may be alive.
+const HEADLESS_LATE: Duration = Duration::from_secs(30);
 
 /// What became of a fault; times in seconds.
 #[derive(Clone, Debug, Serialize)]
@@ -61,7 +63,7 @@ pub(super) fn outcome(
 
 /// The record that answers a fault.
 fn noticed<'a>(injected: &Injected, notes: &'a [Note]) -> Option<&'a Note> {
-    let until = injected.over.map(|over| over + LATE);
+    let until = injected.over.map(|over| over + late(injected));
     let in_time =
         |note: &&Note| note.at >= injected.at && until.is_none_or(|until| note.at <= until);
     let answers = |note: &&Note| match (&injected.fault, &note.entry) {
@@ -75,6 +77,13 @@ fn noticed<'a>(injected: &Injected, notes: &'a [Note]) -> Option<&'a Note> {
     notes.iter().filter(in_time).find(answers)
 }
 
+fn late(injected: &Injected) -> Duration {
+    match injected.is_headless {
+        true => HEADLESS_LATE,
+        false => LATE,
+    }
+}
+
 fn is_lost(entry: &Entry, whom: &str) -> bool {
     match entry {
         Entry::GenerationFormed { lost, .. } => lost.iter().any(|id| id.as_str() == whom),
@@ -85,7 +94,9 @@ fn is_lost(entry: &Entry, whom: &str) -> bool {
 impl Outcome {
     /// Whether nothing more is to be awaited, `now` since the fault.
     pub(super) fn is_settled(&self, injected: &Injected, now: Duration) -> bool {
-        let is_late = injected.over.is_some_and(|over| now > over + LATE);
+        let is_late = injected
+            .over
+            .is_some_and(|over| now > over + late(injected));
         let is_noticed = self.noticed_seconds.is_some() || is_late;
         self.recovered_seconds.is_some() && is_noticed
     }
