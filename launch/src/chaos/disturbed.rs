@@ -268,7 +268,7 @@ impl Disturbed<'_> {
         if is_ending || (was_let_go && is_done) {
             return Ok(());
         }
-        if was_let_go && self.is_smaller && self.places.iter().all(|place| !place.vacant) {
+        if was_let_go && self.is_smaller {
             self.mark(place).vacant = true;
             return Ok(());
         }

@@ -23,6 +23,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const STEPS: u64 = 40;
 /// A number of workers is measured if the run had it for this share of a stage's time.
 const WORTH: f64 = 0.01;
+/// No quiet run has more ends of processes than these.
+const MOST_BY_ITSELF: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Which numbers of workers each stage is to be run with, beside all of them.
@@ -56,6 +58,7 @@ struct Quiet<'a> {
     cluster: Cluster<'a>,
     observer: Observer,
     story: Story,
+    output: &'a Output,
     itinerary: &'a Itinerary,
     /// The stage at work, and the numbers of workers that are still to come in it.
     stage: String,
@@ -70,7 +73,7 @@ struct Quiet<'a> {
 /// Runs the job quietly, until the checkpoint of a step is there.
 ///
 /// # Errors
-/// As for a run under chaos; a worker that ends.
+/// As for a run under chaos.
 pub(super) async fn run(
     setup: &Setup,
     folder: &Path,
@@ -88,6 +91,7 @@ pub(super) async fn run(
         cluster,
         observer,
         story: Story::default(),
+        output,
         itinerary,
         stage: String::new(),
         next: VecDeque::new(),
@@ -216,23 +220,36 @@ impl Quiet<'_> {
         self.story.lives.push((now, name, Life::Up));
     }
 
+    /// One that was let go leaves its place. One that ended by itself, on a machine that is too busy
+    /// for example, is replaced: the bits do not depend on it, and steps meanwhile are not measured.
     fn worker_ended(&mut self, exit: &Exit) -> Result<(), Failure> {
         let now = self.observer.now();
         let name = format!("worker-{}", exit.rank);
-        if !exit.status.success() && !self.stopping {
-            let worker = self.cluster.fleet.workers().get(exit.rank as usize);
-            let log = worker.map_or_else(String::new, |w| w.log.display().to_string());
+        self.story.lives.push((now, name.clone(), Life::Down));
+        if exit.status.success() || self.stopping {
+            if let Some(vacant) = self.vacant.get_mut(exit.rank as usize) {
+                *vacant = true;
+            }
+            return Ok(());
+        }
+        let how = cause::ending(exit.status);
+        let worker = self.cluster.fleet.workers().get(exit.rank as usize);
+        let log = worker.map_or_else(String::new, |w| w.log.display().to_string());
+        self.story.by_itself.push(format!("{name}: {how}"));
+        if self.story.by_itself.len() > MOST_BY_ITSELF {
             return Err(Failure::new(
                 ExitCode::RunFailed,
-                "the quiet run was not quiet",
-                format!("{name}: {}", cause::ending(exit.status)),
-                format!("read its log: {log}"),
+                "the quiet run is not quiet",
+                format!("workers end by themselves again and again; {name}: {how}"),
+                format!("read its log: {log}; a machine that does less may help"),
             ));
         }
-        self.story.lives.push((now, name, Life::Down));
-        if let Some(vacant) = self.vacant.get_mut(exit.rank as usize) {
-            *vacant = true;
-        }
+        self.output.warning(
+            &format!("{name} of the quiet run ended by itself and is replaced"),
+            &format!("{how} (log {log})"),
+        );
+        self.cluster.start_worker(exit.rank, 1)?;
+        self.came(exit.rank);
         Ok(())
     }
 }
