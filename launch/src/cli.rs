@@ -118,6 +118,8 @@ pub(crate) enum Command {
     /// Prove what a run has done with every row, or look up a step or a row
     #[command(subcommand)]
     Ledger(crate::ledger::LedgerCommand),
+    /// Kill, stop and cut off the processes of a job, and prove that nothing was lost
+    Chaos(crate::chaos::ChaosArgs),
     /// Show, describe or check the settings of a job
     #[command(subcommand)]
     Config(ConfigCommand),

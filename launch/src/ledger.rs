@@ -122,6 +122,14 @@ pub(crate) async fn run(command: LedgerCommand, output: &Output) -> Result<(), F
     }
 }
 
+/// What is wrong with a run, its parts read and compared too; nothing: its ledger holds.
+///
+/// # Errors
+/// No run (exit 2), storage (5).
+pub(crate) async fn violations(run: &str) -> Result<Vec<Violation>, Failure> {
+    Box::pin(verify::violations(run)).await
+}
+
 /// An answer, as JSON or as text.
 fn show<T: Serialize>(
     answer: &T,

@@ -8,11 +8,13 @@
 //! | [`status`] | `status` and `watch`, of a local or a remote run |
 //! | [`data`] | corpora: import, inspect, verify |
 //! | [`ledger`] | proofs from what a run has left: rows, steps, checkpoints |
+//! | [`chaos`] | a job whose processes are killed, and what that changes |
 //! | [`summary`], [`report`] | the closing table; `report.json` and `report.html` |
 //! | [`config`] | settings with their origins, the schema, the check |
 //! | [`progress`] | bars on a terminal, plain lines elsewhere |
 //! | [`output`] | the only place that writes to the terminal |
 
+mod chaos;
 mod cli;
 mod config;
 mod data;
@@ -85,6 +87,7 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Drain(options) => on_runtime(steer::drain(&options, output)),
         Command::Scale(options) => on_runtime(steer::scale(&options, output)),
         Command::Worker(options) => steer::join(&options),
+        Command::Chaos(options) => on_runtime(chaos::run(&options, output)),
         Command::Ledger(command) => on_runtime(ledger::run(command, output)),
         Command::Report(options) => on_runtime(summary::print(
             &options.run,

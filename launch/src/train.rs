@@ -13,16 +13,16 @@
 //!    tell.
 //! 5. No child outlives this function: terminate, grace, kill.
 
-mod cause;
-mod fleet;
+pub(crate) mod cause;
+pub(crate) mod fleet;
 mod lost;
 mod prepare;
 mod replace;
-mod signals;
-mod spawn;
+pub(crate) mod signals;
+pub(crate) mod spawn;
 mod supervise;
 
-pub(crate) use prepare::{located, used_corpora, worker_program};
+pub(crate) use prepare::{located, open_corpora, program_beside, used_corpora, worker_program};
 
 use std::time::Duration;
 

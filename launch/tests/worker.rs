@@ -6,6 +6,8 @@
 mod bits;
 #[path = "worker/chance.rs"]
 mod chance;
+#[path = "worker/chaos.rs"]
+mod chaos;
 #[path = "worker/corruption.rs"]
 mod corruption;
 #[path = "worker/goodput.rs"]

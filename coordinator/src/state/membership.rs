@@ -29,6 +29,9 @@ impl Machine {
         registration: Registration,
     ) -> Vec<Action> {
         if let Err(refused) = self.admit(&registration) {
+            if refused.reason == RefusalReason::Reunion {
+                self.replaced(now, &registration.who);
+            }
             return vec![Action::Refuse(ticket, refused)];
         }
         let id = registration.who.member.clone();

@@ -42,6 +42,10 @@ impl Machine {
             Kind::Leaving(leaving) => return self.member_leaves(&who.member, &leaving.reason),
             // It has become a member since.
             Kind::Ready(_) => return Vec::new(),
+            // It told so as a candidate, and tells it again: its generation is in that stage.
+            Kind::StageChanged(stage) if generation == Generation(0) => {
+                return self.stage_changed(stage);
+            }
             _ => {}
         }
         if let Err(refused) = self.check_generation(generation) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mks2_proto::failure::Failure;
 
 use super::{
-    Action, Machine, Refused,
+    Action, Identity, Machine, Refused,
     member::Member,
     refused,
     run::{Active, Run, ranks},
@@ -73,6 +73,19 @@ impl Machine {
             "it tries again by itself",
         );
         refused(RefusalReason::Reunion, failure)
+    }
+
+    /// One that is awaited has ended, if another process has its name: as if its stream had broken
+    /// now. The others do not wait for it until the reunion ends.
+    pub(super) fn replaced(&mut self, now: Duration, by: &Identity) {
+        let awaited = self.members.get_mut(&by.member);
+        let Some(awaited) = awaited.filter(|awaited| awaited.stream.is_none()) else {
+            return;
+        };
+        if awaited.incarnation != by.incarnation {
+            let how = "a new process has come in its place".to_owned();
+            awaited.detached.get_or_insert((now, how));
+        }
     }
 
     /// A record that counts steps must not be there before their lines.

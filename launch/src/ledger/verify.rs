@@ -62,10 +62,28 @@ struct CheckpointCounts {
 /// # Errors
 /// No run (exit 2), storage (5), a ledger that does not hold (8).
 pub(super) async fn run(args: &VerifyArgs, output: &Output) -> Result<(), Failure> {
-    let dir = RunDir::open(&args.run.run)?;
+    let audit = examine(&args.run.run, &args.run.corpora, args.deep).await?;
+    show(&audit, text, args.run.json, output)?;
+    refusal(
+        &audit.run_url,
+        &audit.violations,
+        "see each of them above, with what to do".to_owned(),
+    )
+}
+
+/// What is wrong with a run; nothing: its ledger holds.
+///
+/// # Errors
+/// No run (exit 2), storage (5).
+pub(super) async fn violations(run: &str) -> Result<Vec<Violation>, Failure> {
+    Ok(examine(run, &[], true).await?.violations)
+}
+
+async fn examine(run: &str, moved: &[(String, String)], deep: bool) -> Result<Audit, Failure> {
+    let dir = RunDir::open(run)?;
     let both = async || {
         let look = dir.look().await?;
-        let checkpoints = dir.checkpoints(&look, args.deep).await?;
+        let checkpoints = dir.checkpoints(&look, deep).await?;
         Ok((look, checkpoints))
     };
     let is_settled = |(look, checkpoints): &(Look, Checkpoints)| {
@@ -73,14 +91,8 @@ pub(super) async fn run(args: &VerifyArgs, output: &Output) -> Result<(), Failur
         fine || is_at_rest(look)
     };
     let (look, checkpoints) = settled(both, is_settled).await?;
-    let (corpora, missing) = Corpora::open(&look.job, &look.origin, &args.run.corpora).await;
-    let audit = audit(&dir, &look, checkpoints, (&corpora, missing), args.deep)?;
-    show(&audit, text, args.run.json, output)?;
-    refusal(
-        &audit.run_url,
-        &audit.violations,
-        "see each of them above, with what to do".to_owned(),
-    )
+    let (corpora, missing) = Corpora::open(&look.job, &look.origin, moved).await;
+    audit(&dir, &look, checkpoints, (&corpora, missing), deep)
 }
 
 fn audit(

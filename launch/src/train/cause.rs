@@ -81,6 +81,27 @@ pub(crate) fn of_start(rank: u32, worker: &Worker, status: ExitStatus) -> Failur
     }
 }
 
+/// The failure of a coordinator of its own process that ended, or does not listen.
+pub(crate) fn of_coordinator(log: &Path, ended: Option<ExitStatus>) -> Failure {
+    let tail = tail(log, 0);
+    let shown = log.display();
+    let code = ended.and_then(|status| status.code());
+    let known = code.and_then(|code| u32::try_from(code).ok());
+    let exit = known.map_or(ExitCode::Internal, ExitCode::from_code);
+    if let Some(mut failure) = three_lines(&tail) {
+        failure.exit = exit;
+        failure.why = format!("{} (log {shown})", failure.why);
+        return failure;
+    }
+    let how = ended.map_or_else(|| "it does not listen".to_owned(), ending);
+    Failure::new(
+        exit,
+        "the coordinator ended too early",
+        format!("{how}; {}", last_words(&tail)),
+        format!("read its log: {shown}"),
+    )
+}
+
 /// Adds to a failure that the coordinator tells where the log of its worker is.
 pub(crate) fn with_log(mut failure: Failure, workers: &[Worker]) -> Failure {
     let named = workers

@@ -41,10 +41,23 @@ pub(crate) struct Orders {
 /// What is to become of the children.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Order {
-    /// They work, but for those of these ranks, which are killed.
-    Run(BTreeSet<u32>),
+    /// They work, but for those of these ranks, which are killed, or stand still.
+    Run {
+        doomed: BTreeSet<u32>,
+        stopped: BTreeSet<u32>,
+    },
     Terminate,
     Kill,
+}
+
+/// How one worker is started, where it is not like all others.
+#[derive(Clone, Debug)]
+pub(crate) struct Start {
+    /// The program that becomes the worker.
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    /// Its variables, over those that it inherits.
+    pub(crate) variables: Vec<(String, String)>,
 }
 
 /// The end of a child.
@@ -86,20 +99,28 @@ impl Fleet {
     /// # Errors
     /// The program or a log cannot be opened; workers that had started are killed.
     pub(crate) fn start(orders: &Orders) -> Result<Self, Failure> {
-        let (order, _) = watch::channel(Order::Run(BTreeSet::new()));
-        let (report, exits) = mpsc::channel(orders.workers as usize);
-        let mut fleet = Self {
+        let mut fleet = Self::empty(orders);
+        for rank in 0..orders.workers {
+            fleet.start_one(rank, 0)?;
+        }
+        Ok(fleet)
+    }
+
+    /// None yet.
+    pub(crate) fn empty(orders: &Orders) -> Self {
+        let (order, _) = watch::channel(Order::Run {
+            doomed: BTreeSet::new(),
+            stopped: BTreeSet::new(),
+        });
+        let (report, exits) = mpsc::channel(orders.workers.max(1) as usize);
+        Self {
             orders: orders.clone(),
             workers: Vec::new(),
             order,
             report,
             exits,
             tasks: JoinSet::new(),
-        };
-        for rank in 0..orders.workers {
-            fleet.start_one(rank, 0)?;
         }
-        Ok(fleet)
     }
 
     /// Starts a worker that has ended before, or one more behind the last. Must run on the main
@@ -108,11 +129,33 @@ impl Fleet {
     /// # Errors
     /// As [`Fleet::start`].
     pub(crate) fn start_one(&mut self, rank: u32, restarts: u32) -> Result<(), Failure> {
+        self.start_by(rank, &self.usual(rank, restarts))
+    }
+
+    /// How a worker is started, unless there is a reason for another way.
+    pub(crate) fn usual(&self, rank: u32, restarts: u32) -> Start {
+        let mut variables = variables(&self.orders, rank, &name(rank));
+        variables.push((env::RESTARTS.to_owned(), restarts.to_string()));
+        Start {
+            program: self.orders.program.clone(),
+            arguments: Vec::new(),
+            variables,
+        }
+    }
+
+    /// As [`Fleet::start_one`], by another command.
+    ///
+    /// # Errors
+    /// As [`Fleet::start`].
+    pub(crate) fn start_by(&mut self, rank: u32, how: &Start) -> Result<(), Failure> {
         self.order.send_if_modified(|order| match order {
-            Order::Run(doomed) => doomed.remove(&rank),
+            Order::Run { doomed, stopped } => {
+                let was_doomed = doomed.remove(&rank);
+                stopped.remove(&rank) || was_doomed
+            }
             _ => false,
         });
-        let (worker, child) = start_one(&self.orders, rank, restarts)?;
+        let (worker, child) = start_one(&self.orders, rank, how)?;
         match self.workers.get_mut(rank as usize) {
             Some(before) => *before = worker,
             None => self.workers.push(worker),
@@ -131,7 +174,7 @@ impl Fleet {
         match self.exits.recv().await {
             Some(exit) => {
                 let unprompted = match &*self.order.borrow() {
-                    Order::Run(doomed) => !doomed.contains(&exit.rank),
+                    Order::Run { doomed, .. } => !doomed.contains(&exit.rank),
                     Order::Terminate | Order::Kill => false,
                 };
                 if let Some(worker) = self.workers.get_mut(exit.rank as usize) {
@@ -151,7 +194,23 @@ impl Fleet {
             .get(rank as usize)
             .is_none_or(|w| w.exit.is_some());
         self.order.send_if_modified(|order| match order {
-            Order::Run(doomed) if !ended => doomed.insert(rank),
+            Order::Run { doomed, .. } if !ended => doomed.insert(rank),
+            _ => false,
+        });
+    }
+
+    /// Lets one worker stand still (SIGSTOP).
+    pub(crate) fn stop_one(&self, rank: u32) {
+        self.order.send_if_modified(|order| match order {
+            Order::Run { stopped, .. } => stopped.insert(rank),
+            _ => false,
+        });
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub(crate) fn continue_one(&self, rank: u32) {
+        self.order.send_if_modified(|order| match order {
+            Order::Run { stopped, .. } => stopped.remove(&rank),
             _ => false,
         });
     }
@@ -212,16 +271,19 @@ impl Fleet {
     }
 }
 
-fn start_one(orders: &Orders, rank: u32, restarts: u32) -> Result<(Worker, Child), Failure> {
-    let name = format!("worker-{rank}");
+/// The name of a worker.
+fn name(rank: u32) -> String {
+    format!("worker-{rank}")
+}
+
+fn start_one(orders: &Orders, rank: u32, how: &Start) -> Result<(Worker, Child), Failure> {
+    let name = name(rank);
     let member = MemberId::new(&name)
         .map_err(|error| Failure::internal("a worker has no name", error.to_string()))?;
     let log = orders.logs.join(format!("{name}.log"));
     let log_start = std::fs::metadata(&log).map_or(0, |meta| meta.len());
-    let mut variables = variables(orders, rank, &name);
-    variables.push((env::RESTARTS.to_owned(), restarts.to_string()));
-    let child = spawn::start(&orders.program, &variables, &log);
-    let child = child.map_err(|error| not_started(error, &orders.program, &log))?;
+    let child = spawn::start(&how.program, &how.arguments, &how.variables, &log);
+    let child = child.map_err(|error| not_started(error, &how.program, &log))?;
     Ok((
         Worker {
             member,
@@ -283,6 +345,7 @@ async fn mind(
     mut orders: watch::Receiver<Order>,
     exits: mpsc::Sender<Exit>,
 ) {
+    let mut stands = false;
     let status = loop {
         tokio::select! {
             ended = child.wait() => break ended,
@@ -292,7 +355,7 @@ async fn mind(
                     Ok(()) => orders.borrow_and_update().clone(),
                     Err(_) => Order::Kill,
                 };
-                obey(rank, &child, &order);
+                obey(rank, &child, &order, &mut stands);
                 if changed.is_err() {
                     break child.wait().await;
                 }
@@ -305,11 +368,23 @@ async fn mind(
     }
 }
 
-fn obey(rank: u32, child: &Child, order: &Order) {
+/// `stands`: whether the child was stopped before.
+fn obey(rank: u32, child: &Child, order: &Order, stands: &mut bool) {
     let Some(pid) = child.id() else { return };
     match order {
-        Order::Run(doomed) if !doomed.contains(&rank) => {}
+        Order::Run { doomed, .. } if doomed.contains(&rank) => {
+            spawn::signal(pid, libc::SIGKILL);
+        }
+        Order::Run { stopped, .. } => {
+            let stands_now = stopped.contains(&rank);
+            match (*stands, stands_now) {
+                (false, true) => spawn::signal(pid, libc::SIGSTOP),
+                (true, false) => spawn::signal(pid, libc::SIGCONT),
+                _ => {}
+            }
+            *stands = stands_now;
+        }
         Order::Terminate => spawn::signal(pid, libc::SIGTERM),
-        Order::Run(_) | Order::Kill => spawn::signal(pid, libc::SIGKILL),
+        Order::Kill => spawn::signal(pid, libc::SIGKILL),
     }
 }

@@ -145,17 +145,25 @@ pub(crate) fn worker_program() -> Result<PathBuf, Failure> {
             ))
         };
     }
+    program_beside("mks2-worker", cure)
+}
+
+/// A program of this project, which lies beside this one.
+///
+/// # Errors
+/// It is not there (exit 6); `cure` says what to do then.
+pub(crate) fn program_beside(name: &str, cure: &str) -> Result<PathBuf, Failure> {
     let own = std::env::current_exe()
         .and_then(|path| path.canonicalize())
         .map_err(|error| {
             Failure::internal("this program does not know where it is", error.to_string())
         })?;
-    let beside = own.with_file_name("mks2-worker");
+    let beside = own.with_file_name(name);
     if beside.is_file() {
         return Ok(beside);
     }
     Err(Failure::environment(
-        "the worker's program mks2-worker is not there",
+        format!("the program {name} is not there"),
         format!(
             "it is looked for beside this program, at {}",
             beside.display()
@@ -186,7 +194,10 @@ pub(crate) fn used_corpora(job: &Job) -> BTreeSet<&str> {
 }
 
 /// Opens each corpus that is used; its digest ties the run to it.
-async fn open_corpora(job: &Job) -> Result<BTreeMap<String, String>, Failure> {
+///
+/// # Errors
+/// The first that is not there or not whole (exit 4).
+pub(crate) async fn open_corpora(job: &Job) -> Result<BTreeMap<String, String>, Failure> {
     let mut digests = BTreeMap::new();
     for name in used_corpora(job) {
         let Some(corpus) = job.data.get(name) else {

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-/// Starts `program` with `variables` over the inherited environment; both of its streams go to
+/// Starts `program` with `arguments`, and with `variables` over the inherited environment; both of its streams go to
 /// the end of `log`. It gets a process group of its own, so that Ctrl-C in the terminal reaches
 /// the launcher alone, which then asks the run to stop.
 ///
@@ -18,6 +18,7 @@ use tokio::process::{Child, Command};
 /// Those of the operating system; the log's or the program's is told by [`SpawnError`].
 pub(crate) fn start(
     program: &Path,
+    arguments: &[String],
     variables: &[(String, String)],
     log: &Path,
 ) -> Result<Child, SpawnError> {
@@ -29,6 +30,7 @@ pub(crate) fn start(
     let twin = file.try_clone().map_err(SpawnError::Log)?;
     let mut command = Command::new(program);
     command
+        .args(arguments)
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(file)

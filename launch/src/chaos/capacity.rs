@@ -1,0 +1,140 @@
+//! How fast the job goes when nothing goes wrong: seconds of a step, by stage and by number of
+//! workers, measured in a quiet run. Nothing is assumed about how they depend on each other: on a
+//! small machine four workers are hardly faster than three.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::story::{Commit, Story, overlap};
+
+/// Steps behind a change of the workers that are not measured.
+const SETTLING: u64 = 2;
+
+/// What was measured.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rates {
+    by_stage: BTreeMap<String, BTreeMap<u32, Measured>>,
+    /// From the last step of the stage before to the first one of this.
+    borders: BTreeMap<String, f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured {
+    steps: u64,
+    seconds: f64,
+}
+
+/// A line of the table.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Rate {
+    pub(super) stage: String,
+    pub(super) workers: u32,
+    pub(super) steps: u64,
+    pub(super) step_seconds: f64,
+}
+
+impl Rates {
+    /// Measures a quiet run. Only steps count before and after which nothing changed, and in which
+    /// no worker was starting.
+    pub(super) fn measure(quiet: &Story) -> Self {
+        let mut rates = Self::default();
+        let starts = quiet.starts();
+        let mut settled = 0;
+        for pair in quiet.commits.windows(2) {
+            let [before, commit] = pair else { continue };
+            let seconds = commit.at.saturating_sub(before.at).as_secs_f64();
+            if before.stage != commit.stage {
+                rates.borders.insert(commit.stage.clone(), seconds);
+                settled = 0;
+                continue;
+            }
+            let span = (before.at, commit.at);
+            let is_calm = before.generation == commit.generation
+                && !starts.iter().any(|start| overlap(span, *start));
+            settled = if is_calm { settled + 1 } else { 0 };
+            if settled > SETTLING {
+                rates.add(commit, seconds);
+            }
+        }
+        rates
+    }
+
+    fn add(&mut self, commit: &Commit, seconds: f64) {
+        let of_stage = self.by_stage.entry(commit.stage.clone()).or_default();
+        let measured = of_stage.entry(commit.workers).or_default();
+        measured.steps += 1;
+        measured.seconds += seconds;
+    }
+
+    /// Seconds of a step of a stage with so many workers; of the nearest number that was measured.
+    pub(super) fn step_seconds(&self, stage: &str, workers: u32) -> Option<f64> {
+        let of_stage = self.by_stage.get(stage)?;
+        let nearest = of_stage.iter().min_by_key(|(n, _)| n.abs_diff(workers))?;
+        Some(nearest.1.seconds / nearest.1.steps as f64)
+    }
+
+    /// Seconds from the last step of the stage before to the first one of this.
+    pub(super) fn border_seconds(&self, stage: &str) -> Option<f64> {
+        self.borders.get(stage).copied()
+    }
+
+    pub(super) fn table(&self) -> Vec<Rate> {
+        let mut table = Vec::new();
+        for (stage, of_stage) in &self.by_stage {
+            table.extend(of_stage.iter().map(|(workers, measured)| Rate {
+                stage: stage.clone(),
+                workers: *workers,
+                steps: measured.steps,
+                step_seconds: measured.seconds / measured.steps as f64,
+            }));
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn commit(millis: u64, step: u64, stage: &str, workers: u32, generation: u64) -> Commit {
+        Commit {
+            at: Duration::from_millis(millis),
+            step,
+            stage: stage.into(),
+            workers,
+            generation,
+            bits: String::new(),
+        }
+    }
+
+    #[test]
+    fn only_settled_steps_are_measured_for_each_number_of_workers() {
+        let mut commits = Vec::new();
+        let mut now = 0;
+        // Steps of 100 ms with two workers, then of 300 ms with one; changes take a second.
+        for step in 1..=10 {
+            let (workers, millis) = if step <= 6 { (2, 100) } else { (1, 300) };
+            now += if step == 7 { 1000 } else { millis };
+            commits.push(commit(now, step, "a", workers, u64::from(3 - workers)));
+        }
+        commits.push(commit(now + 2000, 11, "b", 1, 2));
+        let quiet = Story {
+            commits,
+            ..Story::default()
+        };
+        let rates = Rates::measure(&quiet);
+        let close = |found: Option<f64>, right: f64| {
+            assert!(found.is_some_and(|f| (f - right).abs() < 1e-9), "{found:?}");
+        };
+        close(rates.step_seconds("a", 2), 0.1);
+        close(rates.step_seconds("a", 1), 0.3);
+        close(rates.step_seconds("a", 4), 0.1);
+        close(rates.border_seconds("b"), 2.0);
+        assert!(rates.step_seconds("b", 1).is_none());
+        let steps: Vec<_> = rates.table().iter().map(|rate| rate.steps).collect();
+        assert_eq!(steps, [1, 3]);
+    }
+}
