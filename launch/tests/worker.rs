@@ -6,6 +6,8 @@
 mod bits;
 #[path = "worker/chance.rs"]
 mod chance;
+#[path = "worker/cluster.rs"]
+mod cluster;
 #[path = "worker/goodput.rs"]
 mod goodput;
 #[path = "worker/interruptions.rs"]
@@ -16,11 +18,15 @@ mod joining;
 mod lab;
 #[path = "worker/ledger.rs"]
 mod ledger;
+#[path = "worker/object_stores.rs"]
+mod object_stores;
 #[path = "worker/outputs.rs"]
 mod outputs;
 #[path = "worker/recovery.rs"]
 mod recovery;
 #[path = "worker/refusals.rs"]
 mod refusals;
+#[path = "worker/servers.rs"]
+mod servers;
 #[path = "worker/succession.rs"]
 mod succession;
