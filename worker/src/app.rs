@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mks2_proto::env::WorkerEnv;
+use mks2_proto::env::{self, WorkerEnv};
 use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::job::{Reduction, load};
 use mks2_proto::telemetry;
@@ -66,7 +66,7 @@ fn address_of(env: &WorkerEnv) -> Result<SocketAddr, Failure> {
             format!("'{}' is no address to listen on", env.data_address),
             format!(
                 "{} must be an IP address and a port",
-                mks2_proto::env::DATA_ADDRESS
+                env::DATA_ADDRESS
             ),
             "use for example 10.0.0.5:0; port 0 lets the system choose",
         )
@@ -100,7 +100,10 @@ fn joined(
     };
     // Another coordinator may have said another beginning meanwhile.
     let welcome = session.welcome();
-    let store = CheckpointStore::open(&welcome.run_url)?;
+    let mut store = CheckpointStore::open(&welcome.run_url)?;
+    if let Some(limit) = env::upload_limit()? {
+        store = store.with_patience(limit);
+    }
     let saver = Saver::new(store, Arc::clone(session), runtime.handle().clone());
     let mut run = Run {
         config_digest: load::digest(&job)?,

@@ -1,5 +1,6 @@
 //! Whole runs in object stores: the store alone says who is in office (P11).
 
+use std::io::{BufRead, BufReader};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,4 +102,34 @@ fn coordinators_come_and_go(kind: Kind) {
     let generations = lab.journal(&run, "generation-formed");
     assert_eq!(generations.len(), 1, "nobody was lost");
     lab.shows_no_secret(&run);
+}
+
+#[test]
+fn a_server_that_stands_still_costs_checkpoints_and_no_training() {
+    let Some(lab) = Lab::enter_with(Kind::S3) else {
+        return;
+    };
+    lab.quiet();
+    let run = lab.server().url("runs/hanging");
+    let mut command = lab.train(&run, 2, &["checkpoint.every_steps=2"]);
+    command.env("MKS2_UPLOAD_LIMIT", "1");
+    let mut launcher = command.spawn().expect("mks2 starts");
+    while lab.journal(&run, "checkpoint-committed").is_empty() {
+        let ended = launcher.try_wait().expect("waited");
+        assert!(ended.is_none(), "it has ended by itself");
+    }
+    lab.server().signal("STOP");
+    // The second one shows that the steps between the two were done meanwhile.
+    let mut told = BufReader::new(launcher.stderr.take().expect("piped")).lines();
+    for _ in 0..2 {
+        let is_alarm = |line: &String| line.contains("was skipped");
+        let alarm = told.by_ref().map_while(Result::ok).find(is_alarm);
+        let alarm = alarm.expect("an alarm");
+        assert!(alarm.contains("has not answered for 1 s"), "{alarm}");
+    }
+    lab.server().signal("CONT");
+    let rest: Vec<_> = told.map_while(Result::ok).collect();
+    assert!(launcher.wait().expect("ended").success(), "{rest:#?}");
+    lab.equals_quiet(&run);
+    lab.has_a_ledger_that_holds(&run);
 }

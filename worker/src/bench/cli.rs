@@ -11,6 +11,7 @@ use mks2_proto::failure::Failure;
 use mks2_proto::job::StageKind;
 use serde_json::Value;
 
+use super::save::{self, Save};
 use super::stage::{self, Measured};
 use super::{CollectiveBench, adamw, adamw_bits, collectives};
 use crate::collectives::tcp::free_address;
@@ -40,6 +41,8 @@ enum Subject {
     Overhead(Job),
     /// How long a checkpoint stops the step loop.
     Checkpoint(Job),
+    /// The same with a large state, and the memory that it takes.
+    Save(Save),
 }
 
 #[derive(Debug, Args)]
@@ -129,6 +132,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
         Subject::Checkpoint(job) => {
             stage::measure(&job.job, StageKind::Memory, Measured::Checkpoint)?
         }
+        Subject::Save(settings) => save::measure(settings)?,
     };
     write_line(out, &found)
 }

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mks2_proto::failure::Failure;
@@ -15,10 +16,10 @@ use tokio::runtime::Runtime;
 use crate::checkpoint::{CheckpointStore, Facts, Pool};
 use crate::control::Control;
 use crate::device;
-use crate::flat::FlatLayout;
+use crate::flat::{FlatLayout, FlatState};
 use crate::objective::Objective;
 use crate::rehearsal::{Act, Rehearsal, Scene};
-use crate::saver::{Content, copied, table_of};
+use crate::saver::{Content, Original, table_of};
 use crate::team::Team;
 use crate::train::Trainer;
 
@@ -121,12 +122,22 @@ impl Act for Measurement<'_> {
     }
 }
 
-/// Copies of the state, as a run makes them; they are stored in memory, behind the measurement.
+/// Checkpoints as a run makes them, stored in memory.
 struct Saving {
     store: CheckpointStore,
     pool: Pool,
     layout: Arc<FlatLayout>,
+    pending: Option<Pending>,
     stops: Vec<f64>,
+}
+
+/// One that is copied and uploaded behind the next step.
+struct Pending {
+    thread: JoinHandle<Result<(), Failure>>,
+    /// What it has cost the loop so far.
+    begun: Duration,
+    /// How long the update had waited before for copies.
+    waited: Duration,
 }
 
 impl Saving {
@@ -138,6 +149,7 @@ impl Saving {
             store,
             pool,
             layout,
+            pending: None,
             stops: Vec::new(),
         })
     }
@@ -148,9 +160,10 @@ impl Saving {
         runtime: &Runtime,
     ) -> Result<(), Failure> {
         let step = trainer.progress().step;
+        self.settle(step, trainer.state())?;
         let table = table_of(&self.layout)?;
         let began = Instant::now();
-        let content = Content {
+        let original = Original::of(Content {
             state: trainer.state(),
             table,
             reducer: trainer.reducer_state(),
@@ -160,13 +173,33 @@ impl Saving {
                 stage_step: step,
                 ..Facts::default()
             },
-        };
-        let (snapshot, facts) = copied(&self.pool, content)?;
-        if step > WARM_UP {
-            self.stops.push(began.elapsed().as_secs_f64());
-        }
-        runtime.block_on(self.store.upload(snapshot, facts))?;
+        })?;
+        let (store, pool) = (self.store.clone(), self.pool.clone());
+        let runtime = runtime.handle().clone();
+        let thread = std::thread::spawn(move || {
+            let (snapshot, facts) = original.copied(&pool)?;
+            runtime.block_on(store.upload(snapshot, facts))?;
+            Ok(())
+        });
+        self.pending = Some(Pending {
+            thread,
+            begun: began.elapsed(),
+            waited: trainer.state().waited_for_readers(),
+        });
         Ok(())
+    }
+
+    /// What the checkpoint before the latest step has cost.
+    fn settle(&mut self, step: u64, state: &FlatState) -> Result<(), Failure> {
+        let Some(pending) = self.pending.take() else {
+            return Ok(());
+        };
+        let stop = pending.begun + (state.waited_for_readers() - pending.waited);
+        if step > WARM_UP {
+            self.stops.push(stop.as_secs_f64());
+        }
+        let ended = pending.thread.join();
+        ended.unwrap_or_else(|_| Err(Failure::internal("the copy failed", "it panicked")))
     }
 }
 

@@ -23,7 +23,8 @@ pub(super) struct Plan {
 /// A line of the table. The ratio is the other side's seconds over ours: more is better.
 pub(super) struct Row {
     pub(super) name: &'static str,
-    /// JSON pointer into what our side printed: seconds, or milliseconds when it ends in `_ms`.
+    /// JSON pointer into what our side printed: seconds, milliseconds when it ends in `_ms`, bytes
+    /// when it ends in `_bytes`.
     pub(super) ours: &'static str,
     pub(super) against: Against,
     pub(super) wanted: f64,
@@ -89,20 +90,7 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
             )],
         }],
         Subject::Overhead => vec![overhead(&job_text)],
-        Subject::Checkpoint => vec![Plan {
-            title: "Checkpoint",
-            ours: words(&["checkpoint", "--job", &job_text]),
-            peer: None,
-            rows: vec![row(
-                "pause of the step loop",
-                "/stop_seconds",
-                Against::Own {
-                    name: "a step",
-                    place: "/step_seconds",
-                },
-                20.0,
-            )],
-        }],
+        Subject::Checkpoint => vec![checkpoint(&job_text), save()?],
     })
 }
 
@@ -181,6 +169,56 @@ fn overhead(job: &str) -> Plan {
             row("loading of a step's samples", "/load_seconds", step, 5.0),
         ],
     }
+}
+
+fn checkpoint(job: &str) -> Plan {
+    let step = Against::Own {
+        name: "a step",
+        place: "/step_seconds",
+    };
+    Plan {
+        title: "Checkpoint",
+        ours: words(&["checkpoint", "--job", job]),
+        peer: None,
+        rows: vec![row("pause of the step loop", "/stop_seconds", step, 20.0)],
+    }
+}
+
+/// The better of the peer's two ways counts, for each row by itself.
+fn save() -> Outcome<Plan> {
+    let peer = |place| Against::Peer {
+        name: "async_save",
+        place,
+    };
+    let folder = |name: &str| {
+        let folder = places::root().join("target/bench").join(name);
+        folder.display().to_string()
+    };
+    Ok(Plan {
+        title: "Checkpoint of 512 MiB",
+        ours: words(&["save", "--folder", &folder("ours")]),
+        peer: Some(words(&[
+            "xtask/peers/async_save.py",
+            "--folder",
+            &folder("peer"),
+            "--port",
+            &free_port()?.to_string(),
+        ])),
+        rows: vec![
+            row(
+                "pause of the step loop",
+                "/blocked_ms",
+                peer("/best_ms"),
+                20.0,
+            ),
+            row(
+                "memory beside the state",
+                "/extra_bytes",
+                peer("/best_extra_bytes"),
+                1.0,
+            ),
+        ],
+    })
 }
 
 /// One pair per training stage of the method, since their batches differ.
