@@ -64,10 +64,7 @@ fn address_of(env: &WorkerEnv) -> Result<SocketAddr, Failure> {
         Failure::new(
             ExitCode::Usage,
             format!("'{}' is no address to listen on", env.data_address),
-            format!(
-                "{} must be an IP address and a port",
-                env::DATA_ADDRESS
-            ),
+            format!("{} must be an IP address and a port", env::DATA_ADDRESS),
             "use for example 10.0.0.5:0; port 0 lets the system choose",
         )
     })

@@ -23,8 +23,8 @@ use thiserror::Error;
 mod loan;
 mod memory;
 
-use loan::Loans;
 pub use loan::Lent;
+use loan::Loans;
 pub use memory::{f32_slice, f32_slice_mut, i64_slice, i64_slice_mut};
 pub(crate) use memory::{le_bytes, le_bytes_mut};
 

@@ -16,7 +16,7 @@ const RUN: &str = "MKS2_TEST_SAVING";
 /// It saves the end of a stage, and ends.
 const LAST: &str = "MKS2_TEST_SAVING_LAST";
 /// Kills that every run of the tests makes.
-const SHARE: usize = 100;
+const SHARE: usize = 60;
 /// The longest that a save is waited for.
 const LIMIT: Duration = Duration::from_secs(60);
 
