@@ -180,7 +180,7 @@ impl WorkerEnv {
 /// [`ExitCode::Usage`](crate::failure::ExitCode::Usage) when it is no number of seconds.
 pub fn upload_limit() -> Result<Option<Duration>, Failure> {
     let get = |name: &str| std::env::var(name).ok();
-    let seconds = number(&get, UPLOAD_LIMIT, 0)?;
+    let seconds = number(get, UPLOAD_LIMIT, 0)?;
     Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
 }
 

@@ -39,8 +39,8 @@ enum Subject {
     Step(Step),
     /// What a step of the memory stage spends beside its compute, and the loader alone.
     Overhead(Job),
-    /// How long a checkpoint stops the step loop.
-    Checkpoint(Job),
+    /// How long a checkpoint stops the step loop, and a step with and without one.
+    Checkpoint(Step),
     /// The same with a large state, and the memory that it takes.
     Save(Save),
 }
@@ -103,6 +103,15 @@ struct Step {
     stage: Kind,
 }
 
+impl Step {
+    fn kind(&self) -> StageKind {
+        match self.stage {
+            Kind::Memory => StageKind::Memory,
+            Kind::Experts => StageKind::Experts,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Kind {
     Memory,
@@ -121,16 +130,10 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
             adamw(settings.millions, settings.repetitions)?
         }
         Subject::AdamwBits(settings) => adamw_bits(settings.len, settings.steps)?,
-        Subject::Step(Step { job, stage }) => {
-            let kind = match stage {
-                Kind::Memory => StageKind::Memory,
-                Kind::Experts => StageKind::Experts,
-            };
-            stage::measure(&job.job, kind, Measured::Step)?
-        }
+        Subject::Step(step) => stage::measure(&step.job.job, step.kind(), Measured::Step)?,
         Subject::Overhead(job) => stage::measure(&job.job, StageKind::Memory, Measured::Overhead)?,
-        Subject::Checkpoint(job) => {
-            stage::measure(&job.job, StageKind::Memory, Measured::Checkpoint)?
+        Subject::Checkpoint(step) => {
+            stage::measure(&step.job.job, step.kind(), Measured::Checkpoint)?
         }
         Subject::Save(settings) => save::measure(settings)?,
     };

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ use crate::train::Trainer;
 const WARM_UP: u64 = 4;
 /// Measured steps.
 const STEPS: u64 = 12;
+/// The same where every other one has a checkpoint.
+const STEPS_WITH_CHECKPOINTS: u64 = 40;
 
 /// What is asked about a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +37,7 @@ pub(super) enum Measured {
     Step,
     /// Seconds of a step beside its compute, and of loading its samples.
     Overhead,
-    /// Seconds for which a checkpoint stops the step loop.
+    /// Seconds for which a checkpoint stops the step loop, and of a step with and without one.
     Checkpoint,
 }
 
@@ -48,7 +50,11 @@ pub(super) fn measure(path: &Path, kind: StageKind, measured: Measured) -> Resul
     let job = rehearsal.job();
     let device = device::choose(&job.device, 0)?;
     device::prepare(job.threads);
-    let mut scene = rehearsal.scene(kind, WARM_UP + STEPS, device)?;
+    let steps = match measured {
+        Measured::Checkpoint => STEPS_WITH_CHECKPOINTS,
+        _ => STEPS,
+    };
+    let mut scene = rehearsal.scene(kind, WARM_UP + steps, device)?;
     if let Some(memory) = &mut scene.stage.memory {
         // The peers look at every picture in every step.
         memory.keep_features = false;
@@ -107,23 +113,28 @@ impl Act for Measurement<'_> {
         };
         let mut laps = Laps::default();
         while !trainer.is_done() {
+            let has_checkpoint = saving.as_ref().is_some_and(Saving::is_pending);
             laps.step(&mut trainer, &mut team)?;
+            if has_checkpoint {
+                laps.set_apart();
+            }
             if let Some(saving) = &mut saving {
-                saving.save(&trainer, self.runtime)?;
+                saving.go_on(&trainer, self.runtime)?;
             }
         }
         let mut found = laps.found(self.stage, self.measured);
         found["parameters"] = layout.parameters().into();
         found["loss"] = trainer.progress().loss.into();
         if let Some(saving) = saving {
-            found["stop_seconds"] = median(saving.stops).into();
+            found["stop_seconds"] = saving.end()?.into();
         }
         Ok(found)
     }
 }
 
-/// Checkpoints as a run makes them, stored in memory.
+/// Checkpoints as a run makes them, on the disk, behind every other step.
 struct Saving {
+    folder: PathBuf,
     store: CheckpointStore,
     pool: Pool,
     layout: Arc<FlatLayout>,
@@ -144,8 +155,11 @@ impl Saving {
     fn new(layout: &Arc<FlatLayout>) -> Result<Self, Failure> {
         let pool = Pool::default();
         pool.warm(&*table_of(layout)?);
-        let (store, layout) = (CheckpointStore::open("memory://bench")?, Arc::clone(layout));
+        let folder = std::env::temp_dir().join(format!("mks2-bench-{}", std::process::id()));
+        let store = CheckpointStore::open(&folder.display().to_string())?;
+        let layout = Arc::clone(layout);
         Ok(Self {
+            folder,
             store,
             pool,
             layout,
@@ -154,13 +168,27 @@ impl Saving {
         })
     }
 
-    fn save<O: Objective>(
+    fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// The median of the stops.
+    fn end(self) -> Result<f64, Failure> {
+        std::fs::remove_dir_all(&self.folder)
+            .map_err(|e| Failure::io("the measured checkpoints cannot be removed", e))?;
+        Ok(median(self.stops))
+    }
+
+    /// Between two steps: ends the checkpoint before, or begins one.
+    fn go_on<O: Objective>(
         &mut self,
         trainer: &Trainer<O>,
         runtime: &Runtime,
     ) -> Result<(), Failure> {
         let step = trainer.progress().step;
-        self.settle(step, trainer.state())?;
+        if self.is_pending() || trainer.is_done() {
+            return self.settle(step, trainer.state());
+        }
         let table = table_of(&self.layout)?;
         let began = Instant::now();
         let original = Original::of(Content {
@@ -208,6 +236,8 @@ impl Saving {
 struct Laps {
     watch: Stopwatch,
     seconds: Vec<f64>,
+    /// Those of steps with a checkpoint behind them.
+    with_checkpoint: Vec<f64>,
     /// All but gradients and the update.
     beside: Vec<f64>,
     phases: BTreeMap<Phase, Vec<f64>>,
@@ -239,6 +269,11 @@ impl Laps {
         Ok(())
     }
 
+    /// The latest step had a checkpoint behind it.
+    fn set_apart(&mut self) {
+        self.with_checkpoint.extend(self.seconds.pop());
+    }
+
     fn found(self, stage: &Stage, measured: Measured) -> Value {
         let step_seconds = median(self.seconds);
         let mut found = json!({
@@ -246,6 +281,9 @@ impl Laps {
             "step_seconds": step_seconds,
             "samples_per_second": f64::from(stage.batch_size) / step_seconds,
         });
+        if measured == Measured::Checkpoint {
+            found["step_with_checkpoint_seconds"] = median(self.with_checkpoint).into();
+        }
         if measured == Measured::Overhead {
             let phases = self.phases.into_iter().map(|(phase, seconds)| {
                 let name = phase

@@ -178,9 +178,17 @@ fn checkpoint(job: &str) -> Plan {
     };
     Plan {
         title: "Checkpoint",
-        ours: words(&["checkpoint", "--job", job]),
+        ours: words(&["checkpoint", "--job", job, "--stage", "experts"]),
         peer: None,
-        rows: vec![row("pause of the step loop", "/stop_seconds", step, 20.0)],
+        rows: vec![
+            row("pause of the step loop", "/stop_seconds", step, 100.0),
+            row(
+                "a step with a checkpoint",
+                "/step_with_checkpoint_seconds",
+                step,
+                0.99,
+            ),
+        ],
     }
 }
 
