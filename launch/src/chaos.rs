@@ -41,8 +41,6 @@ use schedule::Rhythm;
 use setup::Setup;
 use view::Report;
 
-/// Where other workers reach a worker that is behind something; see the environment contract.
-const DATA_ADVERTISE: &str = "MKS2_DATA_ADVERTISE";
 /// Name of the report in the folder of a chaos.
 const REPORT: &str = "chaos.json";
 

@@ -8,6 +8,8 @@ mod bits;
 mod chance;
 #[path = "worker/chaos.rs"]
 mod chaos;
+#[path = "worker/cluster.rs"]
+mod cluster;
 #[path = "worker/corruption.rs"]
 mod corruption;
 #[path = "worker/goodput.rs"]
@@ -26,6 +28,8 @@ mod ledger;
 mod namespaces;
 #[path = "worker/network.rs"]
 mod network;
+#[path = "worker/object_stores.rs"]
+mod object_stores;
 #[path = "worker/outputs.rs"]
 mod outputs;
 #[path = "../src/chaos/proxy.rs"]
@@ -34,6 +38,8 @@ mod proxy;
 mod recovery;
 #[path = "worker/refusals.rs"]
 mod refusals;
+#[path = "worker/servers.rs"]
+mod servers;
 #[path = "worker/strangers.rs"]
 mod strangers;
 #[path = "worker/succession.rs"]

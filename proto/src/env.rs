@@ -5,6 +5,8 @@
 //! [`TOKEN`], [`RUN_ID`] and [`MEMBER_ID`] and starts `mks2-worker`; nothing else is needed.
 //! torchrun's words are understood where the meaning is the same.
 
+use std::time::Duration;
+
 use crate::failure::Failure;
 
 /// Endpoint of the coordinator: `http://HOST:PORT`.
@@ -44,11 +46,13 @@ pub const CUBLAS_WORKSPACE_VALUE: &str = ":4096:8";
 pub const RESTARTS: &str = "MKS2_RESTARTS";
 /// Seconds from SIGTERM to the end of a worker that could not leave before.
 pub const GRACE: &str = "MKS2_GRACE";
+/// Seconds without an answer of the store after which a checkpoint is given up; 120 without it.
+pub const UPLOAD_LIMIT: &str = "MKS2_UPLOAD_LIMIT";
 /// Beginning of the variables that set a key of the job file: `MKS2__STAGE__MEMORY__STEPS=5`.
 pub const SETTING_PREFIX: &str = "MKS2__";
 
 /// The list, with what each is for: `(name, meaning)`.
-pub const ALL: [(&str, &str); 17] = [
+pub const ALL: [(&str, &str); 18] = [
     (COORDINATOR, "endpoint of the coordinator, http://HOST:PORT"),
     (TOKEN, "the run's token"),
     (
@@ -92,6 +96,10 @@ pub const ALL: [(&str, &str); 17] = [
         "seconds that a worker has to leave after SIGTERM; else 25",
     ),
     (RESTARTS, "how often this worker was started again (a hint)"),
+    (
+        UPLOAD_LIMIT,
+        "seconds without the store's answer that end an upload; else 120",
+    ),
     (
         SETTING_PREFIX,
         "prefix of variables that set a key of the job file",
@@ -175,6 +183,16 @@ impl WorkerEnv {
             (CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_VALUE.to_owned()),
         ]
     }
+}
+
+/// How long an upload waits for the store, where the environment says it.
+///
+/// # Errors
+/// [`ExitCode::Usage`](crate::failure::ExitCode::Usage) when it is no number of seconds.
+pub fn upload_limit() -> Result<Option<Duration>, Failure> {
+    let get = |name: &str| std::env::var(name).ok();
+    let seconds = number(get, UPLOAD_LIMIT, 0)?;
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
 }
 
 fn missing(name: &str) -> Failure {

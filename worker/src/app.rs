@@ -103,7 +103,10 @@ fn joined(
     };
     // Another coordinator may have said another beginning meanwhile.
     let welcome = session.welcome();
-    let store = CheckpointStore::open(&welcome.run_url)?;
+    let mut store = CheckpointStore::open(&welcome.run_url)?;
+    if let Some(limit) = env::upload_limit()? {
+        store = store.with_patience(limit);
+    }
     let saver = Saver::new(store, Arc::clone(session), runtime.handle().clone());
     let mut run = Run {
         config_digest: load::digest(&job)?,

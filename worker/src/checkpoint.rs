@@ -39,6 +39,7 @@ mod tests;
 mod upload;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mks2_dataset::store;
 use object_store::ObjectStore;
@@ -55,8 +56,11 @@ pub use upload::{Lease, Uploaded};
 /// Result of everything in this module.
 pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;
 
-/// Bytes above which a part is split at the next tensor.
-const PART_BYTES: usize = 256 << 20;
+/// Bytes above which a part is split at the next tensor. Two of them are in memory at a time.
+const PART_BYTES: usize = 64 << 20;
+
+/// How long an upload waits for the store's answer to one request.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The checkpoints of one run directory. Clones share the list of objects in use, so a process
 /// opens its run directory once.
@@ -66,6 +70,7 @@ pub struct CheckpointStore {
     root: Path,
     live: upload::Live,
     part_bytes: usize,
+    patience: Duration,
 }
 
 impl CheckpointStore {
@@ -86,10 +91,29 @@ impl CheckpointStore {
             root,
             live: upload::Live::default(),
             part_bytes: PART_BYTES,
+            patience: PATIENCE,
         }
     }
 
-    /// Splits parts above `bytes` at the next tensor, instead of above 256 MiB.
+    /// Gives an upload or a sweep up when the store does not answer for so long, instead of for
+    /// two minutes.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Waits for an answer of the store, as long as there is patience.
+    async fn within<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        match tokio::time::timeout(self.patience, answer).await {
+            Ok(answered) => answered,
+            Err(_) => Err(CheckpointError::Silent {
+                seconds: self.patience.as_secs_f64(),
+            }),
+        }
+    }
+
+    /// Splits parts above `bytes` at the next tensor, instead of above 64 MiB.
     #[must_use]
     pub fn with_part_bytes(mut self, bytes: usize) -> Self {
         self.part_bytes = bytes;

@@ -7,19 +7,24 @@
 //! checkpoints and digests work on whole buffers; the model sees views.
 //!
 //! Invariants: (1) the layout depends on names and shapes alone; (2) padding is zero and stays zero;
-//! (3) a view shares storage with its buffer.
+//! (3) a view shares storage with its buffer; (4) weights and moments that are lent to another thread
+//! do not change: whoever writes them waits with [`FlatState::wait_for_readers`].
 
 use std::collections::HashMap;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::params::ParamSpec;
 use tch::{Device, Kind, Tensor, no_grad};
 use thiserror::Error;
 
+mod loan;
 mod memory;
 
+pub use loan::Lent;
+use loan::Loans;
 pub use memory::{f32_slice, f32_slice_mut, i64_slice, i64_slice_mut};
 pub(crate) use memory::{le_bytes, le_bytes_mut};
 
@@ -223,6 +228,7 @@ pub struct FlatState {
     pub exp_avg: Tensor,
     /// Second moments.
     pub exp_avg_sq: Tensor,
+    loans: Arc<Loans>,
 }
 
 impl FlatState {
@@ -240,6 +246,7 @@ impl FlatState {
             grads,
             exp_avg,
             exp_avg_sq,
+            loans: Arc::default(),
         })
     }
 
@@ -313,6 +320,30 @@ impl FlatState {
         })
     }
 
+    /// A buffer's values for another thread: in place on the CPU, a copy on other devices. Until
+    /// it is dropped nobody changes them.
+    ///
+    /// # Errors
+    /// When the copy fails.
+    pub fn lend(&self, which: Buffer) -> Result<Lent, FlatError> {
+        let HostBuffer { tensor, .. } = self.host(which)?;
+        match self.device() {
+            Device::Cpu => Ok(Lent::new(tensor, &self.loans)),
+            _ => Ok(Lent::new(tensor, &Arc::default())),
+        }
+    }
+
+    /// Waits until nobody reads what was lent. Call it before weights or moments are changed.
+    pub fn wait_for_readers(&self) {
+        self.loans.settle();
+    }
+
+    /// How long writers have waited for readers, in all.
+    #[must_use]
+    pub fn waited_for_readers(&self) -> Duration {
+        self.loans.waited()
+    }
+
     /// Sets one parameter's values in a buffer.
     ///
     /// # Errors
@@ -331,6 +362,7 @@ impl FlatState {
             });
         }
         let source = Tensor::from_slice(values).f_view(&span.shape[..])?;
+        self.wait_for_readers();
         no_grad(|| {
             self.view_at(which, span)?
                 .f_copy_(&source)

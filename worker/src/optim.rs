@@ -148,6 +148,8 @@ impl AdamW {
     /// # Errors
     /// When libtorch refuses; the state must then not be used.
     pub fn apply(&self, state: &mut FlatState, step: u64, lr: f64) -> Result<(), OptimError> {
+        // A checkpoint of the state before may still be copied.
+        state.wait_for_readers();
         let (decayed, undecayed) = (state.layout().decayed(), state.layout().undecayed());
         self.update(state, decayed, step, lr, self.settings.weight_decay)?;
         self.update(state, undecayed, step, lr, 0.0)

@@ -1,17 +1,21 @@
-//! Checkpoints from the trainer's side: copy at a step border, upload behind its back, commit
+//! Checkpoints from the trainer's side: copy behind the next step's computation, upload, commit
 //! through the coordinator. Only rank 0 saves, since the trained state is replicated.
+//!
+//! Training never waits for a store: a checkpoint that is due while the one before is still under way
+//! is skipped, and so is one that cannot be stored. Only the end of a stage is waited for, and tried
+//! several times.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use mks2_proto::failure::Failure;
+use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::v1::CheckpointRef;
 use tokio::runtime::Handle;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::checkpoint::{CheckpointStore, Facts, Kind, Pool, Snapshot, Table};
-use crate::flat::{Buffer, FlatLayout, FlatState};
+use crate::flat::{Buffer, FlatLayout, FlatState, Lent};
 use crate::session::Session;
 
 /// Name of the exact reduction's exponents in a checkpoint.
@@ -25,6 +29,12 @@ pub const BUFFERS: [(Buffer, Kind); 3] = [
     (Buffer::ExpAvg, Kind::ExpAvg),
     (Buffer::ExpAvgSq, Kind::ExpAvgSq),
 ];
+
+/// How long an upload may hold up the next one, from its beginning.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the end of a stage is tried to be stored; the pauses between double.
+const ATTEMPTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What one checkpoint holds.
 pub struct Content<'a> {
@@ -46,7 +56,27 @@ pub struct Saver {
     pool: Pool,
     session: Arc<Session>,
     runtime: Handle,
-    pending: Option<JoinHandle<Result<(), Failure>>>,
+    pending: Option<Pending>,
+}
+
+/// A checkpoint under way.
+struct Pending {
+    step: u64,
+    began: Instant,
+    thread: JoinHandle<Result<(), Failure>>,
+}
+
+impl Pending {
+    /// Whether it goes on when it has had its time.
+    fn is_late(&self) -> bool {
+        while !self.thread.is_finished() {
+            if self.began.elapsed() >= PATIENCE {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        false
+    }
 }
 
 impl Saver {
@@ -71,33 +101,43 @@ impl Saver {
         &self.store
     }
 
-    /// Copies `content` and uploads it in the background. An upload that is still under way is
-    /// waited for, so that memory stays bounded.
+    /// Copies `content` and uploads it in the background. Whoever changes the state next waits until
+    /// it is copied. Inside a stage it is skipped if the upload before takes long, so that memory
+    /// stays bounded; call [`Saver::settle`] before one that must not be.
     ///
     /// # Errors
-    /// When the copy fails, or the last checkpoint of a stage could not be saved before.
+    /// When the state cannot be read, or the last checkpoint of a stage could not be saved before.
     pub fn begin(&mut self, content: Content) -> Result<(), Failure> {
+        let (step, is_final) = (content.facts.step, content.facts.is_final);
+        let late = self.pending.as_ref().filter(|_| !is_final);
+        if let Some(late) = late.filter(|pending| pending.is_late()) {
+            skipped(&self.session, step, &still_busy(late));
+            return Ok(());
+        }
         self.settle()?;
         let began = Instant::now();
-        let (snapshot, facts) = copied(&self.pool, content)?;
-        let blocked = began.elapsed();
-        let (store, session, runtime) = (
-            self.store.clone(),
-            Arc::clone(&self.session),
-            self.runtime.clone(),
-        );
+        let original = Original::of(content)?;
+        let (store, session) = (self.store.clone(), Arc::clone(&self.session));
+        let (pool, runtime) = (self.pool.clone(), self.runtime.clone());
         // Its requests belong to the trace of the run.
         let span = tracing::Span::current();
-        let upload =
-            move || span.in_scope(|| runtime.block_on(save(&store, &session, snapshot, facts)));
+        let upload = move || {
+            let _entered = span.entered();
+            let (snapshot, facts) = original.copied(&pool)?;
+            runtime.block_on(save(&store, &session, snapshot, facts))
+        };
         let thread = std::thread::Builder::new()
             .name("checkpoint".into())
-            .spawn(upload);
-        self.pending =
-            Some(thread.map_err(|e| Failure::io("a checkpoint's thread cannot be started", e))?);
-        info!(
-            blocked_ms = blocked.as_secs_f64() * 1e3,
-            "checkpoint copied"
+            .spawn(upload)
+            .map_err(|e| Failure::io("a checkpoint's thread cannot be started", e))?;
+        self.pending = Some(Pending {
+            step,
+            began,
+            thread,
+        });
+        debug!(
+            blocked_ms = began.elapsed().as_secs_f64() * 1e3,
+            "checkpoint begun"
         );
         Ok(())
     }
@@ -107,7 +147,7 @@ impl Saver {
     /// # Errors
     /// When the last checkpoint of a stage failed: the stages after it could not start from it.
     pub fn settle(&mut self) -> Result<(), Failure> {
-        match self.pending.take().map(JoinHandle::join) {
+        match self.pending.take().map(|pending| pending.thread.join()) {
             None => Ok(()),
             Some(Ok(outcome)) => outcome,
             Some(Err(_)) => Err(Failure::internal(
@@ -118,20 +158,65 @@ impl Saver {
     }
 }
 
-/// A copy of `content` in the pool's memory: all that a checkpoint stops the step loop for.
-///
-/// # Errors
-/// When a buffer cannot be read from its device.
-pub(crate) fn copied(pool: &Pool, content: Content) -> Result<(Snapshot, Facts), Failure> {
-    let mut snapshot = pool.snapshot(content.table);
-    for (buffer, kind) in BUFFERS {
-        snapshot.copy(kind, &content.state.host(buffer)?)?;
+/// What a checkpoint is copied from, in the trainer's own buffers.
+pub(crate) struct Original {
+    buffers: Vec<(Kind, Lent)>,
+    table: Arc<Table>,
+    reducer: Vec<u8>,
+    tokenizer: Option<Vec<u8>>,
+    facts: Facts,
+}
+
+impl Original {
+    /// Borrows what `content` names; nothing is copied on a CPU.
+    ///
+    /// # Errors
+    /// When a buffer cannot be read from its device.
+    pub(crate) fn of(content: Content) -> Result<Self, Failure> {
+        let lend = |(buffer, kind)| Ok::<_, Failure>((kind, content.state.lend(buffer)?));
+        Ok(Self {
+            buffers: BUFFERS.into_iter().map(lend).collect::<Result<_, _>>()?,
+            table: content.table,
+            reducer: content.reducer,
+            tokenizer: content.tokenizer,
+            facts: content.facts,
+        })
     }
-    snapshot.add_bytes(Kind::State, REDUCER, content.reducer);
-    if let Some(tokenizer) = content.tokenizer {
-        snapshot.add_bytes(Kind::Tokenizer, TOKENIZER, tokenizer);
+
+    /// A copy in the pool's memory. Each buffer is given back as soon as it is copied.
+    ///
+    /// # Errors
+    /// When table and buffers do not fit.
+    pub(crate) fn copied(self, pool: &Pool) -> Result<(Snapshot, Facts), Failure> {
+        let mut snapshot = pool.snapshot(self.table);
+        for (kind, buffer) in self.buffers {
+            snapshot.copy(kind, &buffer)?;
+        }
+        snapshot.add_bytes(Kind::State, REDUCER, self.reducer);
+        if let Some(tokenizer) = self.tokenizer {
+            snapshot.add_bytes(Kind::Tokenizer, TOKENIZER, tokenizer);
+        }
+        Ok((snapshot, self.facts))
     }
-    Ok((snapshot, content.facts))
+}
+
+/// An alarm: training goes on, and everybody is told. The end of the run, if it is that, reaches the
+/// trainer by itself.
+fn skipped(session: &Session, step: u64, failure: &Failure) {
+    warn!(step = step as i64, error = %failure.what, why = %failure.why, "checkpoint skipped; training goes on");
+    let _ = session.checkpoint_skipped(step, failure);
+}
+
+fn still_busy(pending: &Pending) -> Failure {
+    let seconds = pending.began.elapsed().as_secs();
+    Failure::storage(
+        "the checkpoint is not stored",
+        format!(
+            "the one of step {} has been under way for {seconds} s",
+            pending.step
+        ),
+        "let checkpoints be further apart (checkpoint.every_steps), or use a faster store",
+    )
 }
 
 async fn save(
@@ -140,26 +225,35 @@ async fn save(
     snapshot: Snapshot,
     facts: Facts,
 ) -> Result<(), Failure> {
-    let (step, is_final) = (facts.step, facts.is_final);
-    match upload_and_commit(store, session, snapshot, facts).await {
-        Err(failure) if !is_final => {
-            warn!(step = step as i64, error = %failure.what, why = %failure.why, "checkpoint skipped; training goes on");
-            // The end of the run, if it is that, reaches the trainer by itself.
-            let _ = session.checkpoint_skipped(step, &failure);
-            Ok(())
+    let (step, is_final, snapshot) = (facts.step, facts.is_final, Arc::new(snapshot));
+    let mut pause = FIRST_PAUSE;
+    for attempt in 1.. {
+        let saved = upload_and_commit(store, session, &snapshot, facts.clone()).await;
+        let Err(failure) = saved else { break };
+        if !is_final {
+            skipped(session, step, &failure);
+            break;
         }
-        other => other,
+        // Whatever else it is, it would not be another time.
+        let may_pass = failure.exit == ExitCode::Storage && session.aborted().is_none();
+        if !may_pass || attempt == ATTEMPTS {
+            return Err(failure);
+        }
+        warn!(step = step as i64, attempt, why = %failure.why, "the end of a stage is not stored yet");
+        tokio::time::sleep(pause).await;
+        pause *= 2;
     }
+    Ok(())
 }
 
 async fn upload_and_commit(
     store: &CheckpointStore,
     session: &Session,
-    snapshot: Snapshot,
+    snapshot: &Arc<Snapshot>,
     facts: Facts,
 ) -> Result<(), Failure> {
     let (step, stage, is_final) = (facts.step, facts.stage.clone(), facts.is_final);
-    let uploaded = store.upload(snapshot, facts).await?;
+    let uploaded = store.upload(Arc::clone(snapshot), facts).await?;
     let reference = CheckpointRef {
         step,
         stage,

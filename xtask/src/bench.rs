@@ -94,10 +94,11 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     Ok(())
 }
 
-/// A measured line: medians in seconds, and the median of the ratios of each round.
+/// A measured line: medians in seconds or bytes, and the median of the ratios of each round.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
     name: &'static str,
+    is_bytes: bool,
     ours: f64,
     against: f64,
     against_name: &'static str,
@@ -183,6 +184,7 @@ fn line(row: &plans::Row, pairs: &[(Value, Value)]) -> Outcome<Line> {
         .collect();
     Ok(Line {
         name: row.name,
+        is_bytes: row.ours.ends_with("_bytes"),
         against_name: row.against.name(),
         ratio: median(ratios),
         ours: median(ours),

@@ -13,6 +13,7 @@ mod parity;
 mod places;
 mod python;
 mod results;
+mod servers;
 mod setup;
 mod shell;
 mod style;

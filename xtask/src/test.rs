@@ -1,8 +1,10 @@
 //! `cargo xtask test`: all checks and tests, in the order in which they fail fastest.
 
+use std::path::PathBuf;
+
 use crate::fault::{Fault, Outcome};
 use crate::ui::{self, Stages};
-use crate::{border, places, setup, shell, style};
+use crate::{border, places, servers, setup, shell, style};
 
 /// Runs everything; `quick` leaves out clippy and the tests that start processes.
 pub(crate) fn run(quick: bool) -> Outcome {
@@ -15,11 +17,13 @@ pub(crate) fn run(quick: bool) -> Outcome {
     stages.run("borders", border::prove)?;
     dependencies(&mut stages)?;
     if quick {
-        stages.run("unit tests", || test(&["--workspace", "--lib", "--bins"]))?;
+        let units = ["--workspace", "--lib", "--bins"];
+        stages.run("unit tests", || test(&units, &[]))?;
     } else {
         stages.run("clippy", clippy)?;
         stages.run("build", build)?;
-        stages.run("tests", || test(&["--workspace"]))?;
+        let variables = stages.run("servers of object stores", servers::variables)?;
+        stages.run("tests", || test(&["--workspace"], &variables))?;
     }
     stages.table();
     Ok(())
@@ -70,9 +74,10 @@ fn dependencies(stages: &mut Stages) -> Outcome {
 }
 
 /// Runs `cargo test` to its end and closes with one line over all test binaries.
-fn test(selection: &[&str]) -> Outcome {
+fn test(selection: &[&str], variables: &[(&str, PathBuf)]) -> Outcome {
     let mut totals = Totals::default();
     let mut command = shell::cargo(&["test", "--no-fail-fast"]);
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
     let passed = shell::watch(command.args(selection), |line| totals.read(line))?;
     ui::say(format_args!("\n{}", totals.closing_line()));
     if passed {

@@ -343,7 +343,7 @@ impl Machine {
         };
         let announced = Arc::new(self.wire_generation(&active));
         active.announced = Some(Arc::clone(&announced));
-        self.run = Run::Active(active);
+        self.run = Run::Active(Box::new(active));
         let persist = Action::Persist(Entry::generation(&announced));
         let announce = ids
             .into_iter()

@@ -48,7 +48,7 @@ impl Machine {
             .map(|known| (known.member.clone(), Member::restored(known, until, step)))
             .collect();
         self.reunion = Some(until);
-        self.run = Run::Active(Active {
+        self.run = Run::Active(Box::new(Active {
             generation,
             assignment: self.assignment.clone(),
             ranks: ranks(&self.assignment),
@@ -62,7 +62,7 @@ impl Machine {
             is_asked: false,
             held: None,
             reason: "the coordinator was replaced".to_owned(),
-        });
+        }));
     }
 
     /// Strangers have to wait until it is known who is back.

@@ -128,7 +128,7 @@ pub(crate) enum Run {
     /// Not all members are here.
     Waiting,
     /// A generation computes steps.
-    Active(Active),
+    Active(Box<Active>),
     /// Ended on request.
     Stopped { reason: String },
     /// The job is done.

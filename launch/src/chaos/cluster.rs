@@ -348,6 +348,6 @@ fn through(lines: &Lines) -> Vec<(String, String)> {
     let advertised = lines.from_peers.address().to_string();
     vec![
         (env::DATA_ADDRESS.to_owned(), lines.data.to_string()),
-        (super::DATA_ADVERTISE.to_owned(), advertised),
+        (env::DATA_ADVERTISE.to_owned(), advertised),
     ]
 }

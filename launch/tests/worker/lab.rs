@@ -1,12 +1,14 @@
 //! A folder with the imported sample corpus and a small job, and runs in it.
 
-use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+use crate::servers::{Kind, Server};
 
 /// Steps of the stages, and of a whole run.
 const STEPS: [(&str, usize); 5] = [
@@ -25,6 +27,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// The folder. Whoever holds it has the machine for itself.
 pub(crate) struct Lab {
     folder: PathBuf,
+    server: Option<Server>,
     quiet: OnceLock<Value>,
     evaluated: OnceLock<Ended>,
 }
@@ -69,7 +72,25 @@ impl Lab {
     pub(crate) fn enter() -> MutexGuard<'static, Self> {
         static LAB: OnceLock<Mutex<Lab>> = OnceLock::new();
         let lab = LAB.get_or_init(|| Mutex::new(Self::furnish()));
-        lab.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+        lab.server = None;
+        lab
+    }
+
+    /// The same with a server of an object store beside it, if there is one.
+    pub(crate) fn enter_with(kind: Kind) -> Option<MutexGuard<'static, Self>> {
+        let mut lab = Self::enter();
+        lab.server = Some(Server::start(kind)?);
+        Some(lab)
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        self.server.as_ref().expect("a lab with a server")
+    }
+
+    /// What programs must know of the server.
+    pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
+        self.server.as_ref().map_or(Vec::new(), Server::variables)
     }
 
     fn furnish() -> Self {
@@ -80,6 +101,7 @@ impl Lab {
         std::fs::create_dir_all(&folder).expect("a folder");
         let lab = Self {
             folder,
+            server: None,
             quiet: OnceLock::new(),
             evaluated: OnceLock::new(),
         };
@@ -103,6 +125,54 @@ impl Lab {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    /// Where a run is: below this folder, or at a URL of the server.
+    pub(crate) fn location(&self, run: &str) -> String {
+        match run.contains("://") {
+            true => run.to_owned(),
+            false => self.path(run).display().to_string(),
+        }
+    }
+
+    /// Where the words of a run's process go.
+    pub(crate) fn log_of(&self, run: &str, who: &str) -> PathBuf {
+        let plain = run.replace([':', '/'], "-");
+        self.path(&format!("{plain}-{who}.log"))
+    }
+
+    /// A file of a run, if it is there.
+    fn read(&self, run: &str, name: &str) -> Option<Vec<u8>> {
+        match run.contains("://") {
+            true => self.server().read(&format!("{run}/{name}")),
+            false => std::fs::read(self.path(run).join(name)).ok(),
+        }
+    }
+
+    /// Names of the files in a folder of a run, in order, with those deeper down.
+    fn files(&self, run: &str, folder: &str) -> Vec<String> {
+        if run.contains("://") {
+            let urls = self.server().list(&format!("{run}/{folder}"));
+            let name = |url: &String| url[run.len() + 1..].to_owned();
+            return urls.iter().map(name).collect();
+        }
+        let mut names = Vec::new();
+        let entries = std::fs::read_dir(self.path(run).join(folder));
+        for entry in entries.into_iter().flatten() {
+            let entry = entry.expect("read");
+            let name = format!("{folder}/{}", entry.file_name().display());
+            match entry.path().is_dir() {
+                true => names.extend(self.files(run, &name)),
+                false => names.push(name),
+            }
+        }
+        names.sort();
+        names
+    }
+
+    fn json(&self, run: &str, name: &str) -> Value {
+        let bytes = self.read(run, name).expect("it is there");
+        serde_json::from_slice(&bytes).expect("JSON")
     }
 
     /// `mks2 train` of the job without its evaluation.
@@ -152,7 +222,8 @@ impl Lab {
 
     /// What every run of the small job is told.
     fn complete(&self, command: &mut Command, run: &str, workers: impl std::fmt::Display) {
-        command.arg("--run").arg(self.path(run));
+        command.arg("--run").arg(self.location(run));
+        command.envs(self.variables());
         command.arg("--workers").arg(workers.to_string());
         let mut set = |setting: String| {
             command.arg("--set").arg(setting);
@@ -184,14 +255,13 @@ impl Lab {
     }
 
     pub(crate) fn report(&self, run: &str) -> Value {
-        let report = std::fs::read(self.path(run).join("report.json"));
-        serde_json::from_slice(&report.expect("a finished run has a report")).expect("JSON")
+        self.json(run, "report.json")
     }
 
     /// The steps in the metrics, line by line.
     pub(crate) fn steps(&self, run: &str) -> Vec<u64> {
-        let metrics = std::fs::read_to_string(self.path(run).join("metrics.jsonl"));
-        let metrics = metrics.unwrap_or_default();
+        let metrics = self.read(run, "metrics.jsonl").unwrap_or_default();
+        let metrics = String::from_utf8(metrics).expect("text");
         // A line that is being written has no end yet.
         let whole = metrics.rfind('\n').map_or("", |end| &metrics[..end]);
         let step = |line| serde_json::from_str::<Value>(line).expect("JSON")["step"].as_u64();
@@ -230,23 +300,43 @@ impl Lab {
     /// Journal, metrics and checkpoints prove that every step counts once, and who computed it.
     #[track_caller]
     pub(crate) fn has_a_ledger_that_holds(&self, run: &str) {
-        let run = self.path(run).display().to_string();
-        let verified = mks2(&["ledger", "verify", &run]).output();
+        let mut verify = mks2(&["ledger", "verify", &self.location(run)]);
+        let verified = verify.envs(self.variables()).output();
         Ended::from(verified.expect("mks2 runs")).done();
     }
 
     /// The records of a run's journal, without its snapshots.
     pub(crate) fn records(&self, run: &str) -> Vec<Value> {
-        let folder = std::fs::read_dir(self.path(run).join("journal")).expect("a journal");
-        let mut paths: Vec<_> = folder.map(|entry| entry.expect("read").path()).collect();
-        paths.sort();
-        let read = |path: &PathBuf| -> Value {
-            serde_json::from_slice(&std::fs::read(path).expect("read")).expect("JSON")
-        };
-        let records = paths.iter().map(read);
+        let names = self.files(run, "journal");
+        let records = names.iter().map(|name| self.json(run, name));
         records
             .filter(|record| record["entry"].is_object())
             .collect()
+    }
+
+    /// The server's key is in none of the logs of a run and in none of its files.
+    #[track_caller]
+    pub(crate) fn shows_no_secret(&self, run: &str) {
+        let plain = run.replace([':', '/'], "-");
+        let secret = self.server().secret();
+        let mut searched = 0;
+        for entry in std::fs::read_dir(&self.folder).expect("the lab") {
+            let path = entry.expect("read").path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(&plain) && path.is_file() {
+                let log = std::fs::read_to_string(&path).expect("text");
+                assert!(!log.contains(secret), "{} shows the key", path.display());
+                searched += 1;
+            }
+        }
+        assert!(searched > 0, "no log of {run}");
+        let files = self.files(run, "journal");
+        let names = ["run.json", "config.resolved.toml"].map(str::to_owned);
+        for name in files.iter().chain(&names) {
+            let file = self.read(run, name).unwrap_or_default();
+            let file = String::from_utf8_lossy(&file);
+            assert!(!file.contains(secret), "{name} shows the key");
+        }
     }
 
     /// The entries of one kind in a run's journal.
@@ -258,16 +348,9 @@ impl Lab {
 
     /// Manifests of the checkpoints, by ascending steps.
     pub(crate) fn manifests(&self, run: &str) -> Vec<Value> {
-        let folder = std::fs::read_dir(self.path(run).join("checkpoints")).expect("checkpoints");
-        let paths: BTreeSet<PathBuf> = folder
-            .map(|entry| entry.expect("read").path().join("manifest.json"))
-            .filter(|path| path.exists())
-            .collect();
-        let read = |path: &PathBuf| std::fs::read(path).expect("read");
-        paths
-            .iter()
-            .map(|path| serde_json::from_slice(&read(path)).expect("JSON"))
-            .collect()
+        let mut names = self.files(run, "checkpoints");
+        names.retain(|name| name.ends_with("/manifest.json"));
+        names.iter().map(|name| self.json(run, name)).collect()
     }
 
     /// Waits until a run has a step, or its launcher has ended: then false.
@@ -317,6 +400,12 @@ pub(crate) fn awaited(mut child: Child) -> Ended {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ended::from(child.wait_with_output().expect("read"))
+}
+
+/// An address of the loopback that was free a moment ago.
+pub(crate) fn free() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("bound").to_string()
 }
 
 /// Sends a signal; whoever has ended already does not mind.

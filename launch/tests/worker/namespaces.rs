@@ -5,9 +5,9 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
+use crate::cluster::announced;
 use crate::lab::{Lab, program};
 use crate::network::{Network, contract, work};
-use crate::succession::announced;
 
 /// Beginning of the namespaces' names; the process that made them follows.
 const PREFIX: &str = "mks2-test-";
@@ -107,7 +107,8 @@ impl Lan {
         let office = format!("{}:7000", address(0));
         let inside = lab.coordinate(run, workers, &office);
         let mut command = at(0, inside.get_program());
-        command.args(inside.get_args()).stdout(Stdio::piped());
+        command.args(inside.get_args());
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
         let (coordinator, run_id) = announced(command);
         let office: SocketAddr = office.parse().expect("an address");
         let worker = |rank: u32| {

@@ -9,9 +9,9 @@ use std::time::Duration;
 use mks2_proto::env::{self, WorkerEnv};
 use tokio::runtime::Runtime;
 
+use crate::cluster::coordinator;
 use crate::lab::{Lab, TOTAL, awaited, program};
 use crate::proxy::{Proxy, Weather};
-use crate::succession::coordinator;
 
 pub(crate) const TOKEN: &str = "the-token-of-the-tests";
 

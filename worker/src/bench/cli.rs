@@ -11,6 +11,7 @@ use mks2_proto::failure::Failure;
 use mks2_proto::job::StageKind;
 use serde_json::Value;
 
+use super::save::{self, Save};
 use super::stage::{self, Measured};
 use super::{CollectiveBench, adamw, adamw_bits, collectives};
 use crate::collectives::tcp::free_address;
@@ -38,8 +39,10 @@ enum Subject {
     Step(Step),
     /// What a step of the memory stage spends beside its compute, and the loader alone.
     Overhead(Job),
-    /// How long a checkpoint stops the step loop.
-    Checkpoint(Job),
+    /// How long a checkpoint stops the step loop, and a step with and without one.
+    Checkpoint(Step),
+    /// The same with a large state, and the memory that it takes.
+    Save(Save),
     /// What it costs to digest a worker's copy of the state, for a comparison with the others'.
     Audit(Step),
 }
@@ -102,6 +105,12 @@ struct Step {
     stage: Kind,
 }
 
+impl Step {
+    fn kind(&self) -> StageKind {
+        self.stage.kind()
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Kind {
     Bootstrap,
@@ -131,16 +140,13 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
             adamw(settings.millions, settings.repetitions)?
         }
         Subject::AdamwBits(settings) => adamw_bits(settings.len, settings.steps)?,
-        Subject::Step(Step { job, stage }) => {
-            stage::measure(&job.job, stage.kind(), Measured::Step)?
-        }
-        Subject::Audit(Step { job, stage }) => {
-            stage::measure(&job.job, stage.kind(), Measured::Audit)?
-        }
+        Subject::Step(step) => stage::measure(&step.job.job, step.kind(), Measured::Step)?,
+        Subject::Audit(step) => stage::measure(&step.job.job, step.kind(), Measured::Audit)?,
         Subject::Overhead(job) => stage::measure(&job.job, StageKind::Memory, Measured::Overhead)?,
-        Subject::Checkpoint(job) => {
-            stage::measure(&job.job, StageKind::Memory, Measured::Checkpoint)?
+        Subject::Checkpoint(step) => {
+            stage::measure(&step.job.job, step.kind(), Measured::Checkpoint)?
         }
+        Subject::Save(settings) => save::measure(settings)?,
     };
     write_line(out, &found)
 }

@@ -2,8 +2,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mks2_proto::failure::Failure;
@@ -15,10 +16,10 @@ use tokio::runtime::Runtime;
 use crate::checkpoint::{CheckpointStore, Facts, Pool};
 use crate::control::Control;
 use crate::device;
-use crate::flat::FlatLayout;
+use crate::flat::{FlatLayout, FlatState};
 use crate::objective::Objective;
 use crate::rehearsal::{Act, Rehearsal, Scene};
-use crate::saver::{Content, copied, table_of};
+use crate::saver::{Content, Original, table_of};
 use crate::team::Team;
 use crate::train::Trainer;
 
@@ -26,6 +27,8 @@ use crate::train::Trainer;
 const WARM_UP: u64 = 4;
 /// Measured steps.
 const STEPS: u64 = 12;
+/// The same where every other one has a checkpoint.
+const STEPS_WITH_CHECKPOINTS: u64 = 40;
 
 /// What is asked about a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub(super) enum Measured {
     Step,
     /// Seconds of a step beside its compute, and of loading its samples.
     Overhead,
-    /// Seconds for which a checkpoint stops the step loop.
+    /// Seconds for which a checkpoint stops the step loop, and of a step with and without one.
     Checkpoint,
     /// Seconds of a digest of the state, and its share of each step.
     Audit,
@@ -49,7 +52,11 @@ pub(super) fn measure(path: &Path, kind: StageKind, measured: Measured) -> Resul
     let job = rehearsal.job();
     let device = device::choose(&job.device, 0)?;
     device::prepare(job.threads);
-    let mut scene = rehearsal.scene(kind, WARM_UP + STEPS, device)?;
+    let steps = match measured {
+        Measured::Checkpoint => STEPS_WITH_CHECKPOINTS,
+        _ => STEPS,
+    };
+    let mut scene = rehearsal.scene(kind, WARM_UP + steps, device)?;
     if let Some(memory) = &mut scene.stage.memory {
         // The peers look at every picture in every step.
         memory.keep_features = false;
@@ -112,14 +119,18 @@ impl Act for Measurement<'_> {
         let mut laps = Laps::default();
         let mut digests = Vec::new();
         while !trainer.is_done() {
+            let has_checkpoint = saving.as_ref().is_some_and(Saving::is_pending);
             laps.step(&mut trainer, &mut team)?;
+            if has_checkpoint {
+                laps.set_apart();
+            }
             if self.measured == Measured::Audit {
                 let began = Instant::now();
                 trainer.digest()?;
                 digests.push(began.elapsed().as_secs_f64());
             }
             if let Some(saving) = &mut saving {
-                saving.save(&trainer, self.runtime)?;
+                saving.go_on(&trainer, self.runtime)?;
             }
         }
         let mut found = laps.found(self.stage, self.measured);
@@ -132,42 +143,72 @@ impl Act for Measurement<'_> {
             found["per_step_seconds"] = (seconds / self.every_steps.max(1) as f64).into();
         }
         if let Some(saving) = saving {
-            found["stop_seconds"] = median(saving.stops).into();
+            found["stop_seconds"] = saving.end()?.into();
         }
         Ok(found)
     }
 }
 
-/// Copies of the state, as a run makes them; they are stored in memory, behind the measurement.
+/// Checkpoints as a run makes them, on the disk, behind every other step.
 struct Saving {
+    folder: PathBuf,
     store: CheckpointStore,
     pool: Pool,
     layout: Arc<FlatLayout>,
+    pending: Option<Pending>,
     stops: Vec<f64>,
+}
+
+/// One that is copied and uploaded behind the next step.
+struct Pending {
+    thread: JoinHandle<Result<(), Failure>>,
+    /// What it has cost the loop so far.
+    begun: Duration,
+    /// How long the update had waited before for copies.
+    waited: Duration,
 }
 
 impl Saving {
     fn new(layout: &Arc<FlatLayout>) -> Result<Self, Failure> {
         let pool = Pool::default();
         pool.warm(&*table_of(layout)?);
-        let (store, layout) = (CheckpointStore::open("memory://bench")?, Arc::clone(layout));
+        let folder = std::env::temp_dir().join(format!("mks2-bench-{}", std::process::id()));
+        let store = CheckpointStore::open(&folder.display().to_string())?;
+        let layout = Arc::clone(layout);
         Ok(Self {
+            folder,
             store,
             pool,
             layout,
+            pending: None,
             stops: Vec::new(),
         })
     }
 
-    fn save<O: Objective>(
+    fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// The median of the stops.
+    fn end(self) -> Result<f64, Failure> {
+        std::fs::remove_dir_all(&self.folder)
+            .map_err(|e| Failure::io("the measured checkpoints cannot be removed", e))?;
+        Ok(median(self.stops))
+    }
+
+    /// Between two steps: ends the checkpoint before, or begins one.
+    fn go_on<O: Objective>(
         &mut self,
         trainer: &Trainer<O>,
         runtime: &Runtime,
     ) -> Result<(), Failure> {
         let step = trainer.progress().step;
+        if self.is_pending() || trainer.is_done() {
+            return self.settle(step, trainer.state());
+        }
         let table = table_of(&self.layout)?;
         let began = Instant::now();
-        let content = Content {
+        let original = Original::of(Content {
             state: trainer.state(),
             table,
             reducer: trainer.reducer_state(),
@@ -177,13 +218,33 @@ impl Saving {
                 stage_step: step,
                 ..Facts::default()
             },
-        };
-        let (snapshot, facts) = copied(&self.pool, content)?;
-        if step > WARM_UP {
-            self.stops.push(began.elapsed().as_secs_f64());
-        }
-        runtime.block_on(self.store.upload(snapshot, facts))?;
+        })?;
+        let (store, pool) = (self.store.clone(), self.pool.clone());
+        let runtime = runtime.handle().clone();
+        let thread = std::thread::spawn(move || {
+            let (snapshot, facts) = original.copied(&pool)?;
+            runtime.block_on(store.upload(snapshot, facts))?;
+            Ok(())
+        });
+        self.pending = Some(Pending {
+            thread,
+            begun: began.elapsed(),
+            waited: trainer.state().waited_for_readers(),
+        });
         Ok(())
+    }
+
+    /// What the checkpoint before the latest step has cost.
+    fn settle(&mut self, step: u64, state: &FlatState) -> Result<(), Failure> {
+        let Some(pending) = self.pending.take() else {
+            return Ok(());
+        };
+        let stop = pending.begun + (state.waited_for_readers() - pending.waited);
+        if step > WARM_UP {
+            self.stops.push(stop.as_secs_f64());
+        }
+        let ended = pending.thread.join();
+        ended.unwrap_or_else(|_| Err(Failure::internal("the copy failed", "it panicked")))
     }
 }
 
@@ -192,6 +253,8 @@ impl Saving {
 struct Laps {
     watch: Stopwatch,
     seconds: Vec<f64>,
+    /// Those of steps with a checkpoint behind them.
+    with_checkpoint: Vec<f64>,
     /// All but gradients and the update.
     beside: Vec<f64>,
     phases: BTreeMap<Phase, Vec<f64>>,
@@ -223,6 +286,11 @@ impl Laps {
         Ok(())
     }
 
+    /// The latest step had a checkpoint behind it.
+    fn set_apart(&mut self) {
+        self.with_checkpoint.extend(self.seconds.pop());
+    }
+
     fn found(self, stage: &Stage, measured: Measured) -> Value {
         let step_seconds = median(self.seconds);
         let mut found = json!({
@@ -230,6 +298,9 @@ impl Laps {
             "step_seconds": step_seconds,
             "samples_per_second": f64::from(stage.batch_size) / step_seconds,
         });
+        if measured == Measured::Checkpoint {
+            found["step_with_checkpoint_seconds"] = median(self.with_checkpoint).into();
+        }
         if measured == Measured::Overhead {
             let phases = self.phases.into_iter().map(|(phase, seconds)| {
                 let name = phase

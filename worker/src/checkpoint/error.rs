@@ -78,6 +78,12 @@ pub enum CheckpointError {
         /// The checkpoint's seed.
         found: u64,
     },
+    /// The store does not answer.
+    #[error("the store has not answered for {seconds} s")]
+    Silent {
+        /// How long it was waited for.
+        seconds: f64,
+    },
     /// Buffers and table that do not belong together: a fault of the program.
     #[error("{0}")]
     Internal(String),
@@ -95,7 +101,8 @@ impl CheckpointError {
     /// Whether the checkpoint itself was refused, as against a store in trouble.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        !matches!(self, Self::Store(_) | Self::Internal(_))
+        let is_trouble = matches!(self, Self::Store(_) | Self::Silent { .. });
+        !is_trouble && !matches!(self, Self::Internal(_))
     }
 
     fn cure(&self) -> &'static str {
@@ -121,6 +128,9 @@ impl CheckpointError {
             Self::OtherSeed { .. } => {
                 "set the job's seed to the checkpoint's, or use another run directory"
             }
+            Self::Silent { .. } => {
+                "see that the run directory can be reached from the worker's machine"
+            }
             Self::Store(_) | Self::Internal(_) => "look at the reason, then `--resume auto`",
         }
     }
@@ -130,6 +140,10 @@ impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Self {
         match error {
             CheckpointError::Store(error) => error.into(),
+            CheckpointError::Silent { .. } => {
+                let (why, cure) = (error.to_string(), error.cure());
+                Self::storage("the checkpoint is not stored", why, cure).with_source(error)
+            }
             CheckpointError::Internal(reason) => {
                 Self::internal("the checkpoint cannot be used", reason)
             }

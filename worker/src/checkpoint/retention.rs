@@ -60,6 +60,10 @@ impl CheckpointStore {
     /// # Errors
     /// Trouble with the store. If any remaining manifest can not be read, no object is deleted.
     pub async fn sweep(&self, released: &[String]) -> Result<Swept> {
+        self.within(self.sweep_now(released)).await
+    }
+
+    async fn sweep_now(&self, released: &[String]) -> Result<Swept> {
         let guard = self.live.begin_sweep().await;
         let mut swept = Swept::default();
         for path in released {

@@ -71,9 +71,13 @@ impl CheckpointStore {
     /// # Errors
     /// Trouble with the store. What was committed before stays as it is, so the caller may skip
     /// this checkpoint.
-    pub async fn upload(&self, snapshot: Snapshot, facts: Facts) -> Result<Uploaded> {
+    pub async fn upload(
+        &self,
+        snapshot: impl Into<Arc<Snapshot>>,
+        facts: Facts,
+    ) -> Result<Uploaded> {
         let begin = Instant::now();
-        let snapshot = Arc::new(snapshot);
+        let snapshot = snapshot.into();
         let mut lease = Lease {
             live: self.live.clone(),
             digests: Vec::new(),
@@ -134,10 +138,12 @@ impl CheckpointStore {
         let (part, file) = computed(move || parts::encode(&snapshot, &plan)).await?;
         let lease = self.live.hold(part.digest.clone()).await;
         let object = self.object(&part.digest);
-        if store::size(&*self.store, &object).await? == Some(part.bytes) {
+        let size = async { Ok(store::size(&*self.store, &object).await?) };
+        if self.within(size).await? == Some(part.bytes) {
             return Ok((part, lease, false));
         }
-        store::put(&*self.store, &object, file).await?;
+        let put = async { Ok(store::put(&*self.store, &object, file).await?) };
+        self.within(put).await?;
         Ok((part, lease, true))
     }
 }

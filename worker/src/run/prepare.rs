@@ -138,6 +138,7 @@ impl Run {
         let projection_ev = weights.get(PROJECTION)?.to_device(Device::Cpu);
         let evened = whiten::evened(&projection_ev, &features_ne, power)?;
         let evened_ev = Tensor::from_slice(&evened).view_as(&projection_ev);
+        state.wait_for_readers();
         tch::no_grad(|| {
             state
                 .view(PROJECTION)

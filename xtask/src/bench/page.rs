@@ -12,8 +12,8 @@ pub(super) fn table(lines: &[Line]) -> String {
     let rows = lines.iter().map(|line| {
         vec![
             line.name.to_owned(),
-            seconds(line.ours),
-            format!("{} {}", line.against_name, seconds(line.against)),
+            shown(line, line.ours),
+            format!("{} {}", line.against_name, shown(line, line.against)),
             format!("{:.2}x", line.ratio),
             format!("{:.2}x", line.wanted),
             if line.ratio >= line.wanted {
@@ -33,6 +33,13 @@ pub(super) fn table(lines: &[Line]) -> String {
         "reached",
     ];
     ui::table(&head, &rows.collect::<Vec<_>>())
+}
+
+fn shown(line: &Line, value: f64) -> String {
+    match line.is_bytes {
+        true => format!("{:.0} MiB", value / f64::from(1 << 20)),
+        false => seconds(value),
+    }
 }
 
 fn seconds(value: f64) -> String {

@@ -31,7 +31,8 @@ pub(super) enum Side {
 /// A line of the table. The ratio is the other side's seconds over ours: more is better.
 pub(super) struct Row {
     pub(super) name: &'static str,
-    /// JSON pointer into what our side printed: seconds, or milliseconds when it ends in `_ms`.
+    /// JSON pointer into what our side printed: seconds, milliseconds when it ends in `_ms`, bytes
+    /// when it ends in `_bytes`.
     pub(super) ours: &'static str,
     pub(super) against: Against,
     pub(super) wanted: f64,
@@ -101,20 +102,7 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
         Subject::Audit => {
             (["bootstrap", "memory", "experts"].map(|stage| audit(&job_text, stage))).into()
         }
-        Subject::Checkpoint => vec![Plan {
-            title: "Checkpoint",
-            ours: Side::Worker(words(&["checkpoint", "--job", &job_text])),
-            peer: None,
-            rows: vec![row(
-                "pause of the step loop",
-                "/stop_seconds",
-                Against::Own {
-                    name: "a step",
-                    place: "/step_seconds",
-                },
-                20.0,
-            )],
-        }],
+        Subject::Checkpoint => vec![checkpoint(&job_text), save()?],
     })
 }
 
@@ -217,6 +205,64 @@ fn overhead(job: &str) -> Plan {
     }
 }
 
+fn checkpoint(job: &str) -> Plan {
+    let step = Against::Own {
+        name: "a step",
+        place: "/step_seconds",
+    };
+    Plan {
+        title: "Checkpoint",
+        ours: Side::Worker(words(&["checkpoint", "--job", job, "--stage", "experts"])),
+        peer: None,
+        rows: vec![
+            row("pause of the step loop", "/stop_seconds", step, 100.0),
+            row(
+                "a step with a checkpoint",
+                "/step_with_checkpoint_seconds",
+                step,
+                0.99,
+            ),
+        ],
+    }
+}
+
+fn save() -> Outcome<Plan> {
+    let default = |place| Against::Peer {
+        name: "async_save",
+        place,
+    };
+    let behind = Against::Peer {
+        name: "async_save with asynchronous staging",
+        place: "/behind/blocked_ms",
+    };
+    let folder = |name: &str| {
+        let folder = places::root().join("target/bench").join(name);
+        folder.display().to_string()
+    };
+    let pause = "pause of the step loop";
+    Ok(Plan {
+        title: "Checkpoint of 512 MiB",
+        ours: Side::Worker(words(&["save", "--folder", &folder("ours")])),
+        peer: Some(Side::Python(words(&[
+            "xtask/peers/async_save.py",
+            "--folder",
+            &folder("peer"),
+            "--port",
+            &free_port()?.to_string(),
+        ]))),
+        rows: vec![
+            row(pause, "/blocked_ms", default("/default/blocked_ms"), 20.0),
+            row(pause, "/blocked_ms", behind, 1.0),
+            row(
+                "memory beside the state",
+                "/extra_bytes",
+                default("/default/extra_bytes"),
+                1.0,
+            ),
+        ],
+    })
+}
+
 /// One pair per training stage of the method, since their batches differ.
 fn steps(job: &Path) -> Outcome<Vec<Plan>> {
     let text = super::read(job)?;
@@ -298,15 +344,10 @@ fn step(title: &'static str, kind: &str, table: &Table, job: &Path, row: Row) ->
         "--caption-share",
         &caption_share.to_string(),
     ];
+    let job = job.display().to_string();
     Ok(Plan {
         title,
-        ours: Side::Worker(words(&[
-            "step",
-            "--job",
-            &job.display().to_string(),
-            "--stage",
-            kind,
-        ])),
+        ours: Side::Worker(words(&["step", "--job", &job, "--stage", kind])),
         peer: Some(Side::Python(words(&peer))),
         rows: vec![row],
     })
