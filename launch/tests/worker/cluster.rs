@@ -58,7 +58,7 @@ impl Coordinator {
 
     /// It ends by itself, because the store has refused its record.
     #[track_caller]
-    pub(crate) fn is_fenced(mut self) {
+    pub(crate) fn ends_fenced(mut self) {
         let began = Instant::now();
         let status = loop {
             if let Some(status) = self.process.try_wait().expect("waited") {

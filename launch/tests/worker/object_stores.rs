@@ -89,14 +89,14 @@ fn coordinators_come_and_go(kind: Kind) {
     cluster.succeed(0);
     cluster.reaches(2 * TOTAL / 7);
     // Another one beside a living one.
-    cluster.succeed(1).is_fenced();
+    cluster.succeed(1).ends_fenced();
     cluster.reaches(3 * TOTAL / 7);
     // Another one beside one that stands still, which wakes up when the run has gone on.
     signal(cluster.coordinator.id(), "STOP");
     let old = cluster.succeed(0);
     cluster.reaches(5 * TOTAL / 7);
     signal(old.id(), "CONT");
-    old.is_fenced();
+    old.ends_fenced();
     cluster.ends_like_the_quiet_run();
     assert_eq!(lab.journal(&run, "term-taken").len(), 4);
     let generations = lab.journal(&run, "generation-formed");

@@ -31,7 +31,7 @@ fn a_coordinator_that_is_killed_has_a_successor() {
 }
 
 #[test]
-fn a_coordinator_that_wakes_up_again_is_fenced() {
+fn a_coordinator_that_wakes_up_again_ends_fenced() {
     let lab = Lab::enter();
     lab.quiet();
     let mut cluster = Cluster::start(&lab, "fenced", 2);
@@ -42,7 +42,7 @@ fn a_coordinator_that_wakes_up_again_is_fenced() {
     let old = cluster.succeed(1);
     cluster.reaches(TOTAL / 2);
     signal(old.id(), "CONT");
-    old.is_fenced();
+    old.ends_fenced();
     cluster.ends_like_the_quiet_run();
 }
 
@@ -54,6 +54,6 @@ fn a_second_coordinator_takes_over_from_a_living_one() {
     cluster.reaches(TOTAL / 4);
     std::fs::remove_file(lab.path("taken-over").join("lock")).expect("a lock");
     // Its next record is refused, and its workers find the other one.
-    cluster.succeed(1).is_fenced();
+    cluster.succeed(1).ends_fenced();
     cluster.ends_like_the_quiet_run();
 }
