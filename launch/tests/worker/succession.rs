@@ -31,7 +31,7 @@ fn a_coordinator_that_is_killed_has_a_successor() {
 }
 
 #[test]
-fn a_coordinator_that_wakes_up_again_ends_fenced() {
+fn a_coordinator_that_wakes_up_again_is_fenced() {
     let lab = Lab::enter();
     lab.quiet();
     let mut cluster = Cluster::start(&lab, "fenced", 2);
