@@ -181,6 +181,14 @@ impl Checks {
         (self.number, self.last) = (record.number, record.digest);
     }
 
+    /// No process that had a seat in the latest generation has one now: all were lost at once, and the
+    /// run began again.
+    fn all_are_gone(&self, seats: &Seats) -> bool {
+        let has_seat = |process: u64| seats.iter().any(|seat| seat.0 == process);
+        let before = self.seats.values().next_back();
+        before.is_some_and(|before| before.iter().all(|seat| !has_seat(seat.0)))
+    }
+
     fn judge(&mut self, entry: &Entry, cloud: &Cloud) {
         match entry {
             Entry::GenerationFormed {
@@ -198,7 +206,7 @@ impl Checks {
                     self.violated("a generation deals every lane once", words);
                 }
                 self.damage.formed(&seats);
-                if self.is_gentle && !lost.is_empty() {
+                if self.is_gentle && (!lost.is_empty() || self.all_are_gone(&seats)) {
                     let words = format!("{lost:?}, in generation {generation}");
                     self.violated(
                         "a coordinator that is cut off for a moment loses nobody",
