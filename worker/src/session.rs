@@ -213,10 +213,10 @@ impl Session {
 
     /// The same of a connection that broke. Does not wait: the trainer says it again when it needs
     /// the connection.
-    pub fn link_broke(&self, generation: u64, member: &str) {
+    pub fn link_broke(&self, generation: u64, member: &str, why: &str) {
         let lost = v1::PeerLost {
             member_id: member.to_owned(),
-            why: format!("its connection to {member} was reset"),
+            why: format!("{member}: {why}"),
         };
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reports) = reports.as_ref() {
