@@ -94,9 +94,9 @@ fn a_collective_that_hangs_is_named_and_given_up() {
 fn a_store_that_hangs_is_named() {
     let lab = Lab::enter();
     let run = "hung-store";
-    let mut launcher = hanging(lab.train(run, 3, &[]), "stall@checkpointing@13@worker-0");
-    let words = ["worker-0 (rank 0 on ", "writing a checkpoint after step 12"];
-    is_named(&lab, run, &mut launcher, 12, "worker-0", &words);
+    let mut launcher = hanging(lab.train(run, 3, &[]), "stall@checkpointing@12@worker-0");
+    let words = ["worker-0 (rank 0 on ", "writing a checkpoint after step 11"];
+    is_named(&lab, run, &mut launcher, 11, "worker-0", &words);
     std::thread::sleep(Duration::from_millis(8500));
     let told = status(&lab, run).to_string();
     assert!(told.contains("writing a checkpoint"), "{told}");
