@@ -287,7 +287,9 @@ impl Driver {
     /// One that decides nothing would never learn that it was replaced, and its members would wait
     /// with it.
     async fn look_around(&mut self) {
-        let is_idle = !self.busy && !self.broken && self.outbox.is_empty();
+        // A status is new with every tick, and no reason not to look.
+        let to_do = |effect: &Effect| matches!(effect, Effect::Do(_));
+        let is_idle = !self.busy && !self.broken && !self.outbox.iter().any(to_do);
         let is_idle = is_idle && !planted!(NeverLooked);
         if is_idle && !self.machine.is_over() && clock::since(self.wrote) >= LOOK_EVERY {
             self.order(Task::Look).await;

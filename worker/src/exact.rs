@@ -38,6 +38,7 @@ mod cpu;
 mod device;
 mod error;
 mod exponents;
+mod fast;
 pub(crate) mod kernels;
 mod saved;
 
@@ -475,26 +476,6 @@ impl Reducer {
             }
         };
         self.exponents.iter().map(scale).collect()
-    }
-
-    fn finish_fast(
-        &mut self,
-        collective: &mut dyn Collective,
-        state: &mut FlatState,
-    ) -> Result<Verdict, ReduceError> {
-        self.clear_unfilled()?;
-        state.grads.f_copy_(&self.sums)?;
-        collective.all_reduce_tensor(&mut state.grads)?;
-        // Every rank holds the same bits now, so no second vote is needed.
-        for span in self.layout.spans() {
-            let sum = part(&state.grads, span)?;
-            if span.len > 0 && !f64::try_from(sum.f_abs()?.f_max()?)?.is_finite() {
-                return Ok(Verdict::NonFinite {
-                    tensor: span.name.clone(),
-                });
-            }
-        }
-        Ok(Verdict::Applied)
     }
 }
 

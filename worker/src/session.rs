@@ -15,6 +15,7 @@
 //!    died with the coordinator.
 //! 4. Each report carries the generation in which it was written.
 
+mod failures;
 mod farewell;
 mod link;
 mod mail;
@@ -43,6 +44,7 @@ use tracing::debug;
 use crate::audit::Difference;
 use crate::collectives::AbortFlag;
 use crate::replica::Flip;
+use failures::{closed, congested, thread_died};
 use link::Link;
 use mishap::Mishaps;
 use shared::Shared;
@@ -240,10 +242,10 @@ impl Session {
 
     /// The same of a connection that broke. Does not wait: the trainer says it again when it needs
     /// the connection.
-    pub fn link_broke(&self, generation: u64, member: &str) {
+    pub fn link_broke(&self, generation: u64, member: &str, why: &str) {
         let lost = v1::PeerLost {
             member_id: member.to_owned(),
-            why: format!("its connection to {member} was reset"),
+            why: format!("{member}: {why}"),
         };
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reports) = reports.as_ref() {
@@ -490,20 +492,4 @@ impl Session {
             }
         }
     }
-}
-
-fn thread_died() -> Failure {
-    Failure::internal("the worker cannot join the run", "its session thread ended")
-}
-
-fn closed() -> Failure {
-    Failure::internal("a report cannot be sent", "the session is closed")
-}
-
-fn congested() -> Failure {
-    Failure::run_failed(
-        "the coordinator does not take reports",
-        format!("none was taken for {} s", REPORT_PATIENCE.as_secs()),
-        "see the coordinator's log; the same command resumes from the latest checkpoint",
-    )
 }

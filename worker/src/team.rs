@@ -30,7 +30,7 @@ use tch::Device;
 use tracing::info;
 
 use crate::collectives::nccl::NcclMesh;
-use crate::collectives::tcp::{DataListener, Mesh, Roster};
+use crate::collectives::tcp::{Broken, DataListener, Mesh, Roster};
 use crate::collectives::{AbortFlag, Collective, CollectiveError, Limits};
 use crate::exact::ReduceError;
 use crate::flat::FlatLayout;
@@ -444,12 +444,12 @@ fn hindmost(all: &[Standing], furthest: Point) -> Point {
 
 impl Link {
     /// Tells the coordinator of a link that broke while nobody here uses it.
-    fn complaint(&self, assignment: &Assignment) -> Arc<dyn Fn(usize) + Send + Sync> {
+    fn complaint(&self, assignment: &Assignment) -> Arc<Broken> {
         let (session, generation) = (Arc::clone(&self.session), assignment.generation);
         let members = assignment.members.clone();
-        Arc::new(move |rank| {
+        Arc::new(move |rank, why| {
             if let Some(member) = members.get(rank) {
-                session.link_broke(generation, member);
+                session.link_broke(generation, member, why);
             }
         })
     }

@@ -90,8 +90,6 @@ planted_faults! {
     NothingHandedOver,
     /// Members do not look at what a comparison of their copies says.
     DifferencesIgnored,
-    /// A newcomer gets a copy that was not compared.
-    DamageHandedOver,
     /// A checkpoint is saved before the copies are compared.
     SavedUncompared,
     /// A worker votes before it holds the gradient.

@@ -354,7 +354,7 @@ impl Team {
             return Ok((all, None));
         }
         let source = source(&all);
-        if let Some(rank) = source.filter(|_| !planted!(DamageHandedOver)) {
+        if let Some(rank) = source {
             self.compare_before(&all, &all[rank], standing, state)
                 .await?;
         }

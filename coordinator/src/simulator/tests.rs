@@ -21,7 +21,7 @@ const SEEDS: u64 = 3_000;
 const RARE: u64 = 1_800;
 
 /// In which weather each fault that can be planted is found soon; none: in any.
-const DREADED: [(Planted, &[Kind]); 38] = [
+const DREADED: [(Planted, &[Kind]); 37] = [
     (Planted::NoFence, &[Kind::Replace, Kind::PauseWorker]),
     (
         Planted::LostJournalIgnored,
@@ -71,10 +71,6 @@ const DREADED: [(Planted, &[Kind]); 38] = [
     ),
     (Planted::NotTakenBack, &[Kind::LoseBit]),
     (Planted::DifferencesIgnored, &[Kind::LoseBit]),
-    (
-        Planted::DamageHandedOver,
-        &[Kind::LoseBit, Kind::KillWorker],
-    ),
     (Planted::SavedUncompared, &[Kind::LoseBit]),
     (Planted::VoteBeforeHeld, &[Kind::Appointment]),
     (Planted::StepsDoneAgain, &[Kind::Appointment]),

@@ -30,8 +30,8 @@ pub(crate) struct Member {
     pub(crate) committed: u64,
     pub(crate) phase: Phase,
     pub(crate) collective: u64,
-    /// The rank whose share of it has not come.
-    pub(crate) waits_for: Option<u32>,
+    /// The rank whose share of it has not come, and when it said so first.
+    pub(crate) waits_for: Option<(u32, Duration)>,
     /// When it was last seen to do something else than before.
     pub(crate) moved: Duration,
     /// How it ended: with the job done (true) or stopped on request.
@@ -117,7 +117,10 @@ impl Member {
         let before = (self.phase, self.progress());
         self.phase = beat.phase();
         self.collective = beat.collective;
-        self.waits_for = beat.waits_for;
+        let known = self
+            .waits_for
+            .filter(|(rank, _)| Some(*rank) == beat.waits_for);
+        self.waits_for = known.or(beat.waits_for.map(|rank| (rank, now)));
         self.is_blank &= matches!(self.phase, Phase::Starting | Phase::Regrouping);
         if (self.phase, self.progress()) != before {
             self.moved = heard;

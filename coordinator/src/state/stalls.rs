@@ -12,6 +12,8 @@ use super::{Action, Machine, member::Member};
 
 /// How long others wait before it is worth a word.
 const WORTH_A_WORD: Duration = Duration::from_millis(1500);
+/// How long a member has waited for another one when it says so.
+const TOLD_AFTER: Duration = Duration::from_millis(300);
 /// The same, as a multiple of a usual step: some have more lanes than others.
 const USUAL_STEPS: f64 = 3.0;
 
@@ -60,13 +62,15 @@ impl Machine {
             .iter()
             .filter(|(_, m)| !waits(m.phase) || m.progress() < furthest)
             .filter(|(_, m)| still(m) > patience);
-        let behind = behind.max_by_key(|(_, member)| still(member));
-        let (id, member) = behind.or_else(|| {
-            let missed = active.member_of(most_missed(&at_work)?)?;
-            let found = at_work.iter().find(|(id, _)| *id == missed);
-            found.filter(|(_, member)| still(member) > patience)
-        })?;
-        Some(((*id).clone(), still(member)))
+        if let Some((id, member)) = behind.max_by_key(|(_, member)| still(member)) {
+            return Some(((*id).clone(), still(member)));
+        }
+        // It may have waited itself until a moment ago.
+        let (rank, since) = most_missed(&at_work)?;
+        let missed = active.member_of(rank)?;
+        let (id, member) = at_work.iter().find(|(id, _)| *id == missed)?;
+        let time = still(member).min(now.saturating_sub(since) + TOLD_AFTER);
+        (time > patience).then(|| ((*id).clone(), time))
     }
 
     fn patience(&self) -> Duration {
@@ -90,14 +94,14 @@ impl Machine {
     }
 }
 
-/// The rank that most of the others miss in a collective that all have reached.
-fn most_missed(at_work: &[(&MemberId, &Member)]) -> Option<u32> {
-    let mut votes: BTreeMap<u32, usize> = BTreeMap::new();
-    for rank in at_work.iter().filter_map(|(_, member)| member.waits_for) {
-        *votes.entry(rank).or_default() += 1;
+/// The rank that most of the others miss in a collective that all have reached, and since when.
+fn most_missed(at_work: &[(&MemberId, &Member)]) -> Option<(u32, Duration)> {
+    let mut votes: BTreeMap<u32, Vec<Duration>> = BTreeMap::new();
+    for (rank, since) in at_work.iter().filter_map(|(_, member)| member.waits_for) {
+        votes.entry(rank).or_default().push(since);
     }
-    let most = votes.into_iter().max_by_key(|(_, count)| *count);
-    most.map(|(rank, _)| rank)
+    let most = votes.into_iter().max_by_key(|(_, times)| times.len());
+    most.and_then(|(rank, times)| Some((rank, times.into_iter().min()?)))
 }
 
 /// In these phases a member needs all others.

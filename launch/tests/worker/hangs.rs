@@ -3,43 +3,60 @@
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::lab::{Ended, Lab, TOTAL, awaited, mks2, signal, workers_of};
 
-/// How long it may take until a hang is named: two seconds, and what a worker does in a step before
-/// it has to wait for the others.
-const NAMED_WITHIN: Duration = Duration::from_secs(3);
+/// How long it may take until a hang is named, or three usual steps.
+const NAMED_WITHIN: f64 = 2.0;
+/// What `mks2 status` itself takes, twice: to see the hang begin, and to see it named.
+const LOOKS: f64 = 0.6;
 
 /// Starts a run in which a worker hangs by appointment.
 fn hanging(mut command: Command, mishap: &str) -> Child {
-    command.args(["--stall-limit", "4"]);
+    command.args(["--stall-limit", "8"]);
     command.env("MKS2_TEST_MISHAP", mishap);
     command.spawn().expect("mks2 starts")
 }
 
 /// What `mks2 status` says.
-fn status(lab: &Lab, run: &str) -> String {
+fn status(lab: &Lab, run: &str) -> Value {
     let path = lab.path(run).display().to_string();
-    let told = Ended::from(mks2(&["status", &path]).output().expect("mks2 runs"));
-    told.out
+    let told = Ended::from(
+        mks2(&["status", &path, "--json"])
+            .output()
+            .expect("mks2 runs"),
+    );
+    serde_json::from_str(&told.out).unwrap_or_default()
 }
 
-/// Waits until a run has `step`; from then on the status names the worker, in time.
+/// What a member does, as far as the status tells.
+fn doing(status: &Value, member: &str) -> Option<String> {
+    let members = status["members"].as_array()?;
+    let its = members.iter().find(|one| one["member"] == member)?;
+    let what = ["step", "phase", "collective"].map(|key| its[key].to_string());
+    Some(what.join(" "))
+}
+
+/// Waits until a run has `step`. Then a worker of it stops to move, and the status names it in time.
 #[track_caller]
-fn is_named(lab: &Lab, run: &str, launcher: &mut Child, step: usize, words: &[&str]) {
+fn is_named(lab: &Lab, run: &str, launcher: &mut Child, step: usize, member: &str, words: &[&str]) {
     assert!(lab.reaches(run, step, launcher), "it ended by itself");
-    let began = Instant::now();
+    let usual = lab.step_seconds(run);
+    let limit = NAMED_WITHIN.max(3.0 * usual) + LOOKS;
+    let (mut moved, mut last) = (Instant::now(), None);
     loop {
         let told = status(lab, run);
-        if words.iter().all(|word| told.contains(word)) {
-            println!(
-                "named {:.2} s after step {step}",
-                began.elapsed().as_secs_f64()
-            );
+        let still = moved.elapsed().as_secs_f64();
+        let text = told.to_string();
+        if words.iter().all(|word| text.contains(word)) {
             return;
         }
-        let late = began.elapsed() > NAMED_WITHIN;
-        assert!(!late, "{words:?} are not in:\n{told}");
-        std::thread::sleep(Duration::from_millis(50));
+        let now = doing(&told, member);
+        if now != last {
+            (moved, last) = (Instant::now(), now);
+        }
+        assert!(still < limit, "{words:?} are not in:\n{told:#}");
     }
 }
 
@@ -48,7 +65,7 @@ fn goes_on(launcher: Child, member: &str) -> Ended {
     let ended = awaited(launcher);
     ended.done();
     let given_up = format!("{member} was lost");
-    for words in [given_up.as_str(), "waited 4 s for it"] {
+    for words in [given_up.as_str(), "waited 8 s for it"] {
         assert!(ended.err.contains(words), "{words}: {}", ended.err);
     }
     ended
@@ -65,7 +82,7 @@ fn a_loader_that_hangs_is_named_and_given_up() {
         "worker-1 (rank 1 on ",
         "loading samples after step 11 of generation 1",
     ];
-    is_named(&lab, "hung-loader", &mut launcher, 11, &words);
+    is_named(&lab, "hung-loader", &mut launcher, 11, "worker-1", &words);
     goes_on(launcher, "worker-1");
     lab.equals_quiet("hung-loader");
 }
@@ -80,7 +97,7 @@ fn a_collective_that_hangs_is_named_and_given_up() {
         "reducing gradients in collective ",
         "after step 11",
     ];
-    is_named(&lab, run, &mut launcher, 11, &words);
+    is_named(&lab, run, &mut launcher, 11, "worker-2", &words);
     goes_on(launcher, "worker-2");
     lab.equals_quiet(run);
 }
@@ -90,11 +107,11 @@ fn a_collective_that_hangs_is_named_and_given_up() {
 fn a_store_that_hangs_is_named() {
     let lab = Lab::enter();
     let run = "hung-store";
-    let mut launcher = hanging(lab.train(run, 3, &[]), "stall@checkpointing@13@worker-0");
-    let words = ["worker-0 (rank 0 on ", "writing a checkpoint after step 12"];
-    is_named(&lab, run, &mut launcher, 12, &words);
-    std::thread::sleep(Duration::from_millis(4500));
-    let told = status(&lab, run);
+    let mut launcher = hanging(lab.train(run, 3, &[]), "stall@checkpointing@12@worker-0");
+    let words = ["worker-0 (rank 0 on ", "writing a checkpoint after step 11"];
+    is_named(&lab, run, &mut launcher, 11, "worker-0", &words);
+    std::thread::sleep(Duration::from_millis(8500));
+    let told = status(&lab, run).to_string();
     assert!(told.contains("writing a checkpoint"), "{told}");
     signal(workers_of(launcher.id())[0], "KILL");
     awaited(launcher).done();
@@ -111,7 +128,7 @@ fn a_process_that_stands_still_is_named_as_lost() {
         "nothing was heard of it for 0.",
         "after step 11",
     ];
-    is_named(&lab, run, &mut launcher, 11, &words);
+    is_named(&lab, run, &mut launcher, 11, "worker-1", &words);
     awaited(launcher).done();
     lab.equals_quiet(run);
 }
@@ -145,7 +162,7 @@ fn a_hang_in_an_evaluation_is_named_and_given_up() {
         let mishap = format!("stall@{phase}@{step}@{member}");
         let mut launcher = hanging(lab.train_and_evaluate(run, 3), &mishap);
         let named = format!("the others wait for {member} (rank ");
-        is_named(&lab, run, &mut launcher, TOTAL, &[&named, doing]);
+        is_named(&lab, run, &mut launcher, TOTAL, member, &[&named, doing]);
         let ended = goes_on(launcher, member);
         let report = lab.report(run);
         assert_eq!(

@@ -271,6 +271,16 @@ impl Lab {
             .collect()
     }
 
+    /// How long the last step took.
+    pub(crate) fn step_seconds(&self, run: &str) -> f64 {
+        let metrics = std::fs::read_to_string(self.path(run).join("metrics.jsonl"));
+        let metrics = metrics.unwrap_or_default();
+        let whole = metrics.rfind('\n').map_or("", |end| &metrics[..end]);
+        let last = whole.lines().last().unwrap_or("{}");
+        let last: Value = serde_json::from_str(last).expect("JSON");
+        last["step_seconds"].as_f64().unwrap_or_default()
+    }
+
     /// A finished run has every step once, and the weights of the quiet one in every stage.
     #[track_caller]
     pub(crate) fn equals_quiet(&self, run: &str) {

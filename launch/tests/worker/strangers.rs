@@ -145,7 +145,6 @@ fn strangers_at_every_port_change_no_bit_and_leave_nothing_behind() {
         assert!(reached, "it ended by itself");
     });
     // Whoever said nothing is shown out by now.
-    let began = Instant::now();
     std::thread::sleep(Duration::from_millis(2_500));
     let after = survivors.map(usage);
     let ended = awaited(launcher);
@@ -154,24 +153,24 @@ fn strangers_at_every_port_change_no_bit_and_leave_nothing_behind() {
     lab.has_a_ledger_that_holds(run);
     assert!(ended.err.contains("worker-2 was lost"), "{}", ended.err);
     let shots = shots.load(Ordering::Relaxed);
-    println!(
-        "{shots} shots; {before:?}, {after:?} {:?} later",
-        began.elapsed()
-    );
     assert!(shots > 1_000, "{shots} shots");
     for (before, after) in before.into_iter().zip(after) {
-        assert!(
-            after.descriptors > 0,
-            "it had ended before it was looked at"
-        );
-        assert!(
-            after.descriptors <= before.descriptors + 8,
-            "{before:?}, {after:?}"
-        );
-        assert!(after.threads <= before.threads + 2, "{before:?}, {after:?}");
-        assert!(
-            after.resident_mib <= before.resident_mib + 48,
-            "{before:?}, {after:?}"
-        );
+        nothing_is_left_behind(before, after);
     }
+}
+
+fn nothing_is_left_behind(before: Usage, after: Usage) {
+    assert!(
+        after.descriptors > 0,
+        "it had ended before it was looked at"
+    );
+    assert!(
+        after.descriptors <= before.descriptors + 8,
+        "{before:?}, {after:?}"
+    );
+    assert!(after.threads <= before.threads + 2, "{before:?}, {after:?}");
+    assert!(
+        after.resident_mib <= before.resident_mib + 48,
+        "{before:?}, {after:?}"
+    );
 }

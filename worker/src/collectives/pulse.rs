@@ -9,8 +9,8 @@
 //! The kernel's own means do not tell: keepalives have a second as their unit, and a limit on bytes
 //! that are not taken (`TCP_USER_TIMEOUT`) ends a link, too, whose peer computes and does not read.
 //!
-//! With each beat it is looked whether the link to the peer was reset, so that this is known at once,
-//! and not when the trainer needs the link next.
+//! With each beat it is looked whether the peer is silent or the link to it was reset, so that this is
+//! known at once, and not when the trainer needs the link next.
 //!
 //! Beats without an echo are counted, not time: a process that stood still itself has sent none.
 
@@ -38,24 +38,26 @@ const RETRY: Duration = Duration::from_millis(50);
 
 /// What is known of one peer's machine.
 #[derive(Clone)]
-pub(super) struct Pulse {
-    felt: Arc<Felt>,
-    limit: u32,
-}
+pub(super) struct Pulse(Arc<Felt>);
 
 #[derive(Default)]
 struct Felt {
     /// Beats since it was heard of, once it was.
     unanswered: AtomicU32,
     is_known: AtomicBool,
+    /// So many of them are too many.
+    limit: AtomicU32,
     watched: Mutex<Option<Watched>>,
 }
 
 /// A link, and what is to be done when it breaks.
 struct Watched {
     link: net::TcpStream,
-    broken: Box<dyn FnOnce() + Send>,
+    broken: Broken,
 }
+
+/// Is told why.
+type Broken = Box<dyn FnOnce(&str) + Send>;
 
 impl Felt {
     fn begin(&self) {
@@ -72,33 +74,38 @@ impl Felt {
     }
 
     fn look_at_link(&self) {
+        let silence = self.silence();
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(broken) = watched.take_if(|watched| is_reset(&watched.link)) {
+        let is_over = |watched: &mut Watched| silence.is_some() || is_reset(&watched.link);
+        if let Some(broken) = watched.take_if(is_over) {
             drop(watched);
-            (broken.broken)();
+            (broken.broken)(silence.as_deref().unwrap_or("its connection was reset"));
         }
+    }
+
+    fn silence(&self) -> Option<String> {
+        let beats = self.unanswered.load(Ordering::Relaxed);
+        let is_silent = beats >= self.limit.load(Ordering::Relaxed);
+        let seconds = f64::from(beats) * BEAT.as_secs_f64();
+        (is_silent && self.is_known.load(Ordering::Relaxed))
+            .then(|| format!("its machine has not answered for {seconds:.1} s"))
     }
 }
 
 impl Pulse {
     /// Looks after a link until [`Pulse::forget`].
-    pub(super) fn watch(&self, link: net::TcpStream, broken: Box<dyn FnOnce() + Send>) {
-        self.felt.watch(Some(Watched { link, broken }));
+    pub(super) fn watch(&self, link: net::TcpStream, broken: Broken) {
+        self.0.watch(Some(Watched { link, broken }));
     }
 
     /// The link is closed.
     pub(super) fn forget(&self) {
-        self.felt.watch(None);
+        self.0.watch(None);
     }
 
     /// Says so when the machine has not answered for too long.
     pub(super) fn silence(&self) -> Option<String> {
-        if !self.felt.is_known.load(Ordering::Relaxed) {
-            return None;
-        }
-        let beats = self.felt.unanswered.load(Ordering::Relaxed);
-        let seconds = f64::from(beats) * BEAT.as_secs_f64();
-        (beats >= self.limit).then(|| format!("its machine has not answered for {seconds:.1} s"))
+        self.0.silence()
     }
 }
 
@@ -162,9 +169,9 @@ impl Pulses {
                 let task = runtime.spawn(live).abort_handle();
                 Kept { side, task, felt }
             });
+            kept.felt.limit.store(limit, Ordering::Relaxed);
             kept.felt.begin();
-            let felt = Arc::clone(&kept.felt);
-            Pulse { felt, limit }
+            Pulse(Arc::clone(&kept.felt))
         };
         let pairs = addresses.iter().enumerate();
         pairs

@@ -123,10 +123,13 @@ pub struct Roster {
     pub rank: usize,
     /// Where the data plane of each rank listens.
     pub addresses: Vec<SocketAddr>,
-    /// Is told of a rank whose connection was reset, at once, whatever the trainer does. Must not
-    /// wait for anything.
-    pub broken: Option<Arc<dyn Fn(usize) + Send + Sync>>,
+    /// Is told of a rank whose connection was reset or whose machine is silent, and which it is, at
+    /// once, whatever the trainer does. Must not wait for anything.
+    pub broken: Option<Arc<Broken>>,
 }
+
+/// See [`Roster::broken`].
+pub type Broken = dyn Fn(usize, &str) + Send + Sync;
 
 /// The connected workers of a generation.
 pub struct Mesh {

@@ -86,7 +86,7 @@ fn watch(neighbour: &Neighbour, roster: &Roster) {
     // Without a second descriptor the trainer notices it itself, later.
     if let Ok(twin) = neighbour.link.twin() {
         let rank = neighbour.peer.rank;
-        pulse.watch(twin, Box::new(move || broken(rank)));
+        pulse.watch(twin, Box::new(move |why| broken(rank, why)));
     }
 }
 

@@ -73,7 +73,7 @@ fn advertised(listeners: &[DataListener], rank: usize) -> Roster {
 #[test]
 fn a_network_that_swallows_everything_is_noticed_within_a_second() {
     let (listeners, holes) = behind_holes(2);
-    let (listeners, holes) = (&listeners, &holes);
+    let (listeners, holes, both) = (&listeners, &holes, &std::sync::Barrier::new(2));
     std::thread::scope(|scope| {
         for rank in 0..2 {
             scope.spawn(move || {
@@ -84,6 +84,7 @@ fn a_network_that_swallows_everything_is_noticed_within_a_second() {
                 // What lies between must not be passed by.
                 assert_eq!(mesh.shared_links(), 0);
                 mesh.barrier().unwrap();
+                both.wait();
                 if rank == 0 {
                     holes.iter().for_each(Hole::close);
                 }
@@ -187,7 +188,7 @@ fn a_reset_is_told_while_the_trainers_compute() {
             scope.spawn(move || {
                 let (told, hears) = std::sync::mpsc::sync_channel(8);
                 let roster = Roster {
-                    broken: Some(Arc::new(move |rank| told.send(rank).unwrap())),
+                    broken: Some(Arc::new(move |rank, _| told.send(rank).unwrap())),
                     ..roster(listeners, rank)
                 };
                 let flag = AbortFlag::new();
