@@ -48,6 +48,19 @@ struct Notes {
 }
 
 impl Notes {
+    /// Nothing has happened yet.
+    fn begin() -> Self {
+        Self {
+            began: Instant::now(),
+            joined: AtomicU64::new(0),
+            opened_nanos: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+            told_nanos: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            ended: OnceLock::new(),
+        }
+    }
+
     fn nanos(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
@@ -100,15 +113,7 @@ pub(crate) async fn measure(crowd: Crowd) -> anyhow::Result<serde_json::Value> {
     let (server, endpoint) = start(crowd, &folder.path().join("run"))?;
     let target = Target::new(endpoint, Token::new(TOKEN)?);
     let mut asking = target.connect().await?;
-    let notes = Arc::new(Notes {
-        began: Instant::now(),
-        joined: AtomicU64::new(0),
-        opened_nanos: AtomicU64::new(0),
-        told: AtomicU64::new(0),
-        told_nanos: AtomicU64::new(0),
-        sent: AtomicU64::new(0),
-        ended: OnceLock::new(),
-    });
+    let notes = Arc::new(Notes::begin());
     let (pace, paces) = watch::channel(Pace::AsTold);
     let mut tasks = JoinSet::new();
     let others = Crowd {
@@ -140,16 +145,7 @@ pub(crate) async fn measure(crowd: Crowd) -> anyhow::Result<serde_json::Value> {
     let race = server.used(since)?;
     let raced = crowd.beats as f64 * crowd.members as f64;
     let status = asking.status(v1::StatusRequest {}).await?.into_inner();
-    ensure!(
-        status.generation == 1 && status.members_lost == 0,
-        "{} members were taken for lost, in generation {}: {}",
-        status.members_lost,
-        status.generation,
-        status
-            .notices
-            .last()
-            .map_or(String::new(), |last| format!("{}: {}", last.what, last.why))
-    );
+    ensure_nobody_was_lost(&status)?;
     Ok(json!({
         "members": crowd.members,
         "connections": crowd.connections,
@@ -165,6 +161,20 @@ pub(crate) async fn measure(crowd: Crowd) -> anyhow::Result<serde_json::Value> {
         "second": 1.0,
         "forming_limit_ms": 100.0,
     }))
+}
+
+fn ensure_nobody_was_lost(status: &v1::StatusResponse) -> anyhow::Result<()> {
+    ensure!(
+        status.generation == 1 && status.members_lost == 0,
+        "{} members were taken for lost, in generation {}: {}",
+        status.members_lost,
+        status.generation,
+        status
+            .notices
+            .last()
+            .map_or(String::new(), |last| format!("{}: {}", last.what, last.why))
+    );
+    Ok(())
 }
 
 /// A coordinator for so many, and where it listens.
