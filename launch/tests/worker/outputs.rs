@@ -66,6 +66,7 @@ fn check_report(report: &Value) {
         "evaluation_seconds",
         "failures",
         "interruptions",
+        "goodput",
     ];
     assert_eq!(keys(report), names.into_iter().collect());
     assert_eq!(report["weights_digest"].as_str().expect("text").len(), 64);
@@ -124,6 +125,7 @@ fn check_metrics(lab: &Lab) {
             "comm_wait_seconds",
             "workers",
             "generation",
+            "goodput",
         ];
         let own: &[&str] = match line["stage"].as_str().expect("text") {
             "bootstrap" => &["loss_language", "loss_contrastive"],
