@@ -1,5 +1,5 @@
-//! `mks2 chaos`: a real job with real processes that are killed, stopped, cut off and replaced, then
-//! the same job undisturbed, and what the difference is.
+//! `mks2 chaos`: a real job with real processes that are killed, stopped, cut off and replaced, before
+//! and behind it the same job undisturbed, and what the difference is.
 //!
 //! | module | what |
 //! |---|---|
@@ -37,6 +37,7 @@ use crate::ledger;
 use crate::output::Output;
 use crate::train::signals::Signals;
 use crate::units::clock;
+use quiet::Quiet;
 use schedule::Rhythm;
 use setup::Setup;
 use view::Report;
@@ -47,14 +48,15 @@ const REPORT: &str = "chaos.json";
 const EXAMPLES: &str = "\
 Examples:
   mks2 chaos examples/emoji/job.toml --kill-every 15s --coordinator-every 60s --for 10m --seed 1
-      Ten minutes under fire, then the quiet run, then the score.
+      Ten minutes under fire between two parts of the quiet run, then the score.
   mks2 chaos job.toml --kill-every 5s --stop-every 0 --cut-every 0 --scale-every 0 --for 2m
       Kills alone.
   mks2 chaos job.toml --for 10m --seed 7 --json | jq '.score.goodput'
 
 The same seed gives the same faults at the same times. When the time is over, the run goes on
-undisturbed to its next checkpoint, and a quiet run follows to the same step. Both run directories,
-logs included, stay in the folder --out, with the report in chaos.json.
+undisturbed to its next checkpoint. A quiet run begins before, for half of the time, and goes on behind
+it to the same step. Both run directories, logs included, stay in the folder --out, with the report in
+chaos.json.
 
 Ends with 8 if a row was lost or used twice, if a bit differs from the quiet run, or if the ledger
 does not hold.";
@@ -110,7 +112,7 @@ impl ChaosArgs {
     }
 }
 
-/// Runs a job under chaos, then quietly, and compares.
+/// Runs a job under chaos and quietly, and compares.
 ///
 /// # Errors
 /// Job (exit 3), corpora (4), a folder that is not empty (2), a run that fails or stands still (7),
@@ -128,14 +130,16 @@ pub(crate) async fn run(args: &ChaosArgs, output: &Output) -> Result<(), Failure
         args.seed,
         setup.out.display()
     ));
+    let mut quiet = Quiet::new(&setup, setup.out.join("quiet"), output);
+    output.note("the quiet run, its first part, to compare with and to measure");
+    Box::pin(quiet.before(rhythm.length / 2, &mut signals)).await?;
     let folder = setup.out.join("chaos");
     let what = (plan.as_slice(), rhythm.length);
     let chaos = Box::pin(disturbed::run(&setup, &folder, what, &mut signals, output)).await?;
     let last = chaos.weights.last_key_value().map_or(0, |(step, _)| *step);
     let itinerary = quiet::itinerary(&chaos, setup.workers);
-    let beside = setup.out.join("quiet");
-    let until = (&itinerary, last);
-    let quiet = Box::pin(quiet::run(&setup, &beside, until, &mut signals, output)).await?;
+    output.note(&format!("the quiet run goes on, to step {last}"));
+    let quiet = Box::pin(quiet.after(&itinerary, last, &mut signals)).await?;
     let violations = ledger::violations(&folder.display().to_string()).await?;
     let report = Report {
         command: std::env::args().collect(),

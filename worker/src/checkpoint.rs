@@ -1,7 +1,7 @@
 //! Checkpoints: what was trained, at one step, as immutable objects below the run directory.
 //!
 //! ```text
-//! <run>/objects/<blake3>                               parts: safetensors, named by their content
+//! <run>/objects/<generation>-<blake3>                  parts: safetensors, named by their content
 //! <run>/checkpoints/step-00000100/manifest.json        what belongs together; created last
 //! ```
 //!
@@ -14,6 +14,9 @@
 //! 2. Nothing is used before its digest was checked; nothing of another model, corpus, base or
 //!    seed is used at all. A refusal names what differs.
 //! 3. What did not change is not written again: equal content has an equal name.
+//!    A generation has one writer, and no generation uses a part that another one has written, nor
+//!    deletes what a later one has: one that stood still while others took over its work finds
+//!    nothing to delete that they need.
 //! 4. A kill between any two operations leaves the last committed checkpoint as it was.
 //!
 //! | module | what |
@@ -120,10 +123,18 @@ impl CheckpointStore {
         self
     }
 
-    fn object(&self, digest: &str) -> Path {
-        self.root.clone().join("objects").join(digest)
+    fn object(&self, path: &str) -> Result<Path> {
+        Ok(store::under(&self.root, path)?)
     }
 }
+
+/// Where a generation writes a part.
+fn part_path(generation: u64, digest: &str) -> String {
+    format!("{OBJECTS}/{generation:08}-{digest}")
+}
+
+/// Where parts lie in the run directory.
+const OBJECTS: &str = "objects";
 
 /// Where the manifest of a step lies in the run directory. `step` counts over all stages.
 #[must_use]

@@ -385,7 +385,17 @@ pub trait Collective {
     ///
     /// # Errors
     /// See [`CollectiveError`].
-    fn broadcast(&mut self, root: usize, mine: &[u8]) -> Result<Vec<u8>>;
+    fn broadcast(&mut self, root: usize, mine: &[u8]) -> Result<Vec<u8>> {
+        let all = Vec::from_iter(0..self.world());
+        self.multicast(root, &all, mine)
+    }
+
+    /// `root`'s message for the ranks in `to`; the others get an empty one. All ranks call it, with
+    /// the same `to`.
+    ///
+    /// # Errors
+    /// See [`CollectiveError`].
+    fn multicast(&mut self, root: usize, to: &[usize], mine: &[u8]) -> Result<Vec<u8>>;
 
     /// Sums `data` over ranks (wrapping) and hands this rank's shard of the sum
     /// (`schedule::shard(data.len(), world, rank)`) to `each`, block after block in order: the

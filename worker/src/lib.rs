@@ -11,6 +11,7 @@
 //!        ├─ audit      whether the members' copies of the state are alike
 //!        ├─ saver      checkpoints behind the trainer's back ─► checkpoint
 //!        ├─ lineage    what finished stages have left
+//!        ├─ vocabulary the tokenizer that a stage trains
 //!        └─ evaluate   retrieval, captions, questions, probes
 //!
 //! bench, gpu_check ─► rehearsal   one stage alone in this process ─► train
@@ -44,4 +45,5 @@ mod sources;
 pub mod team;
 pub mod text;
 pub mod train;
+mod vocabulary;
 mod whiten;

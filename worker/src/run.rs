@@ -350,6 +350,7 @@ impl Run {
             stage: stage.name.clone(),
             stage_step: progress.step,
             is_final: trainer.is_done(),
+            generation: self.team.generation(),
             seed: self.job.seed,
             config_digest: self.config_digest.clone(),
             corpora: self.corpus_digests(stage),

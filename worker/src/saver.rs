@@ -253,6 +253,7 @@ async fn upload_and_commit(
     facts: Facts,
 ) -> Result<(), Failure> {
     let (step, stage, is_final) = (facts.step, facts.stage.clone(), facts.is_final);
+    let generation = facts.generation;
     let uploaded = store.upload(Arc::clone(snapshot), facts).await?;
     let reference = CheckpointRef {
         step,
@@ -279,7 +280,7 @@ async fn upload_and_commit(
             .map(|released| released.manifest_path)
             .collect();
         // What a failed sweep leaves behind, the next one takes along: no reason to stop.
-        match store.sweep(&paths).await {
+        match store.sweep(&paths, generation).await {
             Ok(swept) => info!(
                 objects = swept.objects as i64,
                 bytes = swept.bytes as i64,

@@ -44,18 +44,12 @@ pub struct Manifest {
 pub struct Part {
     /// Kind and number.
     pub name: String,
-    /// blake3 of the file in hex; its name under `objects/`.
+    /// Where it lies in the run directory.
+    pub path: String,
+    /// blake3 of the file in hex.
     pub digest: String,
     /// Size of the file.
     pub bytes: u64,
-}
-
-impl Part {
-    /// Where it lies in the run directory.
-    #[must_use]
-    pub fn path(&self) -> String {
-        format!("objects/{}", self.digest)
-    }
 }
 
 /// What there is of a part.
@@ -173,7 +167,7 @@ pub fn check_part(step: u64, part: &Part, found: Option<&Found>) -> Option<Viola
         }) if digest != &part.digest => format!("{named} was changed: its digest is {digest}"),
         Some(_) => return None,
     };
-    Some(Violation::new(part.path(), what, RESTORE))
+    Some(Violation::new(&part.path, what, RESTORE))
 }
 
 /// Holds against each other what stages have left and what later ones say that they started from.

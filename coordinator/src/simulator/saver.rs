@@ -1,8 +1,7 @@
 //! Checkpoints from a worker's side: follows `worker/src/saver.rs` and `checkpoint`. Upload the
 //! part, ask the coordinator to count it, delete what it let go.
 //!
-//! A part's name has its writer in it, so that nobody deletes what another one uses again: that it
-//! may happen is among the limits in docs/reliability.md.
+//! A part's name has its writer in it, so that nobody deletes what another one uses.
 
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 

@@ -58,8 +58,14 @@ impl Machine {
         if self.run.is_over() || stops {
             return 0;
         }
-        let places = self.places.min(self.wanted_now()) as usize;
-        places.saturating_sub(self.members.len() + self.candidates.len())
+        let places = self.places.min(self.wanted) as usize;
+        let vacant = places.saturating_sub(self.members.len() + self.candidates.len());
+        // Looking at every member at every event is left for when it matters: none has finished
+        // before the first generation.
+        match vacant > 0 && self.run.active().is_some() && self.wanted_now() == 0 {
+            true => 0,
+            false => vacant,
+        }
     }
 
     /// A generation has so many members.

@@ -45,7 +45,10 @@ impl Rates {
             let [before, commit] = pair else { continue };
             let seconds = commit.at.saturating_sub(before.at).as_secs_f64();
             if before.stage != commit.stage {
-                rates.borders.insert(commit.stage.clone(), seconds);
+                // Not where the run was stopped and went on.
+                if before.generation == commit.generation {
+                    rates.borders.insert(commit.stage.clone(), seconds);
+                }
                 settled = 0;
                 continue;
             }

@@ -3,7 +3,7 @@
 //! that the run under chaos had.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use mks2_coordinator::journal::Entry;
@@ -53,81 +53,124 @@ pub(super) fn itinerary(chaos: &Story, workers: u32) -> Itinerary {
         .collect()
 }
 
-struct Quiet<'a> {
+/// The quiet run: one half of the time before the run under chaos and the rest behind it, so that a
+/// machine that is faster at one time than at another has less of a say in the score.
+pub(super) struct Quiet<'a> {
     setup: &'a Setup,
-    cluster: Cluster<'a>,
+    folder: PathBuf,
     observer: Observer,
     story: Story,
     output: &'a Output,
-    itinerary: &'a Itinerary,
+}
+
+/// How far a part of the quiet run goes.
+#[derive(Clone, Copy, Debug)]
+enum Until {
+    /// To a time, or to a step if that comes first.
+    Time(Duration, u64),
+    /// To the checkpoint of a step.
+    Checkpoint(u64),
+}
+
+/// A part of the quiet run: from the start of its processes to their end.
+struct Part<'q, 'a> {
+    quiet: &'q mut Quiet<'a>,
+    cluster: Cluster<'a>,
+    itinerary: &'q Itinerary,
     /// The stage at work, and the numbers of workers that are still to come in it.
     stage: String,
     next: VecDeque<u32>,
     /// How many workers the run is to have now, and since which step.
     wanted: (u32, u64),
-    until_step: u64,
+    until: Until,
     stopping: bool,
     vacant: Vec<bool>,
 }
 
-/// Runs the job quietly, until the checkpoint of a step is there.
-///
-/// # Errors
-/// As for a run under chaos.
-pub(super) async fn run(
-    setup: &Setup,
-    folder: &Path,
-    (itinerary, until_step): (&Itinerary, u64),
-    signals: &mut Signals,
-    output: &Output,
-) -> Result<Story, Failure> {
-    output.note(&format!(
-        "the quiet run, until step {until_step}, to compare with and to measure"
-    ));
-    let observer = Observer::new(folder);
-    let cluster = Cluster::start(setup, folder).await?;
-    let mut quiet = Quiet {
-        setup,
-        cluster,
-        observer,
-        story: Story::default(),
-        output,
-        itinerary,
-        stage: String::new(),
-        next: VecDeque::new(),
-        wanted: (setup.workers, 0),
-        until_step,
-        stopping: false,
-        vacant: vec![false; setup.workers as usize],
-    };
-    quiet.story.load[0] = load();
-    for place in 0..setup.workers {
-        quiet.came(place);
+impl<'a> Quiet<'a> {
+    /// A run that has not begun.
+    pub(super) fn new(setup: &'a Setup, folder: PathBuf, output: &'a Output) -> Self {
+        let observer = Observer::new(&folder);
+        let mut story = Story::default();
+        story.load[0] = load();
+        Self {
+            setup,
+            folder,
+            observer,
+            story,
+            output,
+        }
     }
-    let ended = quiet.until_over(signals).await;
-    let Quiet {
-        cluster,
-        mut observer,
-        mut story,
-        ..
-    } = quiet;
-    let patience = if ended.is_ok() {
-        PATIENCE
-    } else {
-        Duration::ZERO
-    };
-    cluster.end(patience).await;
-    ended?;
-    story.load[1] = load();
-    observer.finish(&mut story)?;
-    story.ended = observer.now();
-    Ok(story)
+
+    /// Runs for so long, at most half of the job.
+    ///
+    /// # Errors
+    /// As for a run under chaos.
+    pub(super) async fn before(
+        &mut self,
+        length: Duration,
+        signals: &mut Signals,
+    ) -> Result<(), Failure> {
+        let until = Until::Time(length, self.setup.course.total_steps() / 2);
+        let itinerary = Itinerary::default();
+        self.part(&itinerary, until, signals).await
+    }
+
+    /// Goes on until the checkpoint of a step is there; what was seen of both parts.
+    ///
+    /// # Errors
+    /// As for a run under chaos.
+    pub(super) async fn after(
+        mut self,
+        itinerary: &Itinerary,
+        step: u64,
+        signals: &mut Signals,
+    ) -> Result<Story, Failure> {
+        self.part(itinerary, Until::Checkpoint(step), signals)
+            .await?;
+        self.story.load[1] = load();
+        self.observer.finish(&mut self.story)?;
+        self.story.ended = self.observer.now();
+        Ok(self.story)
+    }
+
+    async fn part(
+        &mut self,
+        itinerary: &Itinerary,
+        until: Until,
+        signals: &mut Signals,
+    ) -> Result<(), Failure> {
+        let setup = self.setup;
+        let cluster = Cluster::start(setup, &self.folder).await?;
+        let mut part = Part {
+            quiet: self,
+            cluster,
+            itinerary,
+            stage: String::new(),
+            next: VecDeque::new(),
+            wanted: (setup.workers, 0),
+            until,
+            stopping: false,
+            vacant: vec![false; setup.workers as usize],
+        };
+        for place in 0..setup.workers {
+            part.came(place);
+        }
+        let ended = part.until_over(signals).await;
+        let patience = if ended.is_ok() {
+            PATIENCE
+        } else {
+            Duration::ZERO
+        };
+        part.cluster.end(patience).await;
+        ended
+    }
 }
 
-impl Quiet<'_> {
+impl Part<'_, '_> {
     async fn until_over(&mut self, signals: &mut Signals) -> Result<(), Failure> {
         loop {
-            self.observer.look(&mut self.story)?;
+            self.quiet.observer.look(&mut self.quiet.story)?;
             self.advance().await?;
             tokio::select! {
                 ended = self.cluster.next_end() => match ended {
@@ -151,30 +194,41 @@ impl Quiet<'_> {
         }
     }
 
+    /// Whether this part has gone as far as it is to go.
+    fn is_over(&self) -> bool {
+        let story = &self.quiet.story;
+        match self.until {
+            Until::Time(at, step) => {
+                let has_come = |commit: &Commit| commit.step >= step;
+                self.quiet.observer.now() >= at || story.commits.last().is_some_and(has_come)
+            }
+            Until::Checkpoint(step) => story.notes.iter().any(|note| match &note.entry {
+                Entry::CheckpointCommitted { checkpoint, .. } => checkpoint.step >= step,
+                _ => false,
+            }),
+        }
+    }
+
     async fn advance(&mut self) -> Result<(), Failure> {
-        let reached = self.story.notes.iter().any(|note| match &note.entry {
-            Entry::CheckpointCommitted { checkpoint, .. } => checkpoint.step >= self.until_step,
-            _ => false,
-        });
-        if reached && !self.stopping {
+        if !self.stopping && self.is_over() {
             self.stopping = true;
             // It may have finished by itself.
             let _finished = self.cluster.stop().await;
         }
-        let Some(last) = self.story.commits.last().cloned() else {
+        let Some(last) = self.quiet.story.commits.last().cloned() else {
             return Ok(());
         };
         if last.stage != self.stage {
             self.stage.clone_from(&last.stage);
             let numbers = self.itinerary.get(&last.stage).cloned();
             self.next = numbers.unwrap_or_default().into();
-            return self.want(self.setup.workers, last.step).await;
+            return self.want(self.quiet.setup.workers, last.step).await;
         }
         if self.has_measured(&last) && !self.stopping {
             match self.next.pop_front() {
                 Some(number) => self.want(number, last.step).await?,
-                None if self.wanted.0 < self.setup.workers => {
-                    self.want(self.setup.workers, last.step).await?;
+                None if self.wanted.0 < self.quiet.setup.workers => {
+                    self.want(self.quiet.setup.workers, last.step).await?;
                 }
                 None => {}
             }
@@ -185,10 +239,10 @@ impl Quiet<'_> {
     /// Enough steps were made with the number of workers that is wanted now.
     fn has_measured(&self, last: &Commit) -> bool {
         let (workers, since) = self.wanted;
-        let of_stage = self.setup.course.leg_of(last.step);
+        let of_stage = self.quiet.setup.course.leg_of(last.step);
         let numbers = self.itinerary.get(&self.stage).map_or(0, Vec::len) as u64 + 1;
         let share = of_stage.map_or(0, |leg| leg.steps / (2 * numbers));
-        let mut made = self.story.commits.iter().rev();
+        let mut made = self.quiet.story.commits.iter().rev();
         let made = made
             .by_ref()
             .take_while(|commit| commit.step > since)
@@ -204,7 +258,7 @@ impl Quiet<'_> {
         }
         self.cluster.scale(workers).await?;
         let there = |vacant: &[bool]| vacant.iter().filter(|vacant| !**vacant).count();
-        for place in 0..self.setup.workers {
+        for place in 0..self.quiet.setup.workers {
             let is_short = there(&self.vacant) < workers as usize;
             if is_short && std::mem::take(&mut self.vacant[place as usize]) {
                 self.cluster.start_worker(place, 1)?;
@@ -215,17 +269,17 @@ impl Quiet<'_> {
     }
 
     fn came(&mut self, place: u32) {
-        let now = self.observer.now();
+        let now = self.quiet.observer.now();
         let name = format!("worker-{place}");
-        self.story.lives.push((now, name, Life::Up));
+        self.quiet.story.lives.push((now, name, Life::Up));
     }
 
     /// One that was let go leaves its place. One that ended by itself, on a machine that is too busy
     /// for example, is replaced: the bits do not depend on it, and steps meanwhile are not measured.
     fn worker_ended(&mut self, exit: &Exit) -> Result<(), Failure> {
-        let now = self.observer.now();
+        let now = self.quiet.observer.now();
         let name = format!("worker-{}", exit.rank);
-        self.story.lives.push((now, name.clone(), Life::Down));
+        self.quiet.story.lives.push((now, name.clone(), Life::Down));
         if exit.status.success() || self.stopping {
             if let Some(vacant) = self.vacant.get_mut(exit.rank as usize) {
                 *vacant = true;
@@ -235,8 +289,8 @@ impl Quiet<'_> {
         let how = cause::ending(exit.status);
         let worker = self.cluster.fleet.workers().get(exit.rank as usize);
         let log = worker.map_or_else(String::new, |w| w.log.display().to_string());
-        self.story.by_itself.push(format!("{name}: {how}"));
-        if self.story.by_itself.len() > MOST_BY_ITSELF {
+        self.quiet.story.by_itself.push(format!("{name}: {how}"));
+        if self.quiet.story.by_itself.len() > MOST_BY_ITSELF {
             return Err(Failure::new(
                 ExitCode::RunFailed,
                 "the quiet run is not quiet",
@@ -244,7 +298,7 @@ impl Quiet<'_> {
                 format!("read its log: {log}; a machine that does less may help"),
             ));
         }
-        self.output.warning(
+        self.quiet.output.warning(
             &format!("{name} of the quiet run ended by itself and is replaced"),
             &format!("{how} (log {log})"),
         );

@@ -1,12 +1,12 @@
 //! Reading a run directory for its ledger.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use mks2_coordinator::journal::{self, Origin, Place};
 use mks2_coordinator::ledger::{
-    Books, Found, Manifest, Part, Violation, check_bases, check_manifest, check_part,
+    Books, Found, Manifest, Violation, check_bases, check_manifest, check_part,
 };
 use mks2_coordinator::metrics;
 use mks2_dataset::error::Error;
@@ -168,7 +168,7 @@ impl RunDir {
         let parts = self.parts(&found.manifests, deep).await?;
         for manifest in &found.manifests {
             for part in &manifest.parts {
-                let there = parts.get(part.digest.as_str());
+                let there = parts.get(part.path.as_str());
                 let wrong = check_part(manifest.step, part, there.and_then(Option::as_ref));
                 found.violations.extend(wrong);
             }
@@ -178,21 +178,21 @@ impl RunDir {
         Ok(found)
     }
 
-    /// What there is of every part, by digest: checkpoints share what did not change.
+    /// What there is of every part, by path: checkpoints share what did not change.
     async fn parts<'a>(
         &self,
         manifests: &'a [Manifest],
         deep: bool,
     ) -> Result<BTreeMap<&'a str, Option<Found>>, Failure> {
         let named = manifests.iter().flat_map(|manifest| &manifest.parts);
-        let parts: BTreeMap<&str, &Part> = named.map(|part| (part.digest.as_str(), part)).collect();
-        let asked = parts.into_iter().map(|(digest, part)| async move {
-            let path = store::under(&self.place.root, &part.path())?;
+        let parts: BTreeSet<&str> = named.map(|part| part.path.as_str()).collect();
+        let asked = parts.into_iter().map(|name| async move {
+            let path = store::under(&self.place.root, name)?;
             let found = match deep {
                 true => self.hashed(&path).await?,
                 false => self.sized(&path).await?,
             };
-            Ok::<_, Failure>((digest, found))
+            Ok::<_, Failure>((name, found))
         });
         stream::iter(asked).buffered(AT_ONCE).try_collect().await
     }

@@ -168,7 +168,8 @@ fn nothing_is_left_behind(before: Usage, after: Usage) {
         after.descriptors <= before.descriptors + 8,
         "{before:?}, {after:?}"
     );
-    assert!(after.threads <= before.threads + 2, "{before:?}, {after:?}");
+    // Threads of the runtime for blocking calls come and go; one left by each shot would be hundreds.
+    assert!(after.threads <= before.threads + 8, "{before:?}, {after:?}");
     assert!(
         after.resident_mib <= before.resident_mib + 48,
         "{before:?}, {after:?}"

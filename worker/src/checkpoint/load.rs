@@ -118,10 +118,10 @@ impl CheckpointStore {
     }
 
     async fn read_part(&self, part: Part) -> Result<BTreeMap<(Kind, String), LoadedTensor>> {
-        let path = self.object(&part.digest);
+        let path = self.object(&part.path)?;
         let missing = || CheckpointError::MissingPart {
             part: part.name.clone(),
-            object: object_name(&part),
+            object: part.path.clone(),
         };
         let file = store::get_if_there(&*self.store, &path)
             .await?
@@ -240,7 +240,7 @@ impl LoadedTensor {
 fn check_part(part: &Part, file: &Bytes) -> Result<BTreeMap<(Kind, String), LoadedTensor>> {
     let damaged = |place: String| CheckpointError::DamagedPart {
         part: part.name.clone(),
-        object: object_name(part),
+        object: part.path.clone(),
         place,
     };
     if digest(file) != part.digest {
@@ -290,10 +290,6 @@ fn damage(part: &Part, file: &Bytes) -> String {
         (Some(first), 0) => first,
         (Some(first), more) => format!("{first}, and {more} more tensors"),
     }
-}
-
-fn object_name(part: &Part) -> String {
-    format!("objects/{}", part.digest)
 }
 
 /// The first name at which two tables of digests differ, in words.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{CheckpointError, Result};
 
 /// Version of the manifest's format.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
 /// What the tensors of a part are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -61,6 +61,8 @@ pub struct Facts {
     /// The last checkpoint of its stage.
     #[serde(rename = "final")]
     pub is_final: bool,
+    /// The generation whose first rank saved it.
+    pub generation: u64,
     /// The job's seed.
     pub seed: u64,
     /// Digest of the job: [`mks2_proto::job::load::digest`].
@@ -106,7 +108,9 @@ pub struct Part {
     pub name: String,
     /// What its tensors are.
     pub kind: Kind,
-    /// blake3 of the file in hex; its name under `objects/`.
+    /// Where it lies in the run directory: `objects/GENERATION-DIGEST`.
+    pub path: String,
+    /// blake3 of the file in hex.
     pub digest: String,
     /// Size of the file.
     pub bytes: u64,

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors, View};
 use super::manifest::{Kind, Part, TensorEntry};
 use super::snapshot::Snapshot;
 use super::table::le_bytes;
-use super::{CheckpointError, Result};
+use super::{CheckpointError, Result, part_path};
 
 /// A part before it is written: which tensors of the snapshot belong to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,8 +79,12 @@ fn deal(
     }
 }
 
-/// Writes a part into memory and describes it.
-pub(super) fn encode(snapshot: &Snapshot, plan: &PartPlan) -> Result<(Part, Bytes)> {
+/// Writes a part into memory and describes it, as a generation stores it.
+pub(super) fn encode(
+    snapshot: &Snapshot,
+    plan: &PartPlan,
+    generation: u64,
+) -> Result<(Part, Bytes)> {
     let views = plan.tensors.iter().map(|source| view(snapshot, *source));
     let file = safetensors::serialize(views, None).map_err(|error| unwritable(plan, &error))?;
     let (header, metadata) =
@@ -102,10 +106,12 @@ pub(super) fn encode(snapshot: &Snapshot, plan: &PartPlan) -> Result<(Part, Byte
         })
         .collect();
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let digest = blake3::hash(&file).to_hex().to_string();
     let part = Part {
         name: plan.name.clone(),
         kind: plan.kind,
-        digest: blake3::hash(&file).to_hex().to_string(),
+        path: part_path(generation, &digest),
+        digest,
         bytes: file.len() as u64,
         tensors,
     };

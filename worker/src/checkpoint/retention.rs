@@ -8,7 +8,7 @@ use mks2_dataset::{error::Error, store};
 use object_store::path::Path;
 
 use super::manifest::Manifest;
-use super::{CheckpointError, CheckpointStore, Result, manifest_path};
+use super::{CheckpointError, CheckpointStore, OBJECTS, Result, manifest_path};
 
 /// A committed checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,15 +55,16 @@ impl CheckpointStore {
     /// manifest and no upload of this process needs: those of released checkpoints, and what
     /// interrupted uploads have left. Killed at any point, the next sweep ends the work.
     ///
-    /// Only the process that uploads may sweep.
+    /// Only the process that uploads may sweep, in the generation in which it does. What later
+    /// generations write is left alone: this process may not know yet that it takes part no more.
     ///
     /// # Errors
     /// Trouble with the store. If any remaining manifest can not be read, no object is deleted.
-    pub async fn sweep(&self, released: &[String]) -> Result<Swept> {
-        self.within(self.sweep_now(released)).await
+    pub async fn sweep(&self, released: &[String], generation: u64) -> Result<Swept> {
+        self.within(self.sweep_now(released, generation)).await
     }
 
-    async fn sweep_now(&self, released: &[String]) -> Result<Swept> {
+    async fn sweep_now(&self, released: &[String], generation: u64) -> Result<Swept> {
         let guard = self.live.begin_sweep().await;
         let mut swept = Swept::default();
         for path in released {
@@ -75,15 +76,19 @@ impl CheckpointStore {
         let needed: HashSet<&str> = kept
             .iter()
             .flat_map(|(_, manifest)| &manifest.parts)
-            .map(|part| part.digest.as_str())
+            .map(|part| part.path.as_str())
             .collect();
-        for (path, bytes) in self.paths("objects").await? {
-            let name = path.filename().unwrap_or_default().to_owned();
-            if needed.contains(name.as_str()) {
+        for (object, bytes) in self.paths(OBJECTS).await? {
+            let Some(name) = object.filename() else {
+                continue;
+            };
+            let path = format!("{OBJECTS}/{name}");
+            let is_later = generation_of(name).is_none_or(|other| other > generation);
+            if is_later || needed.contains(path.as_str()) {
                 continue;
             }
-            let deletion = async { Ok(store::delete(&*self.store, &path).await?) };
-            if guard.unless_used(&name, deletion).await?.is_some() {
+            let deletion = async { Ok(store::delete(&*self.store, &object).await?) };
+            if guard.unless_used(&path, deletion).await?.is_some() {
                 swept.objects += 1;
                 swept.bytes += bytes;
             }
@@ -121,6 +126,11 @@ impl CheckpointStore {
             Err(error) => Err(Error::store("listed", prefix.as_ref(), &error).into()),
         }
     }
+}
+
+/// The generation that has written an object; `None` for any other file.
+fn generation_of(name: &str) -> Option<u64> {
+    name.split_once('-')?.0.parse().ok()
 }
 
 /// The step of a manifest's path; `None` for any other path.

@@ -70,6 +70,7 @@ fn facts(step: u64, is_final: bool) -> Facts {
         stage: "memory".into(),
         stage_step: step,
         is_final,
+        generation: 1,
         seed: 7,
         config_digest: "config".into(),
         corpora: table("emoji"),
@@ -253,7 +254,7 @@ async fn part(index: usize) -> super::Part {
 async fn one_flipped_byte_is_refused_with_the_part_and_the_tensor() {
     for index in 0..3 {
         let part = part(index).await;
-        let object = format!("objects/{}", part.digest);
+        let object = part.path.clone();
         let entry = &part.tensors[0];
         let at = entry.offset as usize + 5;
         let why = after(|bytes| bytes[at] ^= 1, &object).await.why;
@@ -308,7 +309,7 @@ async fn a_missing_object_is_refused() {
     let checkpoints = checkpoints(Arc::clone(&memory));
     let uploaded = save(&checkpoints, 100, false).await.unwrap();
     let part = &uploaded.manifest.parts[1];
-    store::delete(&*memory, &checkpoints.object(&part.digest))
+    store::delete(&*memory, &checkpoints.object(&part.path).unwrap())
         .await
         .unwrap();
     let why = load(&checkpoints, 100).await.unwrap_err().to_string();

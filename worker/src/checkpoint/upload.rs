@@ -37,12 +37,12 @@ pub struct Uploaded {
     pub lease: Lease,
 }
 
-/// Objects that an upload of this process needs. Their names are safe from
+/// Objects that an upload of this process needs. They are safe from
 /// [`CheckpointStore::sweep`] while the lease lives.
 #[derive(Debug)]
 pub struct Lease {
     live: Live,
-    digests: Vec<String>,
+    paths: Vec<String>,
 }
 
 /// The objects in use by uploads of this process.
@@ -80,7 +80,7 @@ impl CheckpointStore {
         let snapshot = snapshot.into();
         let mut lease = Lease {
             live: self.live.clone(),
-            digests: Vec::new(),
+            paths: Vec::new(),
         };
         let plans = parts::plan(&snapshot, self.part_bytes);
         let weights_digest = {
@@ -89,7 +89,7 @@ impl CheckpointStore {
         };
         let writing = plans
             .into_iter()
-            .map(|plan| self.write_part(Arc::clone(&snapshot), plan));
+            .map(|plan| self.write_part(Arc::clone(&snapshot), plan, facts.generation));
         let mut writing = futures::stream::iter(writing).buffered(CONCURRENT_PARTS);
         let (mut parts, mut written_bytes, mut reused_bytes) = (Vec::new(), 0, 0);
         while let Some((part, held, is_new)) = writing.try_next().await? {
@@ -134,10 +134,11 @@ impl CheckpointStore {
         &self,
         snapshot: Arc<Snapshot>,
         plan: PartPlan,
+        generation: u64,
     ) -> Result<(Part, Lease, bool)> {
-        let (part, file) = computed(move || parts::encode(&snapshot, &plan)).await?;
-        let lease = self.live.hold(part.digest.clone()).await;
-        let object = self.object(&part.digest);
+        let (part, file) = computed(move || parts::encode(&snapshot, &plan, generation)).await?;
+        let lease = self.live.hold(part.path.clone()).await;
+        let object = self.object(&part.path)?;
         let size = async { Ok(store::size(&*self.store, &object).await?) };
         if self.within(size).await? == Some(part.bytes) {
             return Ok((part, lease, false));
@@ -150,17 +151,17 @@ impl CheckpointStore {
 
 impl Live {
     /// Notes that an object is needed.
-    async fn hold(&self, digest: String) -> Lease {
+    async fn hold(&self, path: String) -> Lease {
         let _gate = self.gate.lock().await;
         let mut uses = self.uses();
-        *uses.leases.entry(digest.clone()).or_insert(0) += 1;
+        *uses.leases.entry(path.clone()).or_insert(0) += 1;
         if let Some(noted) = &mut uses.during_sweep {
-            noted.insert(digest.clone());
+            noted.insert(path.clone());
         }
         drop(uses);
         Lease {
             live: self.clone(),
-            digests: vec![digest],
+            paths: vec![path],
         }
     }
 
@@ -192,7 +193,7 @@ impl SweepGuard {
     /// can begin to need it meanwhile.
     pub(super) async fn unless_used<T>(
         &self,
-        digest: &str,
+        path: &str,
         deletion: impl Future<Output = Result<T>>,
     ) -> Result<Option<T>> {
         let _gate = self.live.gate.lock().await;
@@ -201,7 +202,7 @@ impl SweepGuard {
             .uses()
             .during_sweep
             .as_ref()
-            .is_none_or(|used| used.contains(digest));
+            .is_none_or(|used| used.contains(path));
         if used {
             Ok(None)
         } else {
@@ -218,18 +219,18 @@ impl Drop for SweepGuard {
 
 impl Lease {
     fn absorb(&mut self, mut other: Self) {
-        self.digests.append(&mut other.digests);
+        self.paths.append(&mut other.paths);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut uses = self.live.uses();
-        for digest in &self.digests {
-            if let Some(count) = uses.leases.get_mut(digest) {
+        for path in &self.paths {
+            if let Some(count) = uses.leases.get_mut(path) {
                 *count -= 1;
                 if *count == 0 {
-                    uses.leases.remove(digest);
+                    uses.leases.remove(path);
                 }
             }
         }

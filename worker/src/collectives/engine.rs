@@ -37,6 +37,11 @@ impl Neighbour {
         })
     }
 
+    /// Whether its machine seems to be out of reach.
+    pub(super) fn is_faint(&self) -> bool {
+        self.pulse.as_ref().is_some_and(Pulse::is_faint)
+    }
+
     pub(super) fn lost(&self, during: Identity, reason: &io::Error) -> CollectiveError {
         CollectiveError::Lost {
             peer: self.peer,

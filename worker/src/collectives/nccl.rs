@@ -179,8 +179,8 @@ impl Collective for NcclMesh {
         self.mesh.all_gather(mine)
     }
 
-    fn broadcast(&mut self, root: usize, mine: &[u8]) -> Result<Vec<u8>> {
-        self.mesh.broadcast(root, mine)
+    fn multicast(&mut self, root: usize, to: &[usize], mine: &[u8]) -> Result<Vec<u8>> {
+        self.mesh.multicast(root, to, mine)
     }
 
     fn reduce_scatter_i64(&mut self, data: &[i64], each: &mut EachBlock<'_>) -> Result<()> {

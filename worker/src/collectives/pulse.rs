@@ -103,6 +103,13 @@ impl Pulse {
         self.0.watch(None);
     }
 
+    /// Whether it is about to be silent: for so long nothing is late where all is well.
+    pub(super) fn is_faint(&self) -> bool {
+        let beats = self.0.unanswered.load(Ordering::Relaxed);
+        let limit = self.0.limit.load(Ordering::Relaxed);
+        self.0.is_known.load(Ordering::Relaxed) && beats > limit / 2
+    }
+
     /// Says so when the machine has not answered for too long.
     pub(super) fn silence(&self) -> Option<String> {
         self.0.silence()

@@ -252,10 +252,26 @@ impl Mesh {
             sink,
             &self.watch,
         );
+        let result = result.map_err(|error| self.cause_of(error));
         if let Err(error) = &result {
             self.broken = Some(error.to_string());
         }
         result
+    }
+
+    /// One that cannot reach a third rank leaves, and closes its connections: the third is to blame.
+    fn cause_of(&self, error: CollectiveError) -> CollectiveError {
+        let CollectiveError::Lost { peer, .. } = &error else {
+            return error;
+        };
+        let mut faint = self.neighbours.iter().filter(|other| other.is_faint());
+        match faint.next() {
+            Some(third) if third.peer.rank != peer.rank => CollectiveError::Unanswered {
+                peer: third.peer,
+                reason: format!("its machine does not answer, and {error}"),
+            },
+            _ => error,
+        }
     }
 
     fn check_message(&self, bytes: usize) -> Result<()> {
@@ -320,7 +336,7 @@ impl Collective for Mesh {
         Ok(all)
     }
 
-    fn broadcast(&mut self, root: usize, mine: &[u8]) -> Result<Vec<u8>> {
+    fn multicast(&mut self, root: usize, to: &[usize], mine: &[u8]) -> Result<Vec<u8>> {
         if root >= self.world {
             return Err(CollectiveError::Usage(format!(
                 "rank {root} is not one of {}",
@@ -339,16 +355,17 @@ impl Collective for Mesh {
             parts: vec![Vec::new(); self.world - 1],
         };
         let receive = |slot: usize| (!is_root && slot + 1 == root_slot).then_some(length);
-        self.run(
-            Kind::Broadcast,
-            |_| is_root.then_some(mine),
-            receive,
-            &mut sink,
-        )?;
-        Ok(if is_root {
-            mine.to_vec()
-        } else {
-            std::mem::take(&mut sink.parts[root_slot - 1])
+        // An empty message keeps those in step that get nothing.
+        let (rank, world) = (self.rank, self.world);
+        let send = |slot: usize| {
+            let peer = (rank + slot + 1) % world;
+            is_root.then_some(if to.contains(&peer) { mine } else { &[] })
+        };
+        self.run(Kind::Broadcast, send, receive, &mut sink)?;
+        Ok(match is_root {
+            true if to.contains(&root) => mine.to_vec(),
+            true => Vec::new(),
+            false => std::mem::take(&mut sink.parts[root_slot - 1]),
         })
     }
 

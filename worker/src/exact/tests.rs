@@ -53,7 +53,7 @@ impl Collective for Local<'_> {
     fn all_gather(&mut self, mine: &[u8]) -> Exchanged<Vec<Vec<u8>>> {
         Ok(self.swap(mine))
     }
-    fn broadcast(&mut self, root: usize, mine: &[u8]) -> Exchanged<Vec<u8>> {
+    fn multicast(&mut self, root: usize, _to: &[usize], mine: &[u8]) -> Exchanged<Vec<u8>> {
         Ok(self.swap(mine).swap_remove(root))
     }
     fn reduce_scatter_i64(&mut self, data: &[i64], each: &mut EachBlock<'_>) -> Exchanged<()> {

@@ -22,7 +22,7 @@ use crate::replica::Replica;
 use crate::saver::{BUFFERS, REDUCER, TOKENIZER, table_of};
 use crate::text::TextEncoder;
 use crate::train::Progress;
-use crate::whiten;
+use crate::{vocabulary, whiten};
 
 /// Pictures of each corpus that the strength of the features' directions is measured on.
 const WHITEN_ROWS: u64 = 2048;
@@ -71,7 +71,8 @@ impl Run {
             .block_on(store.load(&from.manifest_path, digest, &expected, kinds))?)
     }
 
-    /// Buffers and leaves of a stage, from a checkpoint or from initial values.
+    /// Buffers and leaves of a stage, from a checkpoint or from initial values; empty ones for a
+    /// newcomer.
     pub(super) fn layout(
         &self,
         stage: &Stage,
@@ -86,6 +87,8 @@ impl Run {
         let reducer = Reducer::new(Arc::clone(&layout), reduction, lanes, self.device)?;
         let mut replica = Replica::new(state, reducer);
         match from {
+            // A newcomer gets the state from the others.
+            None if self.invitation.is_some() => {}
             None => self.initialise(&specs, &mut replica.state)?,
             Some(checkpoint) => {
                 fill(&mut replica.state, checkpoint, &table)?;
@@ -153,23 +156,16 @@ impl Run {
         stage: &Stage,
         from: Option<&Checkpoint>,
     ) -> Result<Arc<TextEncoder>, Failure> {
-        let max_tokens = self.job.model.decoder.max_text_tokens as usize;
         if stage.kind != StageKind::Bootstrap {
             return self.lineage.encoder(&self.base(stage)?);
         }
         if let Some(file) =
             from.and_then(|checkpoint| checkpoint.tensor(Kind::Tokenizer, TOKENIZER))
         {
+            let max_tokens = self.job.model.decoder.max_text_tokens as usize;
             return Ok(Arc::new(TextEncoder::from_json(&file.data, max_tokens)?));
         }
-        let texts = self.sources().tokenizer_texts(stage)?;
-        let vocab_size = self.job.tokenizer.vocab_size as usize;
-        let encoder = TextEncoder::train(&texts, vocab_size, max_tokens)?;
-        info!(
-            texts = texts.len() as i64,
-            entries = i64::from(encoder.vocab_size()),
-            "tokenizer trained"
-        );
+        let encoder = vocabulary::tokenizer(self.sources(), stage, &self.run_url)?;
         Ok(Arc::new(encoder))
     }
 }

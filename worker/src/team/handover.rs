@@ -5,8 +5,9 @@
 //!                                                          └─► head ─► chunks ─► digest
 //! ```
 //!
-//! Everything goes through broadcasts of the generation's own mesh, so peers are authenticated,
-//! lengths are limited, and whoever is lost on the way ends the generation like in any collective. A
+//! Everything goes through the generation's own mesh, so peers are authenticated, lengths are limited,
+//! and whoever is lost on the way ends the generation like in any collective. Chunks go to newcomers
+//! alone. A
 //! newcomer keeps what it has got: in the next generation the transfer goes on there, from whoever is
 //! the source then, since all veterans of one step have the same bits.
 
@@ -20,7 +21,7 @@ use crate::flat::{Buffer, FlatState, le_bytes, le_bytes_mut};
 use crate::replica::Replica;
 use crate::train::{Progress, Recent};
 
-/// Bytes of one broadcast; in tests the state of a few parameters has several.
+/// Bytes of one message; in tests the state of a few parameters has several.
 const CHUNK: usize = if cfg!(test) { 256 } else { 16 << 20 };
 /// What is handed over of the flat state; gradients belong to a step.
 const BUFFERS: [Buffer; 3] = [Buffer::Weights, Buffer::ExpAvg, Buffer::ExpAvgSq];
@@ -115,17 +116,24 @@ pub(super) fn hand_over(
     };
     let from = newcomers().map(has_kept).min().unwrap_or(0);
     let from = usize::try_from(from).unwrap_or(0);
+    let to = ranks_of_newcomers(all);
     let is_source = collective.rank() == source;
     match role {
-        Role::Veteran(Some(original)) if is_source => give(collective, source, original, from)?,
+        Role::Veteran(Some(original)) if is_source => give(collective, &to, original, from)?,
         Role::Veteran(None) if is_source => drop(collective.broadcast(source, &[])?),
-        Role::Veteran(_) => watch(collective, source)?,
+        Role::Veteran(_) => watch(collective, source, &to)?,
         Role::Newcomer(_) if all[collective.rank()].point.stage != standing.point.stage => {
             return Err(overtaken().into());
         }
-        Role::Newcomer(arrival) => take(collective, source, standing, from, arrival)?,
+        Role::Newcomer(arrival) => take(collective, (source, &to), standing, from, arrival)?,
     }
     Ok(Some(standing.clone()))
+}
+
+fn ranks_of_newcomers(all: &[Standing]) -> Vec<usize> {
+    let newcomers = all.iter().enumerate();
+    let newcomers = newcomers.filter(|(_, one)| one.newcomer.is_some());
+    newcomers.map(|(rank, _)| rank).collect()
 }
 
 /// The lowest rank of those that are furthest.
@@ -196,10 +204,11 @@ fn total(state: &FlatState) -> usize {
 
 fn give(
     collective: &mut dyn Collective,
-    source: usize,
+    to: &[usize],
     original: &Original<'_>,
     from: usize,
 ) -> Result<(), Setback> {
+    let source = collective.rank();
     collective.broadcast(source, &head(original))?;
     let mut hasher = Hasher::new();
     let mut at = 0;
@@ -209,7 +218,7 @@ fn give(
             hasher.update(chunk);
             // Chunks that all newcomers have are not sent again.
             if at + chunk.len() > from {
-                collective.broadcast(source, chunk)?;
+                collective.multicast(source, to, chunk)?;
             }
             at += chunk.len();
         }
@@ -218,20 +227,19 @@ fn give(
     Ok(())
 }
 
-/// Another veteran takes part in the broadcasts until the digest: the only message of its length,
-/// since chunks are multiples of 64 bytes.
-fn watch(collective: &mut dyn Collective, source: usize) -> Result<(), Setback> {
+/// Another veteran keeps in step until the digest, which all get.
+fn watch(collective: &mut dyn Collective, source: usize, to: &[usize]) -> Result<(), Setback> {
     let head = collective.broadcast(source, &[])?;
     if head.is_empty() {
         return Ok(());
     }
-    while collective.broadcast(source, &[])?.len() != blake3::OUT_LEN {}
+    while collective.multicast(source, to, &[])?.is_empty() {}
     Ok(())
 }
 
 fn take(
     collective: &mut dyn Collective,
-    source: usize,
+    (source, to): (usize, &[usize]),
     standing: &Standing,
     from: usize,
     arrival: &mut Arrival<'_>,
@@ -256,8 +264,9 @@ fn take(
         .received
         .truncate(if is_the_same { from } else { 0 });
     arrival.of = Some(standing.clone());
+    // The digest is the only message of its length, since chunks are multiples of 64 bytes.
     let digest = loop {
-        let message = collective.broadcast(source, &[])?;
+        let message = collective.multicast(source, to, &[])?;
         match <[u8; blake3::OUT_LEN]>::try_from(message.as_slice()) {
             Ok(digest) => break digest,
             Err(_) => arrival.received.extend(message),

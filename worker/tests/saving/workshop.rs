@@ -168,6 +168,7 @@ impl Workshop {
                 stage: STAGE.into(),
                 stage_step: step,
                 is_final,
+                generation: self.generation,
                 ..Facts::default()
             },
         };
@@ -227,11 +228,10 @@ pub(crate) fn strays(run: &Path) -> usize {
     for entry in runtime.block_on(parts.list()).expect("listed") {
         let manifest = runtime.block_on(parts.manifest(&entry.path, None));
         let parts = manifest.expect("read").parts;
-        needed.extend(parts.into_iter().map(|part| part.digest));
+        needed.extend(parts.into_iter().map(|part| part.path));
     }
     let objects = std::fs::read_dir(run.join("objects")).expect("objects");
     let names = objects.map(|entry| entry.expect("read").file_name());
-    names
-        .filter(|name| !needed.iter().any(|needed| name == needed.as_str()))
-        .count()
+    let paths = names.map(|name| format!("objects/{}", name.to_string_lossy()));
+    paths.filter(|path| !needed.contains(path)).count()
 }

@@ -18,7 +18,7 @@ fn manifest() -> Value {
         "seed": job().seed, "config_digest": mks2_proto::job::load::digest(&job()).expect("encoded"),
         "corpora": {"emoji": "e"}, "bases": {"bootstrap": "b"}, "loss": 0.5, "seconds": 1.0,
         "samples": 320, "tokens": 99, "model_digest": "m", "weights_digest": "w",
-        "parts": [{"name": "weights-00000", "kind": "weights", "digest": "d", "bytes": 9, "tensors": []}],
+        "parts": [{"name": "weights-00000", "kind": "weights", "path": "objects/1-d", "digest": "d", "bytes": 9, "tensors": []}],
     })
 }
 
@@ -44,7 +44,7 @@ fn judge(checkpoint: &Checkpoint, bytes: Option<&[u8]>) -> (Option<Manifest>, Ve
 fn a_manifest_of_this_run_holds() {
     let (read, violations) = judged(&manifest());
     assert_eq!(violations, []);
-    assert_eq!(read.expect("whole").parts[0].path(), "objects/d");
+    assert_eq!(read.expect("whole").parts[0].path, "objects/1-d");
 }
 
 #[test]
@@ -88,6 +88,7 @@ fn a_manifest_of_another_run_is_found() {
 fn parts_are_there_with_their_size_and_digest() {
     let part = Part {
         name: "weights-00000".into(),
+        path: "objects/1-d".into(),
         digest: "d".into(),
         bytes: 9,
     };
@@ -102,7 +103,7 @@ fn parts_are_there_with_their_size_and_digest() {
         (there(8, Some("d")), "has 8 bytes and should have 9"),
         (there(9, Some("x")), "was changed"),
     ] {
-        found(&Vec::from_iter(violation), "objects/d", words);
+        found(&Vec::from_iter(violation), "objects/1-d", words);
     }
 }
 

@@ -96,10 +96,17 @@ fn all_operations(mut mesh: Mesh) {
                 mesh.broadcast(root, &message).unwrap(),
                 vec![root as u8; len + root]
             );
+            // To the last rank alone.
+            let received = mesh.multicast(root, &[world - 1], &message).unwrap();
+            let expected = match rank + 1 == world {
+                true => vec![root as u8; len + root],
+                false => Vec::new(),
+            };
+            assert_eq!(received, expected);
         }
     }
     mesh.barrier().unwrap();
-    assert_eq!(mesh.sequence(), 5 * (4 + world as u64) + 1);
+    assert_eq!(mesh.sequence(), 5 * (4 + 2 * world as u64) + 1);
 }
 
 #[test]

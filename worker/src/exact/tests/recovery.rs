@@ -50,8 +50,8 @@ impl Collective for Severed<'_> {
     fn all_gather(&mut self, mine: &[u8]) -> Exchanged<Vec<Vec<u8>>> {
         self.until(|own| own.inner.all_gather(mine))
     }
-    fn broadcast(&mut self, root: usize, mine: &[u8]) -> Exchanged<Vec<u8>> {
-        self.until(|own| own.inner.broadcast(root, mine))
+    fn multicast(&mut self, root: usize, to: &[usize], mine: &[u8]) -> Exchanged<Vec<u8>> {
+        self.until(|own| own.inner.multicast(root, to, mine))
     }
     fn reduce_scatter_i64(&mut self, data: &[i64], each: &mut EachBlock<'_>) -> Exchanged<()> {
         self.until(|own| own.inner.reduce_scatter_i64(data, each))

@@ -103,6 +103,28 @@ fn a_network_that_swallows_everything_is_noticed_within_a_second() {
     });
 }
 
+/// Whoever notices it first leaves, and the others do not take that one for the cause.
+#[test]
+fn all_blame_the_one_that_is_cut_off() {
+    let (listeners, holes) = behind_holes(3);
+    let (listeners, holes, all) = (&listeners, &holes, &std::sync::Barrier::new(3));
+    std::thread::scope(|scope| {
+        for rank in 0..3 {
+            scope.spawn(move || {
+                let (roster, flag) = (advertised(listeners, rank), AbortFlag::new());
+                let mesh = Mesh::form(&listeners[rank], &roster, &limits(true), &flag);
+                let mut mesh = mesh.unwrap();
+                mesh.barrier().unwrap();
+                all.wait();
+                holes[0].close();
+                let error = (0..).find_map(|_| mesh.barrier().err()).unwrap();
+                drop(mesh);
+                assert!(rank == 0 || error.rank() == Some(0), "{rank}: {error}");
+            });
+        }
+    });
+}
+
 #[test]
 fn a_peer_that_computes_for_long_is_waited_for() {
     for shared in [true, false] {
