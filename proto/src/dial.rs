@@ -27,7 +27,11 @@ use crate::{
 };
 
 /// Version of the wire protocol; a coordinator refuses workers of another one.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
+/// The level of compression for what others wait for.
+const QUICKLY: i32 = 1;
+/// What a generation may have, decompressed: enough for half a million members.
+const MOST_GENERATION_BYTES: usize = 64 << 20;
 /// Largest message in either direction; checked before it is decoded.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Metadata key of the token.
@@ -97,7 +101,9 @@ impl Target {
 /// A generation as a directive carries it.
 #[must_use]
 pub fn encoded(generation: &v1::Generation) -> Bytes {
-    generation.encode_to_vec().into()
+    let compressed = zstd::bulk::compress(&generation.encode_to_vec(), QUICKLY);
+    // Into memory of its own nothing can fail; if it did, whoever is told nothing would say so.
+    compressed.unwrap_or_default().into()
 }
 
 /// The generation that a directive carries.
@@ -105,13 +111,16 @@ pub fn encoded(generation: &v1::Generation) -> Bytes {
 /// # Errors
 /// [`ExitCode::Environment`](crate::failure::ExitCode::Environment) when it is none.
 pub fn generation(encoded: &Bytes) -> Result<v1::Generation, Failure> {
-    v1::Generation::decode(encoded.clone()).map_err(|error| {
+    let none = |why: String| {
         Failure::environment(
             "the coordinator announces what is no generation",
-            error.to_string(),
+            why,
             "use the same version of mks2 and mks2-worker everywhere",
         )
-    })
+    };
+    let bytes = zstd::bulk::decompress(encoded, MOST_GENERATION_BYTES);
+    let bytes = bytes.map_err(|error| none(error.to_string()))?;
+    v1::Generation::decode(bytes.as_slice()).map_err(|error| none(error.to_string()))
 }
 
 fn unreachable_failure(endpoint: &str, error: &tonic::transport::Error) -> Failure {

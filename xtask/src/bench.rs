@@ -63,14 +63,8 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         [] => Subject::value_variants(),
         named => named,
     };
-    // The control plane alone needs no libtorch.
-    if subjects.iter().any(|subject| *subject != Subject::Control) {
-        stages.run("set-up", setup::run)?;
-        stages.run("release build", demo::build)?;
-    }
-    if subjects.contains(&Subject::Control) {
-        stages.run("release build of the control plane", control::build)?;
-    }
+    stages.run("set-up", setup::run)?;
+    stages.run("release build", build)?;
     if subjects.iter().any(|subject| {
         matches!(
             subject,
@@ -120,6 +114,13 @@ fn measure(plan: &Plan, rounds: u32) -> Outcome<Vec<Line>> {
         pairs.push((ours, peer));
     }
     plan.rows.iter().map(|row| line(row, &pairs)).collect()
+}
+
+/// The programs and the crowd of members, optimized: all in one, since a package apart would compile
+/// its dependencies once more.
+fn build() -> Outcome {
+    let words = ["build", "--release", "--workspace", "--bins", "--examples"];
+    shell::run(&mut shell::cargo(&words))
 }
 
 fn ours(plan: &Plan) -> Outcome<Value> {

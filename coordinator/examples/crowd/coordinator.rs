@@ -93,11 +93,19 @@ impl Member {
     }
 }
 
+/// A number that looks like chance, as incarnations and ports do: what is regular would be compressed
+/// better than it ever is.
+fn scattered(number: usize) -> u64 {
+    blake3::hash(&number.to_le_bytes()).as_bytes()[..8]
+        .iter()
+        .fold(1, |all, byte| all << 8 | u64::from(*byte))
+}
+
 /// A heartbeat, with a count in the place of its collective.
 fn report(number: usize, generation: u64, count: u64) -> v1::Report {
     v1::Report {
         member_id: format!("worker-{number}"),
-        incarnation: number as u64 + 1,
+        incarnation: scattered(number),
         generation,
         kind: Some(Kind::Heartbeat(v1::Heartbeat {
             phase: Phase::Computing.into(),
@@ -322,7 +330,12 @@ async fn join(
             incarnation: first.incarnation,
             host: format!("host-{}", number / 8),
             pid: 1,
-            data_address: format!("10.0.{}.{}:29400", number / 256 % 256, number % 256),
+            data_address: format!(
+                "10.0.{}.{}:{}",
+                number / 256 % 256,
+                number % 256,
+                32_768 + scattered(number) % 28_000
+            ),
             device: "cuda:0".to_owned(),
             protocol: dial::PROTOCOL,
             ..v1::RegisterRequest::default()

@@ -24,7 +24,7 @@ impl Machine {
             return waits;
         }
         let limits = self.config.limits;
-        let is_late = |member: &Member| now.saturating_sub(member.heard) > limits.silence;
+        let is_late = |member: &Member| self.silence(now, member) > limits.silence;
         let is_cut_off = self.run.active().is_some()
             && self.those_at_work().any(is_late)
             && 2 * self.quiet(now) > self.those_at_work().count();
@@ -63,7 +63,7 @@ impl Machine {
     /// How many have missed several signs of life.
     fn quiet(&self, now: Duration) -> usize {
         let limit = self.config.limits.silence / 2;
-        let is_quiet = |member: &&Member| now.saturating_sub(member.heard) > limit;
+        let is_quiet = |member: &&Member| self.silence(now, member) > limit;
         self.those_at_work().filter(is_quiet).count()
     }
 

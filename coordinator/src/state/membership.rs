@@ -10,7 +10,8 @@ use mks2_proto::{
 };
 
 use super::{
-    Action, Identity, Machine, Member, Refused, Registration, StreamId, Ticket, Welcome, refused,
+    Action, FEW, Identity, MOST_TELLING, Machine, Member, Refused, Registration, StreamId, TELLING,
+    Ticket, Welcome, refused,
     run::{Active, Held, Run, ranks},
 };
 use crate::{
@@ -326,6 +327,7 @@ impl Machine {
         self.generation = Generation(self.generation.0 + 1);
         self.count_places(assignment.len());
         self.assignment.clone_from(&assignment);
+        self.told_by = self.last_event + telling(assignment.len());
         let mut active = Active {
             generation: self.generation,
             ranks: ranks(&assignment),
@@ -475,4 +477,11 @@ fn other_protocol(id: &MemberId, theirs: u32) -> Refused {
             "use the same version of mks2 and mks2-worker everywhere",
         ),
     )
+}
+
+/// How long it takes to tell so many members of each other.
+fn telling(members: usize) -> Duration {
+    let pairs = members.saturating_mul(members.saturating_sub(FEW));
+    let pairs = u32::try_from(pairs).unwrap_or(u32::MAX);
+    TELLING.saturating_mul(pairs).min(MOST_TELLING)
 }

@@ -250,6 +250,11 @@ impl Machine {
         actions
     }
 
+    /// How long nothing was heard of a member that could have been.
+    pub(super) fn silence(&self, now: Duration, member: &Member) -> Duration {
+        now.saturating_sub(member.heard.max(self.told_by))
+    }
+
     fn lose_the_silent(&mut self, now: Duration) -> Vec<Action> {
         if self.is_cut_off(now) {
             return Vec::new();
@@ -260,7 +265,7 @@ impl Machine {
             .iter()
             .filter(|(_, member)| member.finished.is_none())
             .filter(|(_, member)| member.stream.is_some() || now >= self.lenient_until)
-            .map(|(id, member)| (id.clone(), now.saturating_sub(member.heard)))
+            .map(|(id, member)| (id.clone(), self.silence(now, member)))
             .filter(|(_, silence)| *silence > limit)
             .collect();
         let how = |silence: Duration| {

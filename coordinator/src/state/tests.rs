@@ -187,6 +187,35 @@ fn many_that_fall_silent_together_cost_one_generation() {
     assert_eq!(formed, Some(100));
 }
 
+/// While thousands are told of thousands their heartbeats have no way, and nobody is silent.
+#[test]
+fn a_large_generation_has_time_to_be_told() {
+    const ALL: u32 = 3_000;
+    let mut machine = machine(false, 1, OnCorruption::Rewind);
+    (machine.config.lanes, machine.wanted) = (ALL, ALL);
+    for number in 0..ALL.into() {
+        let register = Event::Register(Ticket(0), registration(who(number, 0)));
+        machine.apply(Duration::ZERO, register);
+        let attach = Event::Attach(Ticket(0), StreamId(number), who(number, 0));
+        machine.apply(Duration::ZERO, attach);
+    }
+    assert_eq!(machine.generation(), Generation(1));
+    let mut silent_at = None;
+    for ms in (0..4_000).step_by(50) {
+        let now = Duration::from_millis(ms);
+        machine.apply(now, Event::Tick);
+        if silent_at.is_none() && machine.cut_off.is_some() {
+            silent_at = Some(ms);
+        }
+    }
+    // It takes 1.1 s to tell them, and after 0.8 s more they are missed.
+    assert!(
+        silent_at.is_some_and(|ms| (1_850..2_000).contains(&ms)),
+        "{silent_at:?}"
+    );
+    assert_eq!(machine.members_lost, 0);
+}
+
 /// Every request gets exactly one answer, or waits for a manifest.
 fn answers(event: &Event, actions: &[Action]) -> Result<(), TestCaseError> {
     let answered = actions.iter().filter(|action| {

@@ -3,13 +3,70 @@
 //! small machine four workers are hardly faster than three.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::story::{Commit, Story, overlap};
+use super::story::{Story, overlap};
 
 /// Steps behind a change of the workers that are not measured.
 const SETTLING: u64 = 2;
+/// How far around a moment a run's own steps say how fast it could go then.
+const AROUND: Duration = Duration::from_secs(30);
+
+/// A step that nothing disturbed.
+#[derive(Clone, Debug)]
+pub(super) struct CalmStep {
+    at: Duration,
+    stage: String,
+    workers: u32,
+    seconds: f64,
+}
+
+/// Steps before and in which nothing happened and nothing changed, and no worker was starting.
+pub(super) fn calm_steps(story: &Story) -> Vec<CalmStep> {
+    let faults = story.injected.iter().map(|injected| {
+        let over = injected.over.unwrap_or(injected.at);
+        (injected.at, over + Duration::from_millis(1))
+    });
+    let troubles: Vec<_> = story.starts().into_iter().chain(faults).collect();
+    let (mut calm, mut settled) = (Vec::new(), 0);
+    for pair in story.commits.windows(2) {
+        let [before, commit] = pair else { continue };
+        let span = (before.at, commit.at);
+        let is_calm = before.stage == commit.stage
+            && before.generation == commit.generation
+            && !troubles.iter().any(|trouble| overlap(span, *trouble));
+        settled = if is_calm { settled + 1 } else { 0 };
+        if settled > SETTLING {
+            calm.push(CalmStep {
+                at: commit.at,
+                stage: commit.stage.clone(),
+                workers: commit.workers,
+                seconds: commit.at.saturating_sub(before.at).as_secs_f64(),
+            });
+        }
+    }
+    calm
+}
+
+/// Seconds of a step around a moment, of the nearest number of workers, by the run's own calm steps.
+pub(super) fn own_step_seconds(
+    calm: &[CalmStep],
+    stage: &str,
+    workers: u32,
+    at: Duration,
+) -> Option<f64> {
+    let first = calm.partition_point(|step| step.at + AROUND < at);
+    let near = calm[first..]
+        .iter()
+        .take_while(|step| step.at <= at + AROUND);
+    let mut rates = Rates::default();
+    for step in near.filter(|step| step.stage == stage) {
+        rates.add(step);
+    }
+    rates.step_seconds(stage, workers)
+}
 
 /// What was measured.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +84,7 @@ struct Measured {
 
 /// A line of the table.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Rate {
+pub(super) struct Measurement {
     pub(super) stage: String,
     pub(super) workers: u32,
     pub(super) steps: u64,
@@ -35,39 +92,28 @@ pub(super) struct Rate {
 }
 
 impl Rates {
-    /// Measures a quiet run. Only steps count before and after which nothing changed, and in which
-    /// no worker was starting.
+    /// Measures a quiet run.
     pub(super) fn measure(quiet: &Story) -> Self {
         let mut rates = Self::default();
-        let starts = quiet.starts();
-        let mut settled = 0;
+        for step in calm_steps(quiet) {
+            rates.add(&step);
+        }
         for pair in quiet.commits.windows(2) {
             let [before, commit] = pair else { continue };
-            let seconds = commit.at.saturating_sub(before.at).as_secs_f64();
-            if before.stage != commit.stage {
-                // Not where the run was stopped and went on.
-                if before.generation == commit.generation {
-                    rates.borders.insert(commit.stage.clone(), seconds);
-                }
-                settled = 0;
-                continue;
-            }
-            let span = (before.at, commit.at);
-            let is_calm = before.generation == commit.generation
-                && !starts.iter().any(|start| overlap(span, *start));
-            settled = if is_calm { settled + 1 } else { 0 };
-            if settled > SETTLING {
-                rates.add(commit, seconds);
+            // Not where the run was stopped and went on.
+            if before.stage != commit.stage && before.generation == commit.generation {
+                let seconds = commit.at.saturating_sub(before.at).as_secs_f64();
+                rates.borders.insert(commit.stage.clone(), seconds);
             }
         }
         rates
     }
 
-    fn add(&mut self, commit: &Commit, seconds: f64) {
-        let of_stage = self.by_stage.entry(commit.stage.clone()).or_default();
-        let measured = of_stage.entry(commit.workers).or_default();
+    fn add(&mut self, step: &CalmStep) {
+        let of_stage = self.by_stage.entry(step.stage.clone()).or_default();
+        let measured = of_stage.entry(step.workers).or_default();
         measured.steps += 1;
-        measured.seconds += seconds;
+        measured.seconds += step.seconds;
     }
 
     /// Seconds of a step of a stage with so many workers; of the nearest number that was measured.
@@ -82,10 +128,10 @@ impl Rates {
         self.borders.get(stage).copied()
     }
 
-    pub(super) fn table(&self) -> Vec<Rate> {
+    pub(super) fn table(&self) -> Vec<Measurement> {
         let mut table = Vec::new();
         for (stage, of_stage) in &self.by_stage {
-            table.extend(of_stage.iter().map(|(workers, measured)| Rate {
+            table.extend(of_stage.iter().map(|(workers, measured)| Measurement {
                 stage: stage.clone(),
                 workers: *workers,
                 steps: measured.steps,
@@ -98,9 +144,8 @@ impl Rates {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::chaos::story::Commit;
 
     fn commit(millis: u64, step: u64, stage: &str, workers: u32, generation: u64) -> Commit {
         Commit {
@@ -139,5 +184,32 @@ mod tests {
         assert!(rates.step_seconds("b", 1).is_none());
         let steps: Vec<_> = rates.table().iter().map(|rate| rate.steps).collect();
         assert_eq!(steps, [1, 3]);
+    }
+
+    #[test]
+    fn a_run_that_becomes_slower_has_another_rate_of_its_own() {
+        let mut commits = Vec::new();
+        let mut now = 0;
+        for step in 1..=1000 {
+            now += if step <= 500 { 100 } else { 200 };
+            commits.push(commit(now, step, "a", 2, 1));
+        }
+        let story = Story {
+            commits,
+            ..Story::default()
+        };
+        let calm = calm_steps(&story);
+        let at = |seconds| own_step_seconds(&calm, "a", 4, Duration::from_secs(seconds));
+        let close = |found: Option<f64>, right: f64| {
+            assert!(found.is_some_and(|f| (f - right).abs() < 1e-9), "{found:?}");
+        };
+        close(at(10), 0.1);
+        close(at(120), 0.2);
+        assert!(at(50).is_some_and(|seconds| 0.1 < seconds && seconds < 0.2));
+        assert_eq!(at(400), None, "nothing is known of that time");
+        assert_eq!(
+            own_step_seconds(&calm, "b", 2, Duration::from_secs(9)),
+            None
+        );
     }
 }

@@ -5,6 +5,9 @@
 //! seconds over the seconds that a step of that stage takes with that many workers in the quiet run.
 //! A worker is alive while its process runs and is neither stopped nor cut off: what a new process
 //! needs to start, to prepare and to come in counts against the goodput.
+//!
+//! On a machine whose speed drifts between the two runs that says more of the machine than of them.
+//! So the same is held against the undisturbed steps of the run itself, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,7 +16,7 @@ use mks2_coordinator::journal::Entry;
 use mks2_coordinator::ledger::Course;
 use serde::Serialize;
 
-use super::capacity::{Rate, Rates};
+use super::capacity::{Measurement, Rates, calm_steps, own_step_seconds};
 use super::outcome::{Outcome, median_and_p99, outcome};
 use super::story::{Commit, Curve, Injected, Note, Story, overlap};
 
@@ -22,6 +25,8 @@ use super::story::{Commit, Curve, Injected, Note, Story, overlap};
 pub(super) struct Score {
     /// Useful over possible.
     pub(super) goodput: f64,
+    /// The same, where possible is what the run's own undisturbed steps around each moment say.
+    pub(super) goodput_at_own_rate: f64,
     pub(super) scored_seconds: f64,
     pub(super) steps_useful: u64,
     pub(super) steps_possible: f64,
@@ -42,7 +47,7 @@ pub(super) struct Score {
     pub(super) rows_doubled: u64,
     pub(super) bits: Bits,
     /// What the quiet run measured.
-    pub(super) rates: Vec<Rate>,
+    pub(super) rates: Vec<Measurement>,
     pub(super) outcomes: Vec<Outcome>,
 }
 
@@ -90,7 +95,11 @@ pub(super) fn score(chaos: &Story, quiet: &Story, course: &Course) -> Score {
         .iter()
         .map(|injected| outcome(injected, &chaos.notes, &chaos.commits, chaos.began))
         .collect();
-    let work = work(chaos, &rates);
+    let calm = calm_steps(chaos);
+    let quiet_rate = |stage: &str, workers, _: Duration| rates.step_seconds(stage, workers);
+    let own_rate = |stage: &str, workers, at| own_step_seconds(&calm, stage, workers, at);
+    let at_own_rate = work(chaos, &rates, &own_rate);
+    let work = work(chaos, &rates, &quiet_rate);
     let shares = work
         .lost_to
         .iter()
@@ -103,6 +112,7 @@ pub(super) fn score(chaos: &Story, quiet: &Story, course: &Course) -> Score {
     let times = |step: u64| u64::from(chaos.lines.get(&step).copied().unwrap_or(0));
     Score {
         goodput: work.useful as f64 / work.possible,
+        goodput_at_own_rate: at_own_rate.useful as f64 / at_own_rate.possible,
         scored_seconds: work.seconds,
         steps_useful: work.useful,
         steps_possible: work.possible,
@@ -120,6 +130,9 @@ pub(super) fn score(chaos: &Story, quiet: &Story, course: &Course) -> Score {
     }
 }
 
+/// Seconds of a step of a stage with so many workers, at a time.
+type Rate<'a> = dyn Fn(&str, u32, Duration) -> Option<f64> + 'a;
+
 /// What was done, and what could have been.
 #[derive(Clone, Debug, Default)]
 struct Work {
@@ -133,13 +146,14 @@ struct Work {
 
 /// Adds up the stretches between commits, from the first behind the beginning to the one in which
 /// the scored time ends. Those are left out of which the quiet run knows nothing.
-fn work(chaos: &Story, rates: &Rates) -> Work {
+fn work(chaos: &Story, quiet: &Rates, rate: &Rate<'_>) -> Work {
     let (alive, causes) = (chaos.alive(), Causes::of(chaos));
     let mut work = Work::default();
     let is_scored = |pair: &&[Commit]| pair[0].at >= chaos.began && pair[0].at < chaos.ended;
     for pair in chaos.commits.windows(2).filter(is_scored) {
         let [before, commit] = pair else { continue };
-        let Some((possible, worker_seconds)) = possible(before, commit, &alive, rates) else {
+        let found = possible(before, commit, &alive, (quiet, rate));
+        let Some((possible, worker_seconds)) = found else {
             continue;
         };
         work.seconds += (commit.at - before.at).as_secs_f64();
@@ -153,12 +167,17 @@ fn work(chaos: &Story, rates: &Rates) -> Work {
 }
 
 /// Steps that were possible between two commits, and the seconds of all workers that were alive.
-fn possible(before: &Commit, commit: &Commit, alive: &Curve, rates: &Rates) -> Option<(f64, f64)> {
+fn possible(
+    before: &Commit,
+    commit: &Commit,
+    alive: &Curve,
+    (quiet, rate): (&Rates, &Rate<'_>),
+) -> Option<(f64, f64)> {
     let (mut possible, mut worker_seconds) = (0.0, 0.0);
     for (workers, seconds) in alive.stretches(before.at, commit.at) {
         let each = match before.stage == commit.stage {
-            true => rates.step_seconds(&commit.stage, workers)?,
-            false => rates.border_seconds(&commit.stage)?,
+            true => rate(&commit.stage, workers, commit.at)?,
+            false => quiet.border_seconds(&commit.stage)?,
         };
         worker_seconds += f64::from(workers) * seconds;
         if workers > 0 {

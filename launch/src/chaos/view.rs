@@ -112,6 +112,10 @@ fn ending(report: &Report) -> String {
         score.scored_seconds
     );
     text.push_str(&format!(
+        "                {} at the rates of its own undisturbed steps, 30 s before and behind\n",
+        percent(score.goodput_at_own_rate)
+    ));
+    text.push_str(&format!(
         "computed again  {}, and up to {} of steps in progress\n",
         plural(score.steps_again, "step"),
         plural(score.lanes_again, "lane")
@@ -168,7 +172,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::chaos::capacity::Rate;
+    use crate::chaos::capacity::Measurement;
     use crate::chaos::score::Bits;
 
     fn report() -> Report {
@@ -192,6 +196,7 @@ mod tests {
             violations: Vec::new(),
             score: Score {
                 goodput: 0.975,
+                goodput_at_own_rate: 0.981,
                 scored_seconds: 600.0,
                 steps_useful: 1_560,
                 steps_possible: 1_600.0,
@@ -204,7 +209,7 @@ mod tests {
                 rows_lost: 0,
                 rows_doubled: 0,
                 bits: Bits::default(),
-                rates: vec![Rate {
+                rates: vec![Measurement {
                     stage: "memory".into(),
                     workers: 4,
                     steps: 40,

@@ -294,7 +294,8 @@ pub struct Directive {
 pub mod directive {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
-        /// A Generation, encoded: every member is told the same, so it is encoded once for all.
+        /// A Generation, encoded and compressed by zstd: every member is told the same, so that is done
+        /// once for all, and thousands of members are told of thousands.
         #[prost(bytes, tag = "2")]
         Generation(::prost::bytes::Bytes),
         #[prost(message, tag = "3")]

@@ -17,12 +17,6 @@ const TORCHFT: &str = "torchft==0.2.0";
 const MEMBERS: &str = "10000";
 const GENERATION: &str = "1024";
 
-/// Coordinator and crowd, optimized.
-pub(super) fn build() -> Outcome {
-    let package = ["build", "--release", "--package", "mks2-coordinator"];
-    shell::run(shell::cargo(&package).args(["--bins", "--example", "crowd"]))
-}
-
 pub(super) fn plans() -> Vec<Plan> {
     let lighthouse = match lighthouse() {
         Ok(words) => Some(words),

@@ -123,6 +123,9 @@ fn what_was_possible_depends_on_who_was_alive() {
     let possible = 1.55 / 0.1 + 0.25 / 0.15;
     assert!((score.steps_possible - possible).abs() < 1e-6, "{score:?}");
     assert!((score.goodput - 15.0 / possible).abs() < 1e-6);
+    // All of its own calm steps take 0.1 s, also with one worker.
+    let possible = 1.8 / 0.1;
+    assert!((score.goodput_at_own_rate - 15.0 / possible).abs() < 1e-6);
     let lost: f64 = score.lost_to.values().sum();
     assert!((lost - (1.0 - score.goodput)).abs() < 1e-6, "{score:?}");
     assert!(score.lost_to["kill"] > 0.0 && score.lost_to["workers that start"] > 0.0);
