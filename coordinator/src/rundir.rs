@@ -123,7 +123,7 @@ impl RunDir {
         // Members that are alive may be writing their parts at this moment.
         let folders: &[&str] = match working {
             Some(_) => &["journal", "checkpoints"],
-            None => &["journal", "checkpoints", "objects"],
+            None => &["journal", "checkpoints", "objects", "tokenizers"],
         };
         for folder in folders {
             local

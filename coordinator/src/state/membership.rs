@@ -327,7 +327,10 @@ impl Machine {
         self.generation = Generation(self.generation.0 + 1);
         self.count_places(assignment.len());
         self.assignment.clone_from(&assignment);
-        self.told_by = self.last_event + telling(assignment.len());
+        let telling = telling(assignment.len());
+        if !telling.is_zero() {
+            self.told_by = self.last_event + telling;
+        }
         let mut active = Active {
             generation: self.generation,
             ranks: ranks(&assignment),

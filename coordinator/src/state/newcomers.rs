@@ -167,7 +167,7 @@ impl Machine {
         let silent: Vec<_> = self
             .candidates
             .iter()
-            .map(|(id, candidate)| (id.clone(), now.saturating_sub(candidate.member.heard)))
+            .map(|(id, candidate)| (id.clone(), self.silence(now, &candidate.member)))
             .filter(|(_, silence)| *silence > limit)
             .collect();
         let silent = silent.into_iter();

@@ -186,6 +186,8 @@ impl Machine {
             .collect();
         self.assignment.clear();
         self.differing = None;
+        // What those still save that were let go before belongs to the steps that are void now.
+        self.departed.clear();
         self.run = Run::Waiting;
         self.cut_off = None;
         if !planted!(OldBeginning) {

@@ -163,7 +163,9 @@ impl<'a> Quiet<'a> {
             Duration::ZERO
         };
         part.cluster.end(patience).await;
-        ended
+        ended?;
+        // What was written last belongs to this part's time.
+        self.observer.look(&mut self.story)
     }
 }
 

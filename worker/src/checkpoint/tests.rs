@@ -16,7 +16,7 @@ use object_store::path::Path;
 
 use super::{
     Checkpoint, CheckpointError, CheckpointStore, Expected, Facts, Kind, Manifest, Pool, Slot,
-    Snapshot, Table, Uploaded, manifest_path,
+    Snapshot, Table, Uploaded, VERSION, manifest_path,
 };
 use faulty::faulty;
 
@@ -287,7 +287,7 @@ async fn a_damaged_manifest_is_refused() {
     let newer = |bytes: &mut Vec<u8>| {
         let text = String::from_utf8(bytes.clone()).unwrap();
         *bytes = text
-            .replacen("\"version\": 1", "\"version\": 9", 1)
+            .replacen(&format!("\"version\": {VERSION}"), "\"version\": 9", 1)
             .into_bytes();
     };
     let newer = after(newer, &path).await;
