@@ -102,7 +102,7 @@ impl Target {
 #[must_use]
 pub fn encoded(generation: &v1::Generation) -> Bytes {
     let compressed = zstd::bulk::compress(&generation.encode_to_vec(), QUICKLY);
-    // Into memory of its own nothing can fail; if it did, whoever is told nothing would say so.
+    // Into memory of its own nothing can fail; if it did, whoever is told nothing says so.
     compressed.unwrap_or_default().into()
 }
 
@@ -118,6 +118,9 @@ pub fn generation(encoded: &Bytes) -> Result<v1::Generation, Failure> {
             "use the same version of mks2 and mks2-worker everywhere",
         )
     };
+    if encoded.is_empty() {
+        return Err(none("it is empty".to_owned()));
+    }
     let bytes = zstd::bulk::decompress(encoded, MOST_GENERATION_BYTES);
     let bytes = bytes.map_err(|error| none(error.to_string()))?;
     v1::Generation::decode(bytes.as_slice()).map_err(|error| none(error.to_string()))

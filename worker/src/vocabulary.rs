@@ -8,19 +8,23 @@
 //! Every worker can train it by itself and gets the same. So it is only made use of: where it is
 //! missing, damaged, or the store has trouble, it is trained again.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use mks2_dataset::error::Error;
 use mks2_dataset::store;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::Stage;
 use object_store::ObjectStore;
 use object_store::path::Path;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::sources::Sources;
 use crate::text::TextEncoder;
 
 const FOLDER: &str = "tokenizers";
+/// No worker waits longer for what it can make by itself.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Characters of a digest.
 const HEX: usize = 2 * blake3::OUT_LEN;
 
@@ -54,9 +58,7 @@ pub(crate) fn tokenizer(
         "tokenizer trained"
     );
     let file = sealed(&encoder.to_json()?);
-    if let Err(error) = sources.runtime.block_on(store::put(&*place, &path, file)) {
-        warn!(%error, "the tokenizer is not kept; the next worker trains it again");
-    }
+    sources.runtime.block_on(keep(&*place, &path, file));
     Ok(encoder)
 }
 
@@ -82,17 +84,23 @@ fn key(sources: Sources<'_>, stage: &Stage) -> Result<String, Failure> {
 
 /// The file at `path`, where it is there and whole.
 async fn read(place: &dyn ObjectStore, path: &Path) -> Option<Bytes> {
-    match store::get_if_there(place, path).await {
-        Ok(file) => opened(&file?),
-        Err(error) => {
-            tell(&error);
-            None
-        }
+    match timeout(PATIENCE, store::get_if_there(place, path)).await {
+        Ok(Ok(file)) => return opened(&file?),
+        Ok(Err(error)) => warn!(%error, "the run's tokenizer cannot be read, and is trained again"),
+        Err(_) => warn!("the store does not answer, and the run's tokenizer is trained again"),
     }
+    None
 }
 
-fn tell(error: &Error) {
-    warn!(%error, "the run's tokenizer cannot be read, and is trained again");
+/// Keeps the file for later workers.
+async fn keep(place: &dyn ObjectStore, path: &Path, file: Bytes) {
+    match timeout(PATIENCE, store::put(place, path, file)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            warn!(%error, "the tokenizer is not kept; the next worker trains it again")
+        }
+        Err(_) => warn!("the store does not answer; the next worker trains the tokenizer again"),
+    }
 }
 
 fn sealed(json: &[u8]) -> Bytes {

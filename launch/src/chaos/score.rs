@@ -25,8 +25,9 @@ use super::story::{Commit, Curve, Injected, Note, Story, overlap};
 pub(super) struct Score {
     /// Useful over possible.
     pub(super) goodput: f64,
-    /// The same, where possible is what the run's own undisturbed steps around each moment say.
-    pub(super) goodput_at_own_rate: f64,
+    /// The same, where possible is what the run's own undisturbed steps around each moment say; none
+    /// without such steps.
+    pub(super) goodput_at_own_rate: Option<f64>,
     pub(super) scored_seconds: f64,
     pub(super) steps_useful: u64,
     pub(super) steps_possible: f64,
@@ -112,7 +113,8 @@ pub(super) fn score(chaos: &Story, quiet: &Story, course: &Course) -> Score {
     let times = |step: u64| u64::from(chaos.lines.get(&step).copied().unwrap_or(0));
     Score {
         goodput: work.useful as f64 / work.possible,
-        goodput_at_own_rate: at_own_rate.useful as f64 / at_own_rate.possible,
+        goodput_at_own_rate: (at_own_rate.possible > 0.0)
+            .then(|| at_own_rate.useful as f64 / at_own_rate.possible),
         scored_seconds: work.seconds,
         steps_useful: work.useful,
         steps_possible: work.possible,

@@ -111,10 +111,12 @@ fn ending(report: &Report) -> String {
         score.workers_alive,
         score.scored_seconds
     );
-    text.push_str(&format!(
-        "                {} at the rates of its own undisturbed steps, 30 s before and behind\n",
-        percent(score.goodput_at_own_rate)
-    ));
+    if let Some(share) = score.goodput_at_own_rate {
+        text.push_str(&format!(
+            "                {} at the rates of its own undisturbed steps, 30 s before and behind\n",
+            percent(share)
+        ));
+    }
     text.push_str(&format!(
         "computed again  {}, and up to {} of steps in progress\n",
         plural(score.steps_again, "step"),
@@ -196,7 +198,7 @@ mod tests {
             violations: Vec::new(),
             score: Score {
                 goodput: 0.975,
-                goodput_at_own_rate: 0.981,
+                goodput_at_own_rate: Some(0.981),
                 scored_seconds: 600.0,
                 steps_useful: 1_560,
                 steps_possible: 1_600.0,
@@ -228,6 +230,7 @@ mod tests {
             "memory           4     40             0.375",
             "load of the machine: 0.5 to 4.0 under chaos",
             "goodput         97.5 %: 1,560 useful steps of 1600",
+            "98.1 % at the rates of its own undisturbed steps",
             "computed again  0 steps, and up to 80 lanes",
             "by itself       0:12 worker-1: it ended",
         ] {

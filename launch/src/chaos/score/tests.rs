@@ -125,7 +125,8 @@ fn what_was_possible_depends_on_who_was_alive() {
     assert!((score.goodput - 15.0 / possible).abs() < 1e-6);
     // All of its own calm steps take 0.1 s, also with one worker.
     let possible = 1.8 / 0.1;
-    assert!((score.goodput_at_own_rate - 15.0 / possible).abs() < 1e-6);
+    let at_own_rate = score.goodput_at_own_rate.expect("calm steps");
+    assert!((at_own_rate - 15.0 / possible).abs() < 1e-6);
     let lost: f64 = score.lost_to.values().sum();
     assert!((lost - (1.0 - score.goodput)).abs() < 1e-6, "{score:?}");
     assert!(score.lost_to["kill"] > 0.0 && score.lost_to["workers that start"] > 0.0);
