@@ -50,7 +50,7 @@ pub fn collectives(bench: &CollectiveBench) -> Result<Value, ReduceError> {
         shared_memory: bench.shared_memory,
         ..Limits::default()
     };
-    let mut mesh = mesh::form(bench.rank, &bench.addresses, &limits, &AbortFlag::new())?;
+    let mut mesh = mesh::form_at(bench.rank, &bench.addresses, &limits, &AbortFlag::new())?;
     let world = mesh.world() as f32;
     let len = bench.bytes / 4;
     let layout = FlatLayout::new(&[ParamSpec {

@@ -1,7 +1,7 @@
 //! What a network does to a run, thing by thing: connections break, say nothing, are slow and narrow,
 //! between workers and to the coordinator; and no bit differs.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use mks2_proto::env::{self, WorkerEnv};
 use tokio::runtime::Runtime;
 
 use crate::cluster::coordinator;
-use crate::lab::{Lab, TOTAL, awaited, program};
+use crate::lab::{Lab, TOTAL, awaited, free, program};
 use crate::proxy::{Proxy, Weather};
 
 pub(crate) const TOKEN: &str = "the-token-of-the-tests";
@@ -27,12 +27,6 @@ pub(crate) struct Network<'a> {
     pub(crate) control: Vec<Proxy>,
     /// The proxies live in it.
     runtime: Option<Runtime>,
-}
-
-/// An address of the loopback that was free a moment ago.
-fn free() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound")
 }
 
 /// What a worker is told.

@@ -14,8 +14,8 @@ use serde_json::Value;
 use super::save::{self, Save};
 use super::stage::{self, Measured};
 use super::{CollectiveBench, adamw, adamw_bits, collectives};
-use crate::collectives::tcp::free_address;
 use crate::device;
+use crate::rehearsal::mesh;
 
 /// Sums from this size on take long enough for a few of them to be a measurement.
 const LARGE: usize = 1 << 20;
@@ -170,7 +170,7 @@ fn sums(settings: &Collectives, out: &mut dyn Write) -> Result<(), Failure> {
             collectives(&bench)?;
             continue;
         }
-        bench.addresses = vec![free_address()?, free_address()?];
+        bench.addresses = mesh::addresses(2)?;
         let mut peer = start_peer(&bench)?;
         let found = collectives(&bench);
         if found.is_err() {

@@ -101,13 +101,14 @@ impl DataListener {
     }
 }
 
-/// An address of the loopback that was free a moment ago, for processes on this machine that must
-/// know each other's before they start.
+/// Listeners on as many ports of the loopback, for ranks of this machine that must know each other's
+/// addresses before they start.
 ///
 /// # Errors
 /// [`CollectiveError::Bind`] when no port is free.
-pub(crate) fn free_address() -> Result<SocketAddr> {
-    DataListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).map(|listener| listener.address())
+pub(crate) fn local_listeners(count: usize) -> Result<Vec<DataListener>> {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    (0..count).map(|_| DataListener::bind(any)).collect()
 }
 
 /// Who takes part in a generation.

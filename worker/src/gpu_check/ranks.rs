@@ -16,7 +16,6 @@ use tch::{Device, Tensor};
 
 use super::table::Check;
 use crate::collectives::nccl::NcclMesh;
-use crate::collectives::tcp::free_address;
 use crate::collectives::{AbortFlag, Collective, CollectiveError, Limits, schedule};
 use crate::device;
 use crate::rehearsal::mesh;
@@ -92,8 +91,7 @@ pub(super) fn check(gpu: usize, world: usize) -> Vec<Check> {
 
 /// Starts all ranks and gives their reports.
 fn together(gpu: usize, world: usize) -> Result<Vec<Report>, Failure> {
-    let addresses = (0..world).map(|_| free_address());
-    let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
+    let addresses = mesh::addresses(world)?;
     let ranks: Vec<Child> = (0..world)
         .map(|rank| start(gpu, rank, &addresses))
         .collect::<Result<_, _>>()?;
@@ -135,7 +133,7 @@ fn report_of((rank, output): (usize, std::io::Result<Output>)) -> Result<Report,
 pub(super) fn run(rank: &Rank, out: &mut dyn Write) -> Result<(), Failure> {
     let device = device::choose(&format!("cuda:{}", rank.gpu), 0)?;
     let (limits, abort) = (Limits::default(), AbortFlag::new());
-    let mesh = mesh::form(rank.rank, &rank.addresses, &limits, &abort)?;
+    let mesh = mesh::form_at(rank.rank, &rank.addresses, &limits, &abort)?;
     let mut nccl = NcclMesh::new(mesh, rank.gpu, &limits, &abort)?;
     let report = exchange(&mut nccl, device)?;
     let line = serde_json::to_string(&report)

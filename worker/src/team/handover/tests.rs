@@ -8,7 +8,7 @@ use mks2_proto::params::{Init, ParamSpec};
 use tch::Device;
 
 use super::*;
-use crate::collectives::tcp::free_address;
+use crate::collectives::tcp::{DataListener, local_listeners};
 use crate::collectives::{AbortFlag, Limits};
 use crate::exact::Reducer;
 use crate::flat::FlatLayout;
@@ -83,8 +83,14 @@ fn brought(member: Member) -> Replica {
     own
 }
 
-fn take_part(member: Member, rank: usize, addresses: &[SocketAddr]) -> Outcome {
-    let mut mesh = mesh::form(rank, addresses, &Limits::default(), &AbortFlag::new()).unwrap();
+fn take_part(
+    member: Member,
+    listener: &DataListener,
+    rank: usize,
+    addresses: &[SocketAddr],
+) -> Outcome {
+    let (limits, abort) = (Limits::default(), AbortFlag::new());
+    let mut mesh = mesh::form(listener, rank, addresses, &limits, &abort).unwrap();
     let identity = blake3::hash(b"the same");
     let mut own = brought(member);
     let mut arrival = None;
@@ -141,13 +147,16 @@ fn take_part(member: Member, rank: usize, addresses: &[SocketAddr]) -> Outcome {
 }
 
 fn meet(members: &[Member]) -> Vec<Outcome> {
-    let addresses: Vec<_> = members.iter().map(|_| free_address().unwrap()).collect();
+    let listeners = local_listeners(members.len()).unwrap();
+    let addresses: Vec<_> = listeners.iter().map(DataListener::address).collect();
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..)
+        let threads: Vec<_> = listeners
+            .iter()
             .zip(members)
-            .map(|(rank, member)| {
+            .enumerate()
+            .map(|(rank, (listener, member))| {
                 let addresses = &addresses;
-                scope.spawn(move || take_part(*member, rank, addresses))
+                scope.spawn(move || take_part(*member, listener, rank, addresses))
             })
             .collect();
         threads.into_iter().map(|one| one.join().unwrap()).collect()
