@@ -124,16 +124,22 @@ impl Observer {
         let whole = bytes.iter().rposition(|byte| *byte == b'\n');
         let whole = whole.map_or(0, |end| end + 1);
         self.read_bytes += whole as u64;
-        let at = self.now();
+        let (seen, known) = (self.now(), story.commits.len());
+        let mut took = Vec::new();
         for line in bytes[..whole].split(|byte| *byte == b'\n') {
-            if let Ok(line) = serde_json::from_slice::<Value>(line) {
-                self.line(at, &line, story);
+            if let Ok(line) = serde_json::from_slice::<Value>(line)
+                && let Some(commit) = self.line(seen, &line, story)
+            {
+                story.commits.push(commit);
+                took.push(line["step_seconds"].as_f64().unwrap_or_default());
             }
         }
+        date_back(&mut story.commits, known, &took);
         Ok(())
     }
 
-    fn line(&mut self, at: Duration, line: &Value, story: &mut Story) {
+    /// The step of a line, unless it is known.
+    fn line(&mut self, seen: Duration, line: &Value, story: &mut Story) -> Option<Commit> {
         let number = |name: &str| line[name].as_u64().unwrap_or_default();
         let step = number("step");
         let values = BITS.iter().map(|name| line[*name].to_string());
@@ -142,17 +148,29 @@ impl Observer {
             if *before != bits {
                 story.again_otherwise.insert(step);
             }
-            return;
+            return None;
         }
         self.bits.insert(step, bits.clone());
-        story.commits.push(Commit {
-            at,
+        Some(Commit {
+            at: seen,
+            seen,
             step,
             stage: line["stage"].as_str().unwrap_or_default().to_owned(),
             workers: u32::try_from(number("workers")).unwrap_or(u32::MAX),
             generation: number("generation"),
             bits,
-        });
+        })
+    }
+}
+
+/// Steps that were seen at once, all but the first `known`, were made one after the other while no
+/// coordinator wrote them down: they lie as far apart as they took, in seconds.
+fn date_back(commits: &mut [Commit], known: usize, took: &[f64]) {
+    let (before, new) = commits.split_at_mut(known);
+    let earliest = before.last().map_or(Duration::ZERO, |commit| commit.at);
+    for (commit, behind) in (1..new.len()).rev().map(|behind| (behind - 1, behind)) {
+        let took = Duration::try_from_secs_f64(took[behind]).unwrap_or_default();
+        new[commit].at = new[behind].at.saturating_sub(took).max(earliest);
     }
 }
 
@@ -206,5 +224,34 @@ mod tests {
         assert_eq!(steps, [1, 2, 3]);
         assert!(story.again_otherwise.contains(&2));
         assert_eq!(story.lines.values().sum::<u32>(), 3);
+    }
+
+    #[test]
+    fn steps_that_are_seen_at_once_were_made_one_after_the_other() {
+        let at = |millis: u64| Duration::from_millis(millis);
+        let commit = |step: u64, millis: u64| Commit {
+            at: at(millis),
+            seen: at(millis),
+            step,
+            stage: "a".into(),
+            workers: 2,
+            generation: 1,
+            bits: String::new(),
+        };
+        let mut commits = [
+            commit(1, 500),
+            commit(2, 2000),
+            commit(3, 2000),
+            commit(4, 2000),
+        ];
+        date_back(&mut commits, 1, &[0.4, 0.4, 0.25]);
+        assert_eq!(
+            commits.each_ref().map(|commit| commit.at),
+            [500, 1350, 1750, 2000].map(at)
+        );
+        assert!(commits[1..].iter().all(|commit| commit.seen == at(2000)));
+        // By another clock they may have taken longer than there was time.
+        date_back(&mut commits, 1, &[0.4, 1.4, 0.25]);
+        assert_eq!(commits[1].at, at(500));
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct Outcome {
     /// which the next one is started to its record of office.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) noticed_seconds: Option<f64>,
-    /// From there, or from the fault where nobody noticed it, to the next step that counts.
+    /// From there, or from the fault where nobody noticed it, until the next step is written down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) recovered_seconds: Option<f64>,
 }
@@ -43,7 +43,7 @@ pub(super) fn outcome(
     let noticed = noticed(injected, notes);
     let since = noticed.map_or(injected.at, |note| note.at);
     // The news of a loss comes before the step that it interrupts.
-    let next = commits.iter().find(|commit| commit.at > since);
+    let next = commits.iter().find(|commit| commit.seen > since);
     let lost = noticed.is_some_and(|note| is_lost(&note.entry, &injected.whom));
     let from = match injected.fault {
         Fault::Coordinator { away, .. } => injected.at + away,
@@ -57,7 +57,7 @@ pub(super) fn outcome(
         lost,
         headless: injected.is_headless,
         noticed_seconds: noticed.map(|note| apart(note.at, from).max(0.0)),
-        recovered_seconds: next.map(|commit| apart(commit.at, since)),
+        recovered_seconds: next.map(|commit| apart(commit.seen, since)),
     }
 }
 
@@ -149,6 +149,7 @@ mod tests {
     fn commit(millis: u64) -> Commit {
         Commit {
             at: Duration::from_millis(millis),
+            seen: Duration::from_millis(millis),
             step: 1,
             stage: "a".into(),
             workers: 2,

@@ -8,10 +8,13 @@ use mks2_coordinator::journal::Entry;
 
 use super::schedule::Fault;
 
-/// A line of the metrics when it was there.
+/// A step that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Commit {
+    /// When it was made, as far as can be told.
     pub(super) at: Duration,
+    /// When the coordinator had written it down.
+    pub(super) seen: Duration,
     pub(super) step: u64,
     pub(super) stage: String,
     /// Members of the generation that committed it.
