@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mks2_proto::{
-    ids::{Generation, Incarnation, MemberId, RunId, Term},
-    v1,
-};
+use mks2_proto::ids::{Generation, Incarnation, MemberId, RunId, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::books::Books;
@@ -109,32 +106,6 @@ pub struct GenerationMember {
 }
 
 impl Entry {
-    /// The record of a generation as it is announced.
-    #[must_use]
-    pub fn generation(announced: &v1::Generation) -> Self {
-        let ids = |names: &[String]| {
-            let known = names.iter().filter_map(|id| MemberId::new(id).ok());
-            known.collect()
-        };
-        let member = |member: &v1::Member| {
-            Some(GenerationMember {
-                member: MemberId::new(&member.member_id).ok()?,
-                incarnation: Incarnation(member.incarnation),
-                host: member.host.clone(),
-                data_address: member.data_address.clone(),
-                lanes: member.lanes.clone(),
-            })
-        };
-        Self::GenerationFormed {
-            generation: Generation(announced.number),
-            members: announced.members.iter().filter_map(member).collect(),
-            after_step: announced.after_step,
-            lost: ids(&announced.lost),
-            left: ids(&announced.left),
-            joined: ids(&announced.joined),
-        }
-    }
-
     /// The record of a failure.
     #[must_use]
     pub fn failed(abortion: &Abortion) -> Self {

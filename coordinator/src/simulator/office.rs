@@ -283,8 +283,21 @@ pub(super) type Seats = Vec<(u64, Vec<u32>)>;
 pub(super) fn seats(generation: &v1::Generation) -> Seats {
     let members = generation.members.iter();
     members
-        .map(|member| (member.incarnation, member.lanes.clone()))
+        .map(|member| (process_at(&member.data_address), member.lanes.clone()))
         .collect()
+}
+
+/// Where a process listens: each has an address of its own, by which the others know it.
+pub(super) fn address_of(process: Incarnation) -> String {
+    format!("process-{}:1", process.0)
+}
+
+fn process_at(address: &str) -> u64 {
+    let number = address.strip_prefix("process-");
+    let number = number.and_then(|number| number.strip_suffix(":1"));
+    number
+        .and_then(|number| number.parse().ok())
+        .expect("an address")
 }
 
 /// The number of the next stream, request or process of the simulation.

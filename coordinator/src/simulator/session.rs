@@ -20,7 +20,7 @@ use super::{
     executor::{NodeId, Signal, now, sleep, within},
     mesh::Abort,
     network::Host,
-    office::{Declined, Line, Office, Seats, limits, seats},
+    office::{Declined, Line, Office, Seats, address_of, limits, seats},
     world::World,
 };
 use crate::state::{Identity, Registration};
@@ -286,7 +286,7 @@ impl Session {
             protocol: dial::PROTOCOL,
             host: format!("host-{}", self.host.0),
             pid: 1,
-            data_address: format!("10.0.0.{}:1", self.host.0),
+            data_address: address_of(self.who.incarnation),
             device: "cpu".into(),
         };
         let welcome = office.register(self.host, registration).await?;

@@ -24,9 +24,8 @@ impl Machine {
             return waits;
         }
         let limits = self.config.limits;
-        let is_late = |member: &Member| self.silence(now, member) > limits.silence;
         let is_cut_off = self.run.active().is_some()
-            && self.those_at_work().any(is_late)
+            && self.those_at_work().any(|member| self.is_late(now, member))
             && 2 * self.quiet(now) > self.those_at_work().count();
         if !is_cut_off || planted!(BlamedWhenCutOff) {
             return false;

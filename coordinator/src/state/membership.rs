@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     assign::{Share, deal},
-    journal::Entry,
+    journal::{Entry, GenerationMember},
 };
 
 /// Why members are asked to meet at a border.
@@ -348,8 +348,9 @@ impl Machine {
         };
         let announced = Arc::new(self.wire_generation(&active));
         active.announced = Some(Arc::clone(&announced));
+        let record = self.record_of(&active);
         self.run = Run::Active(Box::new(active));
-        let persist = Action::Persist(Entry::generation(&announced));
+        let persist = Action::Persist(record);
         let announce = ids
             .into_iter()
             .map(|id| Action::Announce(id, Arc::clone(&announced)));
@@ -380,12 +381,34 @@ impl Machine {
         Some(announced)
     }
 
+    /// The record of a generation.
+    fn record_of(&self, active: &Active) -> Entry {
+        let member = |share: &Share| {
+            let known = self.members.get(&share.member)?;
+            Some(GenerationMember {
+                member: share.member.clone(),
+                incarnation: known.incarnation,
+                host: known.host.clone(),
+                data_address: known.data_address.clone(),
+                lanes: share.lanes.clone(),
+            })
+        };
+        Entry::GenerationFormed {
+            generation: active.generation,
+            members: active.assignment.iter().filter_map(member).collect(),
+            after_step: active.after_step,
+            lost: active.lost.clone(),
+            left: active.left.clone(),
+            joined: active.joined.clone(),
+        }
+    }
+
+    /// A generation as its members are told.
     fn wire_generation(&self, active: &Active) -> v1::Generation {
         let member = |share: &Share| {
             let known = self.members.get(&share.member)?;
             Some(v1::Member {
                 member_id: share.member.to_string(),
-                incarnation: known.incarnation.0,
                 rank: share.rank.0,
                 data_address: known.data_address.clone(),
                 host: known.host.clone(),

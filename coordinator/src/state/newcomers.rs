@@ -181,6 +181,10 @@ impl Machine {
 
     /// Those who have prepared the present stage and are connected, as many as there is room for.
     pub(super) fn ready(&self) -> Vec<MemberId> {
+        // This is asked with every tick, and members may be many.
+        if self.candidates.is_empty() {
+            return Vec::new();
+        }
         let stage = self.stage.as_ref().map(|stage| stage.stage.as_str());
         let is_ready = |candidate: &Candidate| {
             candidate.member.stream.is_some()

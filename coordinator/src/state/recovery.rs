@@ -257,18 +257,21 @@ impl Machine {
         now.saturating_sub(member.heard.max(self.told_by))
     }
 
+    /// Nothing was heard of it for longer than there can be a reason for.
+    pub(super) fn is_late(&self, now: Duration, member: &Member) -> bool {
+        self.silence(now, member) > self.config.limits.silence
+    }
+
     fn lose_the_silent(&mut self, now: Duration) -> Vec<Action> {
         if self.is_cut_off(now) {
             return Vec::new();
         }
-        let limit = self.config.limits.silence;
         let silent: Vec<_> = self
             .members
             .iter()
-            .filter(|(_, member)| member.finished.is_none())
+            .filter(|(_, member)| member.finished.is_none() && self.is_late(now, member))
             .filter(|(_, member)| member.stream.is_some() || now >= self.lenient_until)
             .map(|(id, member)| (id.clone(), self.silence(now, member)))
-            .filter(|(_, silence)| *silence > limit)
             .collect();
         let how = |silence: Duration| {
             format!("nothing was heard of it for {:.1} s", silence.as_secs_f64())

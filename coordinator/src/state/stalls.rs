@@ -47,14 +47,18 @@ impl Machine {
     fn held_up_by(&self, now: Duration) -> Option<(MemberId, Duration)> {
         let active = self.run.active().filter(|active| active.held.is_none())?;
         let still = |member: &Member| now.saturating_sub(member.moved);
+        let patience = self.patience();
+        let has_waited = |member: &Member| waits(member.phase) && still(member) > patience;
+        // This is asked with every tick, and members may be many.
+        if !self.members.values().any(has_waited) {
+            return None;
+        }
         let at_work: Vec<_> = self
             .members
             .iter()
             .filter(|(id, member)| member.finished.is_none() && active.rank_of(id).is_some())
             .collect();
-        let patience = self.patience();
-        let mut waiting = at_work.iter().filter(|(_, m)| waits(m.phase));
-        if !waiting.any(|(_, member)| still(member) > patience) {
+        if !at_work.iter().any(|(_, member)| has_waited(member)) {
             return None;
         }
         let furthest = at_work.iter().map(|(_, member)| member.progress()).max()?;

@@ -208,9 +208,9 @@ fn a_large_generation_has_time_to_be_told() {
             silent_at = Some(ms);
         }
     }
-    // It takes 1.1 s to tell them, and after 0.8 s more they are missed.
+    // It takes 0.9 s to tell them, and after 0.8 s more they are missed.
     assert!(
-        silent_at.is_some_and(|ms| (1_850..2_000).contains(&ms)),
+        silent_at.is_some_and(|ms| (1_650..1_800).contains(&ms)),
         "{silent_at:?}"
     );
     assert_eq!(machine.members_lost, 0);

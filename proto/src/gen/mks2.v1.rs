@@ -365,12 +365,12 @@ pub struct Generation {
     #[prost(string, repeated, tag = "7")]
     pub left: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+/// One of a generation, as all of it are told of each other: no more than they need, since each of
+/// thousands is told of thousands.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Member {
     #[prost(string, tag = "1")]
     pub member_id: ::prost::alloc::string::String,
-    #[prost(fixed64, tag = "2")]
-    pub incarnation: u64,
     #[prost(uint32, tag = "3")]
     pub rank: u32,
     #[prost(string, tag = "4")]
