@@ -85,7 +85,7 @@ impl Coordinator for Service {
         let (directives, queue) = mpsc::channel(DIRECTIVES);
         let reports = request.into_inner();
         self.tasks
-            .spawn(session::serve(self.clone(), reports, directives).instrument(span));
+            .spawn(session::serve(self.clone(), span, reports, directives));
         let outgoing = outgoing::outgoing(queue, self.gate.clone());
         Ok(Response::new(Box::pin(outgoing)))
     }

@@ -32,6 +32,10 @@ pub const PROTOCOL: u32 = 5;
 const QUICKLY: i32 = 1;
 /// What a generation may have, decompressed: enough for half a million members.
 const MOST_GENERATION_BYTES: usize = 64 << 20;
+/// What the coordinator may send before it was read. Where thousands are told of thousands a sign of
+/// life does not wait behind megabytes.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 /// Largest message in either direction; checked before it is decoded.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Metadata key of the token.
@@ -91,6 +95,8 @@ impl Target {
             .connect_timeout(self.connect_timeout)
             .timeout(self.request_timeout)
             .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             // One that is heard and hears nothing finds that out by itself.
             .http2_keep_alive_interval(Duration::from_secs(1))
             .keep_alive_timeout(Duration::from_millis(1500))

@@ -51,8 +51,8 @@ fn size(sent: &Sent) -> usize {
     }
 }
 
-/// What a stream carries down. It is asked for the next directive when there is room in the
-/// connection for it: then the one before is gone.
+/// What a stream carries down. It is asked for the next directive when there is room for it in the
+/// stream's window, which is no larger than a small one: then the one before is gone.
 pub(super) fn outgoing(
     queue: mpsc::Receiver<Box<Sent>>,
     gate: Gate,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mks2_proto::{ids::Generation, v1};
 use tonic::Streaming;
+use tracing::{Instrument, Span};
 
 use super::{Service, convert};
 use crate::{
@@ -14,13 +15,16 @@ use crate::{
 /// A stream that says nothing for so long after it opened is closed.
 const FIRST_REPORT: Duration = Duration::from_secs(5);
 
-/// Serves a stream. The first report says whose it is; its end is told to the driver.
+/// Serves a stream. The first report says whose it is; its end is told to the driver. The span ends
+/// with that report: the stream lives as long as its worker.
 pub(super) async fn serve(
     service: Service,
+    span: Span,
     mut reports: Streaming<v1::Report>,
     directives: Directives,
 ) {
-    let attached = attach(&service, &mut reports, &directives).await;
+    let attaching = attach(&service, &mut reports, &directives);
+    let attached = attaching.instrument(span).await;
     let (who, stream, first) = match attached {
         Ok(attached) => attached,
         Err(refused) => {
