@@ -2,6 +2,7 @@
 //! ordered actions come out. No clock, no file, no socket, no randomness in here.
 
 mod accounts;
+mod announcement;
 mod checkpoints;
 mod corruption;
 mod cut_off;
@@ -52,11 +53,6 @@ const EFFORT: Duration = Duration::from_micros(50);
 /// Nobody waits longer for what is shown; and how much more reluctantly it is told to the log.
 const MOST_EFFORT: Duration = Duration::from_secs(1);
 const RELUCTANCE: u32 = 20;
-
-/// How long it takes to tell a member of another one: some 12 bytes over a network of 1 Gbit/s. Of ten
-/// thousand members each is told of ten thousand.
-const TELLING: Duration = Duration::from_nanos(100);
-const MOST_TELLING: Duration = Duration::from_secs(30);
 
 /// What the machine knows from the start.
 #[derive(Clone, Debug)]

@@ -32,6 +32,8 @@ mod network;
 mod object_stores;
 #[path = "worker/outputs.rs"]
 mod outputs;
+#[path = "worker/ports.rs"]
+mod ports;
 #[path = "../src/chaos/proxy.rs"]
 mod proxy;
 #[path = "worker/recovery.rs"]

@@ -6,18 +6,16 @@ use mks2_proto::{
     dial::PROTOCOL,
     failure::Failure,
     ids::{Generation, MemberId},
-    v1::{self, RefusalReason},
+    v1::RefusalReason,
 };
 
 use super::{
-    Action, FEW, Identity, MOST_TELLING, Machine, Member, Refused, Registration, StreamId, TELLING,
-    Ticket, Welcome, refused,
+    Action, Identity, Machine, Member, Refused, Registration, StreamId, Ticket, Welcome,
+    announcement::telling,
+    refused,
     run::{Active, Held, Run, ranks},
 };
-use crate::{
-    assign::{Share, deal},
-    journal::{Entry, GenerationMember},
-};
+use crate::assign::{Share, deal};
 
 /// Why members are asked to meet at a border.
 pub(super) const CHANGE: &str = "the workers are to change";
@@ -372,60 +370,6 @@ impl Machine {
         })
     }
 
-    /// The generation at work, as its members are told.
-    fn announced(&mut self) -> Option<Arc<v1::Generation>> {
-        let active = self.run.active()?;
-        let known = active.announced.clone();
-        let announced = known.unwrap_or_else(|| Arc::new(self.wire_generation(active)));
-        self.run.active_mut()?.announced = Some(Arc::clone(&announced));
-        Some(announced)
-    }
-
-    /// The record of a generation.
-    fn record_of(&self, active: &Active) -> Entry {
-        let member = |share: &Share| {
-            let known = self.members.get(&share.member)?;
-            Some(GenerationMember {
-                member: share.member.clone(),
-                incarnation: known.incarnation,
-                host: known.host.clone(),
-                data_address: known.data_address.clone(),
-                lanes: share.lanes.clone(),
-            })
-        };
-        Entry::GenerationFormed {
-            generation: active.generation,
-            members: active.assignment.iter().filter_map(member).collect(),
-            after_step: active.after_step,
-            lost: active.lost.clone(),
-            left: active.left.clone(),
-            joined: active.joined.clone(),
-        }
-    }
-
-    /// A generation as its members are told.
-    fn wire_generation(&self, active: &Active) -> v1::Generation {
-        let member = |share: &Share| {
-            let known = self.members.get(&share.member)?;
-            Some(v1::Member {
-                member_id: share.member.to_string(),
-                rank: share.rank.0,
-                data_address: known.data_address.clone(),
-                host: known.host.clone(),
-                lanes: share.lanes.clone(),
-            })
-        };
-        v1::Generation {
-            number: active.generation.0,
-            members: active.assignment.iter().filter_map(member).collect(),
-            after_step: active.after_step,
-            lost: active.lost.iter().map(ToString::to_string).collect(),
-            reason: active.reason.clone(),
-            joined: active.joined.iter().map(ToString::to_string).collect(),
-            left: active.left.iter().map(ToString::to_string).collect(),
-        }
-    }
-
     /// The member, if this process of it is the one that counts.
     pub(super) fn member_mut(&mut self, who: &Identity) -> Option<&mut Member> {
         let member = self.members.get_mut(&who.member);
@@ -503,11 +447,4 @@ fn other_protocol(id: &MemberId, theirs: u32) -> Refused {
             "use the same version of mks2 and mks2-worker everywhere",
         ),
     )
-}
-
-/// How long it takes to tell so many members of each other.
-fn telling(members: usize) -> Duration {
-    let pairs = members.saturating_mul(members.saturating_sub(FEW));
-    let pairs = u32::try_from(pairs).unwrap_or(u32::MAX);
-    TELLING.saturating_mul(pairs).min(MOST_TELLING)
 }

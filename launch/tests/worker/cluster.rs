@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use mks2_proto::env::WorkerEnv;
 
-use crate::lab::{Ended, Lab, awaited, free, program};
+use crate::lab::{Ended, Lab, awaited, program};
+use crate::ports::free;
 
 const TOKEN: &str = "the-token-of-the-tests";
 

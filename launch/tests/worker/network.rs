@@ -10,7 +10,8 @@ use mks2_proto::env::{self, WorkerEnv};
 use tokio::runtime::Runtime;
 
 use crate::cluster::coordinator;
-use crate::lab::{Lab, TOTAL, awaited, free, program};
+use crate::lab::{Lab, TOTAL, awaited, program};
+use crate::ports::free;
 use crate::proxy::{Proxy, Weather};
 
 pub(crate) const TOKEN: &str = "the-token-of-the-tests";

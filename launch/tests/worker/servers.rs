@@ -17,7 +17,8 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::path::Path;
 
-use crate::lab::{free, signal};
+use crate::lab::signal;
+use crate::ports::free;
 
 /// Bucket or container of the tests.
 const BUCKET: &str = "mks2";
