@@ -93,8 +93,8 @@ impl Member {
     }
 }
 
-/// A number that looks like chance, as incarnations and ports do: what is regular would be compressed
-/// better than it ever is.
+/// A number that looks like chance, as ports do: what is regular would be compressed better than it
+/// ever is.
 fn scattered(number: usize) -> u64 {
     blake3::hash(&number.to_le_bytes()).as_bytes()[..8]
         .iter()

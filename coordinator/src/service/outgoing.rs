@@ -1,8 +1,8 @@
 //! Directives on their way down the streams.
 //!
 //! A generation of thousands of members is large, and it goes to each of them at the same moment.
-//! Every stream holds a copy while it is on its way, so the large ones share a budget: who comes
-//! later waits until an earlier one has taken its own.
+//! Every stream holds a copy while it is on its way. Those that wait behind another share a budget:
+//! who comes later waits until an earlier one has taken its own.
 
 use std::sync::Arc;
 
@@ -51,8 +51,8 @@ fn size(sent: &Sent) -> usize {
     }
 }
 
-/// What a stream carries down. It is asked for the next directive when there is room for it in the
-/// stream's window, which is no larger than a small one: then the one before is gone.
+/// What a stream carries down. A connection takes one directive beyond what its window has room for, so
+/// the budget does not hold the first large one of each stream back, but those behind it.
 pub(super) fn outgoing(
     queue: mpsc::Receiver<Box<Sent>>,
     gate: Gate,

@@ -150,6 +150,7 @@ mod tests {
     fn commit(millis: u64, step: u64, stage: &str, workers: u32, generation: u64) -> Commit {
         Commit {
             at: Duration::from_millis(millis),
+            took: Duration::ZERO,
             seen: Duration::from_millis(millis),
             step,
             stage: stage.into(),

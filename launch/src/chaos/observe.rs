@@ -125,16 +125,13 @@ impl Observer {
         let whole = whole.map_or(0, |end| end + 1);
         self.read_bytes += whole as u64;
         let (seen, known) = (self.now(), story.commits.len());
-        let mut took = Vec::new();
         for line in bytes[..whole].split(|byte| *byte == b'\n') {
-            if let Ok(line) = serde_json::from_slice::<Value>(line)
-                && let Some(commit) = self.line(seen, &line, story)
-            {
-                story.commits.push(commit);
-                took.push(line["step_seconds"].as_f64().unwrap_or_default());
+            if let Ok(line) = serde_json::from_slice::<Value>(line) {
+                let commit = self.line(seen, &line, story);
+                story.commits.extend(commit);
             }
         }
-        date_back(&mut story.commits, known, &took);
+        date_back(&mut story.commits, known);
         Ok(())
     }
 
@@ -153,6 +150,8 @@ impl Observer {
         self.bits.insert(step, bits.clone());
         Some(Commit {
             at: seen,
+            took: Duration::try_from_secs_f64(line["step_seconds"].as_f64().unwrap_or_default())
+                .unwrap_or_default(),
             seen,
             step,
             stage: line["stage"].as_str().unwrap_or_default().to_owned(),
@@ -163,14 +162,20 @@ impl Observer {
     }
 }
 
-/// Steps that were seen at once, all but the first `known`, were made one after the other while no
-/// coordinator wrote them down: they lie as far apart as they took, in seconds.
-fn date_back(commits: &mut [Commit], known: usize, took: &[f64]) {
-    let (before, new) = commits.split_at_mut(known);
-    let earliest = before.last().map_or(Duration::ZERO, |commit| commit.at);
-    for (commit, behind) in (1..new.len()).rev().map(|behind| (behind - 1, behind)) {
-        let took = Duration::try_from_secs_f64(took[behind]).unwrap_or_default();
-        new[commit].at = new[behind].at.saturating_sub(took).max(earliest);
+/// Steps that were seen within less than half the time that they took were made one after the other
+/// while no coordinator wrote them down, and lie as far apart as they took. All but the first `known`
+/// are new.
+fn date_back(commits: &mut [Commit], known: usize) {
+    for new in known..commits.len() {
+        for behind in (1..=new).rev() {
+            let [.., before, commit] = &mut commits[..=behind] else {
+                break;
+            };
+            if commit.at.saturating_sub(before.at) >= commit.took / 2 {
+                break;
+            }
+            before.at = commit.at.saturating_sub(commit.took);
+        }
     }
 }
 
@@ -229,8 +234,9 @@ mod tests {
     #[test]
     fn steps_that_are_seen_at_once_were_made_one_after_the_other() {
         let at = |millis: u64| Duration::from_millis(millis);
-        let commit = |step: u64, millis: u64| Commit {
+        let commit = |step: u64, millis: u64, took: u64| Commit {
             at: at(millis),
+            took: at(took),
             seen: at(millis),
             step,
             stage: "a".into(),
@@ -238,20 +244,22 @@ mod tests {
             generation: 1,
             bits: String::new(),
         };
-        let mut commits = [
-            commit(1, 500),
-            commit(2, 2000),
-            commit(3, 2000),
-            commit(4, 2000),
+        let dated = |commits: &[Commit]| commits.iter().map(|c| c.at).collect::<Vec<_>>();
+        let mut commits = vec![
+            commit(1, 500, 400),
+            commit(2, 2000, 400),
+            commit(3, 2000, 400),
         ];
-        date_back(&mut commits, 1, &[0.4, 0.4, 0.25]);
-        assert_eq!(
-            commits.each_ref().map(|commit| commit.at),
-            [500, 1350, 1750, 2000].map(at)
-        );
-        assert!(commits[1..].iter().all(|commit| commit.seen == at(2000)));
-        // By another clock they may have taken longer than there was time.
-        date_back(&mut commits, 1, &[0.4, 1.4, 0.25]);
-        assert_eq!(commits[1].at, at(500));
+        date_back(&mut commits, 1);
+        assert_eq!(dated(&commits), [500, 1600, 2000].map(at));
+        // The others of them are seen a moment later, and the next step soon after those.
+        commits.extend([commit(4, 2010, 250), commit(5, 2110, 250)]);
+        date_back(&mut commits, 3);
+        assert_eq!(dated(&commits), [500, 1360, 1610, 1860, 2110].map(at));
+        assert_eq!(commits[1].seen, at(2000));
+        // What comes at its time stays.
+        commits.push(commit(6, 2340, 240));
+        date_back(&mut commits, 5);
+        assert_eq!(dated(&commits)[4..], [2110, 2340].map(at));
     }
 }

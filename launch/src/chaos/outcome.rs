@@ -43,7 +43,12 @@ pub(super) fn outcome(
     let noticed = noticed(injected, notes);
     let since = noticed.map_or(injected.at, |note| note.at);
     // The news of a loss comes before the step that it interrupts.
-    let next = commits.iter().find(|commit| commit.seen > since);
+    // What was made before is no recovery, though it may be written down later.
+    let made = |commit: &Commit| match injected.fault {
+        Fault::Coordinator { .. } => commit.seen,
+        _ => commit.at,
+    };
+    let next = commits.iter().find(|commit| made(commit) > since);
     let lost = noticed.is_some_and(|note| is_lost(&note.entry, &injected.whom));
     let from = match injected.fault {
         Fault::Coordinator { away, .. } => injected.at + away,
@@ -149,6 +154,7 @@ mod tests {
     fn commit(millis: u64) -> Commit {
         Commit {
             at: Duration::from_millis(millis),
+            took: Duration::ZERO,
             seen: Duration::from_millis(millis),
             step: 1,
             stage: "a".into(),

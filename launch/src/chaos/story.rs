@@ -13,6 +13,8 @@ use super::schedule::Fault;
 pub(super) struct Commit {
     /// When it was made, as far as can be told.
     pub(super) at: Duration,
+    /// How long it took by its worker's clock, without what lies between two steps.
+    pub(super) took: Duration,
     /// When the coordinator had written it down.
     pub(super) seen: Duration,
     pub(super) step: u64,

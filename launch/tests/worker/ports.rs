@@ -9,7 +9,7 @@ pub(crate) fn free() -> SocketAddr {
     const PORTS: std::ops::Range<u16> = 10_000..20_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Two programs at a time shall not ask for the same ones.
-    let offset = std::process::id().wrapping_mul(131);
+    let offset = std::process::id().wrapping_mul(6_181);
     let mut candidates = PORTS.map(|_| {
         let number = offset.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed).into());
         let place = number % u32::from(PORTS.end - PORTS.start);

@@ -15,6 +15,7 @@ fn millis(millis: u64) -> Duration {
 fn commit(at: u64, step: u64, workers: u32, generation: u64) -> Commit {
     Commit {
         at: millis(at),
+        took: Duration::ZERO,
         seen: millis(at),
         step,
         stage: "a".into(),
