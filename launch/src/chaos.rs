@@ -17,6 +17,7 @@ mod cluster;
 mod disturbed;
 mod observe;
 mod outcome;
+mod ports;
 mod proxy;
 mod quiet;
 mod schedule;

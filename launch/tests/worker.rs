@@ -32,7 +32,7 @@ mod network;
 mod object_stores;
 #[path = "worker/outputs.rs"]
 mod outputs;
-#[path = "worker/ports.rs"]
+#[path = "../src/chaos/ports.rs"]
 mod ports;
 #[path = "../src/chaos/proxy.rs"]
 mod proxy;

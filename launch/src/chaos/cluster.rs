@@ -6,7 +6,7 @@
 //! worker-0 ... worker-N, each behind a proxy that its peers have to go through
 //! ```
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use mks2_proto::v1::{ScaleRequest, StopRequest};
 use tokio::net::TcpStream;
 use tokio::process::Child;
 
+use super::ports;
 use super::proxy::{Passage, Proxy, Way, Weather};
 use super::schedule::{Cut, Link};
 use super::setup::Setup;
@@ -30,8 +31,6 @@ const LISTENS: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(5);
 /// How long a request to the coordinator may take.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Ports that the system does not give to outgoing connections by itself.
-const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// The processes of one run.
 #[derive(Debug)]
@@ -64,8 +63,8 @@ struct Lines {
 }
 
 impl Lines {
-    async fn new(coordinators: &[SocketAddr; 2], ports: &mut Ports) -> std::io::Result<Self> {
-        let data = ports.next()?;
+    async fn new(coordinators: &[SocketAddr; 2]) -> std::io::Result<Self> {
+        let data = ports::free()?;
         Ok(Self {
             to_coordinator: [
                 Proxy::start(coordinators[0]).await?,
@@ -83,32 +82,6 @@ impl Lines {
     }
 }
 
-/// Free ports of this machine.
-struct Ports(u16);
-
-impl Ports {
-    fn new() -> Self {
-        // Two programs at a time shall not ask for the same ones.
-        let width = u32::from(PORTS.end - PORTS.start);
-        let offset = std::process::id().wrapping_mul(131) % width;
-        Self(PORTS.start + u16::try_from(offset).unwrap_or_default())
-    }
-
-    fn next(&mut self) -> std::io::Result<SocketAddr> {
-        for _ in PORTS {
-            self.0 = match self.0 + 1 {
-                next if next < PORTS.end => next,
-                _ => PORTS.start,
-            };
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.0));
-            if TcpListener::bind(address).is_ok() {
-                return Ok(address);
-            }
-        }
-        Err(std::io::ErrorKind::AddrInUse.into())
-    }
-}
-
 impl<'a> Cluster<'a> {
     /// Starts a coordinator and all workers of a new run.
     ///
@@ -119,14 +92,13 @@ impl<'a> Cluster<'a> {
         std::fs::create_dir_all(&logs)
             .map_err(|error| Failure::io(format!("{} cannot be made", logs.display()), error))?;
         let no_port = |error| Failure::io("a port for the run cannot be had", error);
-        let mut ports = Ports::new();
         let addresses = [
-            ports.next().map_err(no_port)?,
-            ports.next().map_err(no_port)?,
+            ports::free().map_err(no_port)?,
+            ports::free().map_err(no_port)?,
         ];
         let mut lines = Vec::new();
         for _ in 0..setup.workers {
-            let of_one = Lines::new(&addresses, &mut ports).await;
+            let of_one = Lines::new(&addresses).await;
             lines.push(of_one.map_err(no_port)?);
         }
         let orders = Orders {

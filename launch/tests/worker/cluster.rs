@@ -104,7 +104,10 @@ impl Drop for Coordinator {
 impl<'a> Cluster<'a> {
     /// Starts all of it. The run is a name, or a URL of the lab's server.
     pub(crate) fn start(lab: &'a Lab, run: &'a str, workers: u32) -> Self {
-        let addresses = vec![free().to_string(), free().to_string()];
+        let addresses = vec![
+            free().expect("a free port").to_string(),
+            free().expect("a free port").to_string(),
+        ];
         let coordinator = Coordinator::start(lab, run, workers as usize, &addresses[0], 1);
         let endpoints: Vec<_> = addresses.iter().map(|a| format!("http://{a}")).collect();
         let worker = |rank| {

@@ -75,8 +75,8 @@ impl<'a> Network<'a> {
         lab.quiet();
         let runtime = Runtime::new().expect("a runtime");
         let proxy = |target| runtime.block_on(Proxy::start(target)).expect("a proxy");
-        let office = free();
-        let own: Vec<_> = (0..workers).map(|_| free()).collect();
+        let office = free().expect("a free port");
+        let own: Vec<_> = (0..workers).map(|_| free().expect("a free port")).collect();
         let data: Vec<_> = own.iter().map(|address| proxy(*address)).collect();
         let control: Vec<_> = (0..workers).map(|_| proxy(office)).collect();
         let (coordinator, run_id) = coordinator(lab, run, workers as usize, &office.to_string());

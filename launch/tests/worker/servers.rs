@@ -77,7 +77,7 @@ impl Server {
             told.expect("said");
             return None;
         };
-        let address = free().to_string();
+        let address = free().expect("a free port").to_string();
         let port = address.rsplit_once(':').expect("a port").1;
         let secret = BASE64_STANDARD.encode(blake3::hash(port.as_bytes()).as_bytes());
         let mut words = Command::new("sh");
