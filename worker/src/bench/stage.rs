@@ -27,8 +27,8 @@ use crate::train::Trainer;
 const WARM_UP: u64 = 4;
 /// Measured steps.
 const STEPS: u64 = 12;
-/// The same where every other one has a checkpoint.
-const STEPS_WITH_CHECKPOINTS: u64 = 40;
+/// The same where every other one has a checkpoint: so many that a hundredth of a step can be seen.
+const STEPS_WITH_CHECKPOINTS: u64 = 600;
 
 /// What is asked about a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,10 +119,10 @@ impl Act for Measurement<'_> {
         let mut laps = Laps::default();
         let mut digests = Vec::new();
         while !trainer.is_done() {
-            let has_checkpoint = saving.as_ref().is_some_and(Saving::is_pending);
+            let begun = saving.as_ref().and_then(Saving::begun);
             laps.step(&mut trainer, &mut team)?;
-            if has_checkpoint {
-                laps.set_apart();
+            if let Some(begun) = begun {
+                laps.set_apart(begun);
             }
             if self.measured == Measured::Audit {
                 let began = Instant::now();
@@ -185,8 +185,9 @@ impl Saving {
         })
     }
 
-    fn is_pending(&self) -> bool {
-        self.pending.is_some()
+    /// What the checkpoint behind the next step has cost the loop so far.
+    fn begun(&self) -> Option<Duration> {
+        self.pending.as_ref().map(|pending| pending.begun)
     }
 
     /// The median of the stops.
@@ -203,7 +204,7 @@ impl Saving {
         runtime: &Runtime,
     ) -> Result<(), Failure> {
         let step = trainer.progress().step;
-        if self.is_pending() || trainer.is_done() {
+        if self.pending.is_some() || trainer.is_done() {
             return self.settle(step, trainer.state());
         }
         let table = table_of(&self.layout)?;
@@ -286,9 +287,11 @@ impl Laps {
         Ok(())
     }
 
-    /// The latest step had a checkpoint behind it.
-    fn set_apart(&mut self) {
-        self.with_checkpoint.extend(self.seconds.pop());
+    /// The latest step had a checkpoint behind it, for which it began so much later.
+    fn set_apart(&mut self, begun: Duration) {
+        let seconds = self.seconds.pop();
+        let whole = seconds.map(|seconds| seconds + begun.as_secs_f64());
+        self.with_checkpoint.extend(whole);
     }
 
     fn found(self, stage: &Stage, measured: Measured) -> Value {
