@@ -42,23 +42,24 @@ struct Arguments {
     /// Where to listen; port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// Workers: N, or MIN:MAX. With N the run starts when all are here and goes on while one is
-    /// left; with MIN:MAX it waits whenever there are fewer than MIN.
-    #[arg(long, value_name = "N")]
+    /// Workers: N, or MIN:MAX. With N the run starts once all of them are here and continues while
+    /// one is left; with MIN:MAX it waits whenever there are fewer than MIN.
+    #[arg(long, value_name = "N|MIN:MAX")]
     workers: Workers,
-    /// A run that is there already: auto, never, or the step of a checkpoint.
-    #[arg(long, value_name = "WHAT", default_value = "auto")]
+    /// What to do when the run directory holds a run: continue from the latest checkpoint (auto),
+    /// refuse (never), or continue from a step.
+    #[arg(long, value_name = "auto|never|STEP", default_value = "auto")]
     resume: Resume,
-    /// How long the others wait for a worker that is alive and does not move.
+    /// How long the others wait for a worker that is alive but makes no progress.
     #[arg(long, value_name = "SECONDS", default_value = "600")]
     stall_limit: u32,
-    /// How long a coordinator that takes over waits for the workers of the one before.
+    /// How long a coordinator that takes over waits for the workers of its predecessor.
     #[arg(long, value_name = "SECONDS", default_value = "15")]
     reunion: u32,
     /// Set a key of the job file; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// File with the run's token; else the variable MKS2_TOKEN.
+    /// File with the run's token; without it, MKS2_TOKEN.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Form of the logs on standard error.
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Finished) => ExitCode::SUCCESS,
         Ok(Outcome::Stopped) => mks2_proto::failure::ExitCode::Stopped.into(),
         Err(failure) => {
-            // The last words have nowhere else to go.
+            // Nothing can be done if standard error is closed.
             let _closed = writeln!(std::io::stderr(), "{failure}");
             failure.exit.into()
         }
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
     // Fails when a provider is installed already, which is as good.
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    // Two threads for two cores: on one core they would only stand in each other's way.
+    // At most two threads: on one core a second one would only get in the way.
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
@@ -167,7 +168,7 @@ fn announce(running: &Running) {
 /// SIGTERM and Ctrl-C ask the run to stop with a checkpoint; a second one ends at once.
 async fn until_over(running: Running) -> Result<Outcome, Failure> {
     let signals =
-        |kind| signal(kind).map_err(|error| Failure::io("signals cannot be heard", error));
+        |kind| signal(kind).map_err(|error| Failure::io("signal handlers cannot be installed", error));
     let (mut terminate, mut interrupt) = (
         signals(SignalKind::terminate())?,
         signals(SignalKind::interrupt())?,

@@ -11,8 +11,8 @@ use mks2_proto::telemetry;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 internal fault; 2 usage; 3 job file or settings; 4 corpus or data; \
-5 storage; 6 environment (libtorch, CUDA, port, missing binary); 7 run failed, can be resumed; \
-8 checkpoint refused; 130 stopped on request, with a checkpoint.";
+5 storage; 6 machine (libtorch, CUDA, port, missing binary, run directory in use); 7 run failed, can be \
+resumed; 8 checkpoint refused, or what a run did does not hold; 130 stopped on request, with a checkpoint.";
 
 /// Where help lists the options of [`Common`], apart from a command's own.
 const EVERYWHERE: &str = "Options of every command";
@@ -98,22 +98,22 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Train all stages of a job on this machine
     Train(TrainArgs),
-    /// Import corpora, look at them, check them
+    /// Import, inspect and verify corpora
     #[command(subcommand)]
     Data(crate::data::DataCommand),
-    /// Say what a job would do, without doing it
+    /// Show what a job would do, without doing it
     Plan(PlanArgs),
     /// Show the state of a run
     Status(StatusArgs),
     /// Follow a run until it ends
     Watch(WatchArgs),
-    /// Let a worker of a run at work go, at the next step border
+    /// Let a worker leave a live run at the next step boundary
     Drain(DrainArgs),
-    /// Set how many workers a run at work is to have
+    /// Set how many workers a live run should have
     Scale(ScaleArgs),
-    /// Become a worker of a run at work
+    /// Join a run as a worker
     Worker(WorkerArgs),
-    /// Make the report of a run again and print its numbers
+    /// Write the report of a run again and print its numbers
     Report(ReportArgs),
     /// Prove what a run has done with every row, or look up a step or a row
     #[command(subcommand)]
@@ -132,7 +132,7 @@ pub(crate) enum Command {
     },
 }
 
-/// The job and what is laid over it.
+/// The job and what overrides it.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct JobArgs {
     /// The job file (TOML)
@@ -140,7 +140,7 @@ pub(crate) struct JobArgs {
     /// Set a key of the job: --set stage.memory.steps=100
     ///
     /// Stages are addressed by their names. Wins over MKS2__KEY=value in the environment, which
-    /// wins over the file, which wins over defaults. Can be given many times; the last one wins.
+    /// wins over the file, which wins over defaults. May be repeated; the last one wins.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
 }
@@ -158,9 +158,9 @@ Examples:
   mks2 train job.toml --run runs/a --workers 4 --set stage.memory.steps=200
       Another run directory, one setting changed.
   mks2 train job.toml --run runs/a --workers 2
-      The same again goes on from the latest checkpoint, also with other workers.
+      Run again to continue from the latest checkpoint; the number of workers may differ.
   mks2 train job.toml --run runs/a --resume 300
-      Go on from the checkpoint of step 300; later ones become void.
+      Continue from the checkpoint of step 300; later ones become void.
 
 Ctrl-C finishes the step, writes a checkpoint and says how to resume; a second one stops at once.
 Logs of the workers are in RUN/logs.";
@@ -176,8 +176,8 @@ pub(crate) struct TrainArgs {
     pub(crate) run: Option<String>,
     /// Workers on this machine: N, or MIN:MAX
     ///
-    /// With N the run starts when all are here and goes on while one is left. With MIN:MAX as many as
-    /// MAX are started, and the run waits whenever there are fewer than MIN.
+    /// With N the run starts once all of them are here and continues while one is left. With MIN:MAX,
+    /// MAX workers are started, and the run waits whenever there are fewer than MIN.
     #[arg(
         long,
         alias = "nproc-per-node",
@@ -185,18 +185,18 @@ pub(crate) struct TrainArgs {
         value_name = "N|MIN:MAX"
     )]
     pub(crate) workers: Workers,
-    /// How many workers that failed are started again, in all
+    /// How many times workers that failed are started again, in total
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub(crate) restarts: u32,
-    /// The same for workers that were asked to end (SIGTERM)
+    /// The same for workers that were asked to end (SIGTERM), counted separately
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub(crate) preemptions: u32,
-    /// What to do when the run directory holds a run: go on from the latest checkpoint (auto),
-    /// refuse (never), or go on from a step
+    /// What to do when the run directory holds a run: continue from the latest checkpoint (auto),
+    /// refuse (never), or continue from a step
     #[arg(long, default_value = "auto", value_name = "auto|never|STEP")]
     pub(crate) resume: Resume,
-    /// How long the others wait for a worker that is alive and does not move, before they go on
-    /// without it
+    /// How long the others wait for a worker that is alive but makes no progress, before they
+    /// continue without it; one that is writing a checkpoint is not given up
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     pub(crate) stall_limit: u32,
     /// Where the coordinator listens; port 0 takes any free one
@@ -243,14 +243,14 @@ pub(crate) struct PlanArgs {
 const STATUS_EXAMPLES: &str = "\
 Examples:
   mks2 status runs/emoji
-      A run of this machine; its address and token are in runs/emoji/coordinator.json.
+      A run on this machine; its address and token are in runs/emoji/coordinator.json.
   MKS2_TOKEN=$(cat token) mks2 status 10.0.0.5:7000
       A coordinator elsewhere; its --token-file holds the token.";
 
 const WATCH_EXAMPLES: &str = "\
 Examples:
   mks2 watch runs/emoji
-      Follow a run of this machine; its address and token are in runs/emoji/coordinator.json.
+      Follow a run on this machine; its address and token are in runs/emoji/coordinator.json.
   MKS2_TOKEN=$(cat token) mks2 watch 10.0.0.5:7000
       Follow the run of a coordinator elsewhere; its --token-file holds the token.";
 
@@ -276,8 +276,8 @@ pub(crate) struct WatchArgs {
 /// Options of `drain`.
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_long_help = "Example:\n  mks2 drain runs/emoji worker-1\n\nThe others take its \
-    lanes over. It is not replaced; `mks2 scale` makes room again."
+    after_long_help = "Example:\n  mks2 drain runs/emoji worker-1\n\nThe others take over \
+    its lanes. It is not replaced; `mks2 scale` makes room again."
 )]
 pub(crate) struct DrainArgs {
     #[command(flatten)]
@@ -291,12 +291,12 @@ pub(crate) struct DrainArgs {
 #[command(
     after_long_help = "Example:\n  mks2 scale runs/emoji 4\n\nWhoever started the run starts \
     the missing ones; others can join with `mks2 worker --join`. Surplus workers leave at the next \
-    step border. Weights and order of samples stay the same."
+    step boundary. Weights and order of samples stay the same."
 )]
 pub(crate) struct ScaleArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
-    /// How many workers the run is to have
+    /// How many workers the run should have
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) workers: u32,
 }
@@ -304,12 +304,12 @@ pub(crate) struct ScaleArgs {
 const WORKER_EXAMPLES: &str = "\
 Examples:
   mks2 worker --join runs/emoji
-      One more worker for a run of this machine, if it wants one (see `mks2 scale`).
+      One more worker for a run on this machine, if the run wants one (see `mks2 scale`).
   MKS2_TOKEN=$(cat token) mks2 worker --join 10.0.0.5:7000 --listen 10.0.0.6:0
-      One on another machine; the others must be able to reach the address after --listen.
+      One on another machine; the others must be able to reach the --listen address.
 
-The worker prepares beside the run, gets the state of training from the others and enters at a step
-border. SIGTERM lets it go again.";
+The worker prepares while the run continues, receives the training state from the others and enters at
+a step boundary. On SIGTERM it leaves at the next one.";
 
 /// Options of `worker`.
 #[derive(Clone, Debug, Args)]
@@ -333,7 +333,7 @@ pub(crate) struct WorkerArgs {
 #[derive(Clone, Debug, Args)]
 #[command(
     after_long_help = "Example:\n  mks2 report runs/emoji\n\nWrites report.json and \
-    report.html into the run directory, from what is there. A finished run has them already."
+    report.html into the run directory, from what is there. A finished run already has them."
 )]
 pub(crate) struct ReportArgs {
     /// The run directory: a path or any object store URL

@@ -1,4 +1,4 @@
-//! `mks2 drain`, `mks2 scale` and `mks2 worker`: other workers for a run at work.
+//! `mks2 drain`, `mks2 scale` and `mks2 worker`: other workers for a live run.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::output::Output;
 use crate::status;
 use crate::train::worker_program;
 
-/// Lets a worker go at the next step border.
+/// Lets a worker go at the next step boundary.
 ///
 /// # Errors
 /// No such run or worker (exit 2), nobody at the address or a wrong token (6).
@@ -25,11 +25,11 @@ pub(crate) async fn drain(args: &DrainArgs, output: &Output) -> Result<(), Failu
     };
     let answer = client.drain(request).await;
     answer.map_err(|status| dial::failure(&status))?;
-    output.note(&format!("{} leaves at the next step border", args.worker));
+    output.note(&format!("{} leaves at the next step boundary", args.worker));
     Ok(())
 }
 
-/// Sets how many workers a run is to have.
+/// Sets how many workers a run should have.
 ///
 /// # Errors
 /// As [`drain`]; a number that the run cannot have (2).
@@ -40,7 +40,7 @@ pub(crate) async fn scale(args: &ScaleArgs, output: &Output) -> Result<(), Failu
     };
     let answer = client.scale(request).await;
     answer.map_err(|status| dial::failure(&status))?;
-    output.note(&format!("the run is to have {} workers", args.workers));
+    output.note(&format!("the run should have {} workers", args.workers));
     Ok(())
 }
 
@@ -51,13 +51,13 @@ async fn live(target: &TargetArgs) -> Result<Client, Failure> {
 
 fn not_at_work(run: &str) -> Failure {
     Failure::usage(
-        format!("{run} is not at work"),
-        "no coordinator of this machine answers for it",
+        format!("{run} is not a live run"),
+        "no coordinator on this machine answers for it",
         "name the coordinator's address, or start the run",
     )
 }
 
-/// Becomes a worker of a run at work; does not return unless that fails.
+/// Joins a run as a worker; does not return unless that fails.
 ///
 /// # Errors
 /// No such run (exit 2), no program (6).
@@ -75,7 +75,7 @@ pub(crate) fn join(args: &WorkerArgs) -> Result<(), Failure> {
         .env(env::DATA_ADDRESS, args.listen.to_string())
         .env(env::CUBLAS_WORKSPACE, env::CUBLAS_WORKSPACE_VALUE)
         .exec();
-    Err(Failure::io("the worker's program cannot be started", error))
+    Err(Failure::io("the worker program cannot be started", error))
 }
 
 /// Unique without a person's help: the machine and this process, which becomes the worker.

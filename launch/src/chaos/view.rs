@@ -1,4 +1,4 @@
-//! The result of a chaos, as text and as JSON.
+//! The result of `mks2 chaos`, as text and as JSON.
 
 use std::path::Path;
 
@@ -72,7 +72,7 @@ fn faults(score: &Score) -> String {
 }
 
 fn losses(score: &Score) -> String {
-    let mut table = Table::new(&["possible steps that were not made", ">share"]);
+    let mut table = Table::new(&["possible steps that were not done", ">share"]);
     let mut lost: Vec<_> = score.lost_to.iter().collect();
     lost.sort_by(|a, b| b.1.total_cmp(a.1));
     for (cause, share) in lost {
@@ -113,7 +113,7 @@ fn ending(report: &Report) -> String {
     );
     if let Some(share) = score.goodput_at_own_rate {
         text.push_str(&format!(
-            "                {} at the rates of its own undisturbed steps, 30 s before and behind\n",
+            "                {} at the rates of its own undisturbed steps, 30 s before and after\n",
             percent(share)
         ));
     }
@@ -162,7 +162,7 @@ pub(super) fn verdict(report: &Report, path: &Path) -> Result<(), Failure> {
             count(score.bits.different)
         ),
         format!(
-            "report it with {}, the logs beside it and --seed {}",
+            "report it with {}, the logs next to it and --seed {}",
             path.display(),
             report.seed
         ),

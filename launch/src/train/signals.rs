@@ -1,4 +1,4 @@
-//! Requests to end: Ctrl-C, and the polite signals of a scheduler or a closed terminal.
+//! Requests to end: Ctrl-C, SIGTERM from a scheduler, SIGHUP from a closed terminal.
 
 use mks2_proto::failure::Failure;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -19,7 +19,7 @@ impl Signals {
     pub(crate) fn listen() -> Result<Self, Failure> {
         let open = |kind| {
             signal(kind)
-                .map_err(|error| Failure::internal("signals cannot be heard", error.to_string()))
+                .map_err(|error| Failure::internal("signal handlers cannot be installed", error.to_string()))
         };
         Ok(Self {
             interrupt: open(SignalKind::interrupt())?,
