@@ -167,8 +167,9 @@ fn announce(running: &Running) {
 
 /// SIGTERM and Ctrl-C ask the run to stop with a checkpoint; a second one ends at once.
 async fn until_over(running: Running) -> Result<Outcome, Failure> {
-    let signals =
-        |kind| signal(kind).map_err(|error| Failure::io("signal handlers cannot be installed", error));
+    let signals = |kind| {
+        signal(kind).map_err(|error| Failure::io("signal handlers cannot be installed", error))
+    };
     let (mut terminate, mut interrupt) = (
         signals(SignalKind::terminate())?,
         signals(SignalKind::interrupt())?,

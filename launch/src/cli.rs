@@ -11,8 +11,9 @@ use mks2_proto::telemetry;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 internal fault; 2 usage; 3 job file or settings; 4 corpus or data; \
-5 storage; 6 machine (libtorch, CUDA, port, missing binary, run directory in use); 7 run failed, can be \
-resumed; 8 checkpoint refused, or what a run did does not hold; 130 stopped on request, with a checkpoint.";
+5 storage; 6 machine (libtorch, CUDA, port, missing binary, run directory in use); \
+7 run failed, can be resumed; 8 checkpoint refused, or a proof failed (ledger, chaos); \
+130 stopped on request, with a checkpoint.";
 
 /// Where help lists the options of [`Common`], apart from a command's own.
 const EVERYWHERE: &str = "Options of every command";

@@ -18,8 +18,9 @@ impl Signals {
     /// When the operating system refuses (exit 1).
     pub(crate) fn listen() -> Result<Self, Failure> {
         let open = |kind| {
-            signal(kind)
-                .map_err(|error| Failure::internal("signal handlers cannot be installed", error.to_string()))
+            signal(kind).map_err(|error| {
+                Failure::internal("signal handlers cannot be installed", error.to_string())
+            })
         };
         Ok(Self {
             interrupt: open(SignalKind::interrupt())?,
