@@ -176,6 +176,9 @@ impl Driver {
             self.is_stale = true;
             match action {
                 Action::Abort(member, abortion) => self.abort(&member, &abortion),
+                // It tells nothing that has to be recorded before, and whoever waits for it is not
+                // heard meanwhile.
+                Action::Accept(ticket) => self.answer(ticket, Ok(Yes::default())),
                 Action::Refuse(ticket, refused) => {
                     self.forget_stream(ticket);
                     self.outbox
@@ -344,7 +347,6 @@ impl Driver {
                     .ok()
                     .map(Task::Line);
             }
-            Action::Accept(ticket) => self.answer(ticket, Ok(Yes::default())),
             Action::Welcome(ticket, welcome) => {
                 let yes = Yes {
                     welcome,

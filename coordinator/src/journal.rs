@@ -216,7 +216,8 @@ impl Journal {
     pub async fn check_office(&self) -> Result<(), JournalError> {
         let number = self.number + 1;
         let path = self.place.record(number);
-        match store::get_if_there(&*self.place.store, &path).await? {
+        let look = || store::get_if_there(&*self.place.store, &path);
+        match tried(number, look).await? {
             None => Ok(()),
             Some(bytes) => {
                 let other = serde_json::from_slice::<Record>(&bytes);
@@ -266,21 +267,12 @@ impl Journal {
     async fn create(&self, record: &Record) -> Result<(), JournalError> {
         let path = self.place.record(record.number);
         let bytes = Bytes::from(serde_json::to_vec(record)?);
-        let mut wait = FIRST_WAIT;
-        for attempt in 1.. {
-            match store::put_create_only(&*self.place.store, &path, bytes.clone()).await {
-                Ok(Created::New) => return Ok(()),
-                Ok(Created::Exists) if planted!(NoFence) => return Ok(()),
-                Ok(Created::Exists) => return self.check_own(record, &path, &bytes).await,
-                Err(error) if attempt == ATTEMPTS => return Err(error.into()),
-                Err(error) => {
-                    tracing::warn!(number = record.number, attempt, %error, "the journal's store fails");
-                }
-            }
-            clock::sleep(wait).await;
-            wait *= 2;
+        let put = || store::put_create_only(&*self.place.store, &path, bytes.clone());
+        match tried(record.number, put).await? {
+            Created::New => Ok(()),
+            Created::Exists if planted!(NoFence) => Ok(()),
+            Created::Exists => self.check_own(record, &path, &bytes).await,
         }
-        Ok(())
     }
 
     /// The object is there. If it is ours, only the store's answer was lost.
@@ -290,7 +282,7 @@ impl Journal {
         path: &Path,
         bytes: &Bytes,
     ) -> Result<(), JournalError> {
-        let there = store::get(&*self.place.store, path).await?;
+        let there = tried(record.number, || store::get(&*self.place.store, path)).await?;
         if there == *bytes {
             return Ok(());
         }
@@ -320,6 +312,25 @@ impl Journal {
             tracing::warn!(number = self.number, %error, "no snapshot of the journal");
         }
     }
+}
+
+/// Asks a store about a record several times, as long as it fails.
+async fn tried<T, F: Future<Output = mks2_dataset::error::Result<T>>>(
+    number: u64,
+    ask: impl Fn() -> F,
+) -> mks2_dataset::error::Result<T> {
+    let mut wait = FIRST_WAIT;
+    for attempt in 1..ATTEMPTS {
+        match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => {
+                tracing::warn!(number, attempt, %error, "the journal's store fails");
+            }
+        }
+        clock::sleep(wait).await;
+        wait *= 2;
+    }
+    ask().await
 }
 
 #[cfg(test)]

@@ -40,6 +40,10 @@ pub enum ExitCode {
     Stopped = 130,
 }
 
+/// What a worker ends with that SIGTERM has ended before the others could let it go, as shells have it:
+/// 128 and the signal's number.
+pub const TERMINATED: i32 = 143;
+
 impl ExitCode {
     /// All codes, for documentation and tests.
     pub const ALL: [Self; 9] = [

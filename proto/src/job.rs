@@ -23,7 +23,8 @@ pub struct Job {
     #[serde(default)]
     pub seed: u64,
     /// Canonical virtual workers. Each contributes `batch_size / lanes` samples to a step,
-    /// whatever the number of workers, so that the bits do not depend on it.
+    /// whatever the number of workers, so that the bits do not depend on it. At most 2,000; a worker
+    /// holds at least one.
     #[serde(default = "default_lanes")]
     pub lanes: u32,
     /// How gradients are summed over lanes.

@@ -8,14 +8,14 @@
 //! ```text
 //! begin_step                     forget the last step's lanes
 //! add_lane (each lane held)      sums += round(gradient * 2^e)
-//! finish                         vote -> verdict; reduce; state.grads = sum * 2^-e
+//! finish                         ballot -> verdict; reduce; state.grads = sum * 2^-e
 //! commit_step                    the step is applied: e follows its gradients
 //! ```
 //!
 //! 1. The exponents are part of the replicated state ([`Reducer::state_bytes`]): equal on all ranks,
 //!    saved with checkpoints. See [`exponents`] for how they follow the gradients.
 //! 2. A tensor that has no exponent yet (its first gradients, or zeros so far) has its lanes'
-//!    gradients kept until the vote has fixed one from all of them. What would not fit into
+//!    gradients kept until the ballot has fixed one from all of them. What would not fit into
 //!    [`HELD_BYTES`] is dropped and the step repeated; both ways give the same bits.
 //! 3. The lanes' sums stay intact until `begin_step`: a `finish` that failed with a lost peer, or
 //!    that only some ranks have seen succeed, is called again with the collective of the next
@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mks2_proto::job::Reduction;
+use mks2_proto::job::validate::MOST_LANES;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::collectives::Collective;
@@ -48,9 +49,7 @@ pub(crate) use cpu::reduce_slices;
 pub use error::ReduceError;
 use exponents::NONE;
 
-/// Most lanes of a job: their sum must fit into int64.
-pub const MAX_LANES: u32 = 2048;
-/// Gradients without an exponent that a rank keeps until the vote, bytes.
+/// Gradients without an exponent that a rank keeps until the ballot, bytes.
 pub const HELD_BYTES: usize = 512 << 20;
 
 /// What became of a step; the same on every rank.
@@ -127,16 +126,16 @@ impl Reducer {
     /// A reducer for `lanes` lanes of gradients on `device`, without exponents.
     ///
     /// # Errors
-    /// [`ReduceError::Usage`] for no lanes or more than [`MAX_LANES`]; when memory is short.
+    /// [`ReduceError::Usage`] for no lanes or more than [`MOST_LANES`]; when memory is short.
     pub fn new(
         layout: Arc<FlatLayout>,
         mode: Reduction,
         lanes: u32,
         device: Device,
     ) -> Result<Self, ReduceError> {
-        if lanes == 0 || lanes > MAX_LANES {
+        if lanes == 0 || lanes > MOST_LANES {
             return Err(ReduceError::Usage(format!(
-                "{lanes} lanes can not be summed: between 1 and {MAX_LANES} can"
+                "{lanes} lanes can not be summed: between 1 and {MOST_LANES} can"
             )));
         }
         let kind = if mode == Reduction::Exact {

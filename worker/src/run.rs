@@ -268,7 +268,8 @@ impl Run {
             self.even_out(stage, trainer.state())?;
         }
         let crossed = self.cross(&mut trainer, |run, trainer| {
-            // This one must not be skipped for the sake of one before.
+            // This one must not be skipped for the sake of one before, and others see what is waited for.
+            run.session.set_phase(Phase::Checkpointing, 0);
             run.saver.settle()?;
             run.save(stage, first_step, trainer, &table, &encoder)?;
             run.saver.settle()

@@ -1,15 +1,16 @@
 //! Checkpoints from the trainer's side: copy behind the next step's computation, upload, commit
 //! through the coordinator. Only rank 0 saves, since the trained state is replicated.
 //!
-//! Training never waits for a store: a checkpoint that is due while the one before is still under way
-//! is skipped, and so is one that cannot be stored. Only the end of a stage is waited for, and tried
-//! several times.
+//! Training waits for no store inside a stage: a checkpoint that is due while the one before is still
+//! under way after [`PATIENCE`] is skipped, and so is one that cannot be stored. Only the end of a
+//! stage is waited for, and tried several times.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mks2_proto::failure::{ExitCode, Failure};
+use mks2_proto::telemetry::Instruments;
 use mks2_proto::v1::CheckpointRef;
 use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
@@ -56,6 +57,7 @@ pub struct Saver {
     pool: Pool,
     session: Arc<Session>,
     runtime: Handle,
+    instruments: Instruments,
     pending: Option<Pending>,
 }
 
@@ -87,6 +89,7 @@ impl Saver {
             pool: Pool::default(),
             session,
             runtime,
+            instruments: Instruments::new(),
             pending: None,
         }
     }
@@ -117,18 +120,23 @@ impl Saver {
         self.settle()?;
         let began = Instant::now();
         let original = Original::of(content)?;
-        let (store, session) = (self.store.clone(), Arc::clone(&self.session));
+        let upload = Upload {
+            store: self.store.clone(),
+            session: Arc::clone(&self.session),
+            instruments: self.instruments.clone(),
+            began,
+        };
         let (pool, runtime) = (self.pool.clone(), self.runtime.clone());
         // Its requests belong to the trace of the run.
         let span = tracing::Span::current();
-        let upload = move || {
+        let work = move || {
             let _entered = span.entered();
             let (snapshot, facts) = original.copied(&pool)?;
-            runtime.block_on(save(&store, &session, snapshot, facts))
+            runtime.block_on(upload.save(snapshot, facts))
         };
         let thread = std::thread::Builder::new()
             .name("checkpoint".into())
-            .spawn(upload)
+            .spawn(work)
             .map_err(|e| Failure::io("a checkpoint's thread cannot be started", e))?;
         self.pending = Some(Pending {
             step,
@@ -219,68 +227,74 @@ fn still_busy(pending: &Pending) -> Failure {
     )
 }
 
-async fn save(
-    store: &CheckpointStore,
-    session: &Session,
-    snapshot: Snapshot,
-    facts: Facts,
-) -> Result<(), Failure> {
-    let (step, is_final, snapshot) = (facts.step, facts.is_final, Arc::new(snapshot));
-    let mut pause = FIRST_PAUSE;
-    for attempt in 1.. {
-        let saved = upload_and_commit(store, session, &snapshot, facts.clone()).await;
-        let Err(failure) = saved else { break };
-        if !is_final {
-            skipped(session, step, &failure);
-            break;
-        }
-        // Whatever else it is, it would not be another time.
-        let may_pass = failure.exit == ExitCode::Storage && session.aborted().is_none();
-        if !may_pass || attempt == ATTEMPTS {
-            return Err(failure);
-        }
-        warn!(step = step as i64, attempt, why = %failure.why, "the end of a stage is not stored yet");
-        tokio::time::sleep(pause).await;
-        pause *= 2;
-    }
-    Ok(())
+/// One checkpoint on its way into the store.
+struct Upload {
+    store: CheckpointStore,
+    session: Arc<Session>,
+    instruments: Instruments,
+    /// When its copy was begun.
+    began: Instant,
 }
 
-async fn upload_and_commit(
-    store: &CheckpointStore,
-    session: &Session,
-    snapshot: &Arc<Snapshot>,
-    facts: Facts,
-) -> Result<(), Failure> {
-    let (step, stage, is_final) = (facts.step, facts.stage.clone(), facts.is_final);
-    let generation = facts.generation;
-    let uploaded = store.upload(Arc::clone(snapshot), facts).await?;
-    let reference = CheckpointRef {
-        step,
-        stage,
-        r#final: is_final,
-        manifest_path: uploaded.path.clone(),
-        manifest_digest: uploaded.digest.clone(),
-    };
-    let released = session
-        .commit_checkpoint(reference, uploaded.bytes.to_vec())
-        .await?;
-    info!(
-        step = step as i64,
-        weights_digest = %uploaded.manifest.weights_digest,
-        written_bytes = uploaded.written_bytes as i64,
-        reused_bytes = uploaded.reused_bytes as i64,
-        seconds = uploaded.elapsed.as_secs_f64(),
-        "checkpoint committed"
-    );
-    drop(uploaded);
-    if is_final || !released.is_empty() {
-        let paths: Vec<String> = released
-            .into_iter()
-            .map(|released| released.manifest_path)
-            .collect();
-        // What a failed sweep leaves behind, the next one takes along: no reason to stop.
-        match store.sweep(&paths, generation).await {
+impl Upload {
+    /// Stores it and lets it count; the end of a stage with more than one attempt.
+    async fn save(&self, snapshot: Snapshot, facts: Facts) -> Result<(), Failure> {
+        let (step, is_final, snapshot) = (facts.step, facts.is_final, Arc::new(snapshot));
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            let Err(failure) = self.attempt(&snapshot, facts.clone()).await else {
+                break;
+            };
+            if !is_final {
+                skipped(&self.session, step, &failure);
+                break;
+            }
+            // Whatever else it is, it would not be another time.
+            let may_pass = failure.exit == ExitCode::Storage && self.session.aborted().is_none();
+            if !may_pass || attempt == ATTEMPTS {
+                return Err(failure);
+            }
+            warn!(step = step as i64, attempt, why = %failure.why, "the end of a stage is not stored yet");
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        Ok(())
+    }
+
+    async fn attempt(&self, snapshot: &Arc<Snapshot>, facts: Facts) -> Result<(), Failure> {
+        let (step, stage, is_final) = (facts.step, facts.stage.clone(), facts.is_final);
+        let generation = facts.generation;
+        let uploaded = self.store.upload(Arc::clone(snapshot), facts).await?;
+        let reference = CheckpointRef {
+            step,
+            stage: stage.clone(),
+            r#final: is_final,
+            manifest_path: uploaded.path.clone(),
+            manifest_digest: uploaded.digest.clone(),
+        };
+        let manifest = uploaded.bytes.to_vec();
+        let released = self.session.commit_checkpoint(reference, manifest).await?;
+        let seconds = self.began.elapsed().as_secs_f64();
+        self.instruments.record_checkpoint(&stage, seconds);
+        info!(
+            step = step as i64,
+            weights_digest = %uploaded.manifest.weights_digest,
+            written_bytes = uploaded.written_bytes as i64,
+            reused_bytes = uploaded.reused_bytes as i64,
+            seconds,
+            "checkpoint committed"
+        );
+        drop(uploaded);
+        if is_final || !released.is_empty() {
+            let released = released.into_iter().map(|one| one.manifest_path);
+            self.sweep(&released.collect::<Vec<_>>(), generation).await;
+        }
+        Ok(())
+    }
+
+    /// What a failed sweep leaves behind, the next one takes along: no reason to stop.
+    async fn sweep(&self, released: &[String], generation: u64) {
+        match self.store.sweep(released, generation).await {
             Ok(swept) => info!(
                 objects = swept.objects as i64,
                 bytes = swept.bytes as i64,
@@ -289,7 +303,6 @@ async fn upload_and_commit(
             Err(error) => warn!(%error, "old checkpoints could not be removed yet"),
         }
     }
-    Ok(())
 }
 
 /// The checkpoint's table of a flat layout.

@@ -407,6 +407,10 @@ impl Team {
             })
         });
         let all = decoded.collect::<Result<Vec<_>, _>>()?;
+        if all.iter().any(|one| one.newcomer.is_some()) {
+            let collective = self.collective.sequence() + 1;
+            link.session.set_phase(Phase::Regrouping, collective);
+        }
         let source = handover::hand_over(&mut *self.collective, &all, role, self.alike)?;
         if let (Role::Newcomer(arrival), Some(source)) = (role, source) {
             info!(

@@ -242,7 +242,6 @@ impl<'a, O: Objective> Trainer<'a, O> {
         team: &Team,
     ) -> Result<(), Setback> {
         let _span = info_span!("compute").entered();
-        control.set_phase(Phase::Computing, 0);
         let (lanes, global) = work.to_compute()?;
         let mut sums = Vec::with_capacity(lanes.len());
         let mut outcome = Ok(());
@@ -252,7 +251,9 @@ impl<'a, O: Objective> Trainer<'a, O> {
             if outcome.is_err() {
                 break;
             }
+            control.set_phase(Phase::Computing, 0);
             let LaneLoss { loss, sums: counts } = self.objective.loss(lane, inputs, global)?;
+            control.set_phase(Phase::Computing, 0);
             let gradients = Tensor::f_run_backward(&[loss], &self.leaves, false, false)
                 .map_err(|e| Failure::internal("the backward pass failed", e.to_string()))?;
             self.replica.reducer.add_lane(lane, &gradients, 1.0)?;

@@ -16,11 +16,14 @@ impl Machine {
     /// silent.
     pub(super) fn is_cut_off(&mut self, now: Duration) -> bool {
         if let Some(until) = self.cut_off {
-            // Nobody is looked for any more whom all are back without.
-            let waits = now < until && self.quiet(now) > 0;
-            if !waits {
-                self.cut_off = None;
-            }
+            let quiet = self.quiet(now);
+            // When most are back it was not the coordinator that kept the others away.
+            let until = match 2 * quiet > self.those_at_work().count() {
+                true => until,
+                false => until.min(now + self.config.limits.silence),
+            };
+            let waits = now < until && quiet > 0;
+            self.cut_off = waits.then_some(until);
             return waits;
         }
         let limits = self.config.limits;
@@ -57,6 +60,14 @@ impl Machine {
         self.cut_off?;
         let words = "the coordinator cannot hear its workers, and waits for their return";
         Some(words.to_owned())
+    }
+
+    /// Whether the streams of most of them broke lately.
+    pub(super) fn broke_most_streams(&self, now: Duration) -> bool {
+        let leniency = self.config.limits.leniency;
+        let is_fresh = |since: Duration| now.saturating_sub(since) < leniency;
+        let broke = |one: &&Member| one.detached.as_ref().is_some_and(|(at, _)| is_fresh(*at));
+        2 * self.those_at_work().filter(broke).count() > self.those_at_work().count()
     }
 
     /// How many have missed several signs of life.

@@ -198,7 +198,8 @@ pub struct Limits {
     pub silence: Duration,
     /// How long a member may be without a stream.
     pub detached: Duration,
-    /// How long nobody is blamed for a broken stream after the coordinator itself stood still.
+    /// How long nobody is blamed for a broken stream after the coordinator itself stood still or most
+    /// streams broke, and a candidate for the stream that it has not opened yet.
     pub leniency: Duration,
     /// How long the coordinator waits for its members when it hears of few of them at once: then it
     /// is the coordinator that is cut off, and they go on without it.

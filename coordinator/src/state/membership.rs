@@ -35,12 +35,17 @@ impl Machine {
         }
         let id = registration.who.member.clone();
         let welcome = Action::Welcome(ticket, self.welcome(false));
+        // One that trains needs no beginning.
+        let welcome_back = match registration.generation > Generation(0) {
+            true => Action::Accept(ticket),
+            false => welcome.clone(),
+        };
         if let Some(known) = self.member_mut(&registration.who) {
             let is_news = known.introduce(registration);
             if let Some(active) = self.run.active_mut().filter(|_| is_news) {
                 active.announced = None;
             }
-            return vec![welcome];
+            return vec![welcome_back];
         }
         if self.run.active().is_some() {
             let mut actions = self.lose(&id, "a new process has come in its place");

@@ -161,14 +161,21 @@ impl Machine {
         stream.map(Action::Close).into_iter().collect()
     }
 
-    /// Candidates that nothing was heard of for too long.
+    /// Candidates that nothing was heard of for too long. One that has no stream yet may wait for the
+    /// answer to its registration.
     pub(super) fn drop_silent_candidates(&mut self, now: Duration) -> Vec<Action> {
-        let limit = self.config.limits.silence;
+        let limits = self.config.limits;
+        let limit = |member: &Member| match member.stream {
+            Some(_) => limits.silence,
+            None => limits.leniency,
+        };
         let silent: Vec<_> = self
             .candidates
             .iter()
-            .map(|(id, candidate)| (id.clone(), self.silence(now, &candidate.member)))
-            .filter(|(_, silence)| *silence > limit)
+            .map(|(id, candidate)| (id, &candidate.member))
+            .map(|(id, member)| (id, self.silence(now, member), limit(member)))
+            .filter(|(_, silence, limit)| silence > limit)
+            .map(|(id, silence, _)| (id.clone(), silence))
             .collect();
         let silent = silent.into_iter();
         silent

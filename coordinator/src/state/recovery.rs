@@ -59,22 +59,28 @@ impl Machine {
     }
 
     /// Those without a stream are lost when the moment is over, or at once when a peer blames them.
+    /// Where most streams broke it was something between them and the coordinator: then only those
+    /// are lost whom peers miss too, and the others are as those that fell silent.
     fn lose_the_detached(&mut self, now: Duration) -> Vec<Action> {
         if now < self.lenient_until {
             return Vec::new();
         }
         let grace = self.config.limits.detached;
         let quarrel = self.run.active().and_then(|active| active.quarrel.as_ref());
-        let lost: Vec<_> = self
-            .members
-            .iter()
-            .filter_map(|(id, member)| {
-                let (since, how) = member.detached.as_ref()?;
-                let is_blamed = quarrel.is_some_and(|quarrel| quarrel.blames(id));
-                let is_late = now.saturating_sub(*since) >= grace;
-                (is_late || is_blamed).then(|| (id.clone(), how.clone()))
-            })
+        let is_blamed = |id: &MemberId| quarrel.is_some_and(|quarrel| quarrel.blames(id));
+        let is_late = |since: Duration| now.saturating_sub(since) >= grace;
+        let detached = self.members.iter().filter_map(|(id, member)| {
+            let (since, how) = member.detached.as_ref()?;
+            Some((id, *since, how))
+        });
+        let mut lost: Vec<_> = detached
+            .filter(|(id, since, _)| is_late(*since) || is_blamed(id))
+            .map(|(id, _, how)| (id.clone(), how.clone()))
             .collect();
+        if !lost.is_empty() && self.broke_most_streams(now) && !planted!(BlamedWhenCutOff) {
+            lost.retain(|(id, _)| is_blamed(id));
+            self.lenient_until = now + self.config.limits.leniency;
+        }
         self.lose_all(lost)
     }
 
@@ -90,6 +96,13 @@ impl Machine {
                 // Never earlier: one that is awaited has until the end of the reunion.
                 member.heard = (member.heard + pause).min(now).max(member.heard);
                 member.moved = (member.moved + pause).min(now).max(member.moved);
+            }
+            if let Some(until) = &mut self.cut_off {
+                *until += pause;
+            }
+            let active = self.run.active_mut();
+            if let Some(quarrel) = active.and_then(|active| active.quarrel.as_mut()) {
+                quarrel.since += pause;
             }
             self.lenient_until = now + self.config.limits.leniency;
         }
@@ -326,9 +339,11 @@ impl Machine {
         self.lose_the_detached(now)
     }
 
-    /// Nothing happened to those who are blamed.
+    /// Nothing happened to those who are blamed. While the coordinator itself is cut off it knows too
+    /// little to judge: those whom it hears may be cut off with it.
     fn end_of_grace(&mut self, now: Duration) -> Vec<Action> {
-        let Some(active) = self.run.active() else {
+        let active = self.run.active().filter(|_| self.cut_off.is_none());
+        let Some(active) = active else {
             return Vec::new();
         };
         let Some(quarrel) = active

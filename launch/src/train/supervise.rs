@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use mks2_proto::failure::ExitCode;
+use mks2_proto::failure::{ExitCode, TERMINATED};
 use tokio::time::Instant;
 
 /// The first restart of a worker comes at once, the second after this, and so on.
@@ -55,7 +55,8 @@ impl Supervisor {
             return Fate::NotWanted;
         }
         let left = match status.code() {
-            Some(0) => &mut self.preemptions_left,
+            // It left, or would have, had there been time.
+            Some(0 | TERMINATED) => &mut self.preemptions_left,
             code if may_go_better(code) => &mut self.failures_left,
             _ => return Fate::Hopeless,
         };
@@ -148,8 +149,11 @@ mod tests {
 
     #[test]
     fn failures_and_preemptions_are_counted_apart() {
-        let mut supervisor = Supervisor::new(1, 1);
-        assert!(matches!(supervisor.ended(0, code(0), true), Fate::Again(_)));
+        let mut supervisor = Supervisor::new(1, 2);
+        for left in [0, TERMINATED] {
+            let fate = supervisor.ended(0, code(left), true);
+            assert!(matches!(fate, Fate::Again(_)));
+        }
         assert_eq!(supervisor.ended(0, code(0), true), Fate::Exhausted);
         assert!(matches!(supervisor.ended(0, code(1), true), Fate::Again(_)));
         assert_eq!(supervisor.ended(0, code(1), true), Fate::Exhausted);

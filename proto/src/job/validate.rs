@@ -7,11 +7,11 @@
 
 mod stages;
 
-use super::{Decoder, Job, Model, Reduction, TextTower, Vision};
+use super::{Decoder, Job, Model, TextTower, Vision};
 use crate::failure::Failure;
 
-/// Lanes that 64-bit fixed-point sums have room for.
-pub const MOST_EXACT_LANES: u32 = 2000;
+/// Most lanes, and with them workers, of a job: their sum has to fit into 64-bit fixed point.
+pub const MOST_LANES: u32 = 2000;
 
 /// The smallest vocabulary: every byte, and the special tokens.
 pub const SMALLEST_VOCABULARY: u32 = 264;
@@ -159,13 +159,10 @@ fn run(job: &Job, rules: &mut Rules) {
         "set lanes to the largest number of workers you may want, for example 8",
     );
     rules.require(
-        job.lanes <= MOST_EXACT_LANES || job.reduction == Reduction::Fast,
+        job.lanes <= MOST_LANES,
         "lanes",
-        format!(
-            "exact sums have room for {MOST_EXACT_LANES} lanes, not {}",
-            job.lanes
-        ),
-        "use fewer lanes, or reduction = \"fast\"",
+        format!("sums have room for {MOST_LANES} lanes, not {}", job.lanes),
+        "use fewer lanes",
     );
     rules.require(
         job.threads > 0,

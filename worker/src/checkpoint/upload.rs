@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -31,8 +30,6 @@ pub struct Uploaded {
     pub written_bytes: u64,
     /// Bytes of the parts that were stored before.
     pub reused_bytes: u64,
-    /// How long the upload took.
-    pub elapsed: Duration,
     /// Keeps the parts from being swept. Drop it when the commit has succeeded or failed.
     pub lease: Lease,
 }
@@ -76,7 +73,6 @@ impl CheckpointStore {
         snapshot: impl Into<Arc<Snapshot>>,
         facts: Facts,
     ) -> Result<Uploaded> {
-        let begin = Instant::now();
         let snapshot = snapshot.into();
         let mut lease = Lease {
             live: self.live.clone(),
@@ -116,7 +112,7 @@ impl CheckpointStore {
             parts,
         };
         let bytes = manifest.to_bytes()?;
-        let (digest, elapsed) = (digest(&bytes), begin.elapsed());
+        let digest = digest(&bytes);
         Ok(Uploaded {
             manifest,
             bytes,
@@ -124,7 +120,6 @@ impl CheckpointStore {
             path,
             written_bytes,
             reused_bytes,
-            elapsed,
             lease,
         })
     }

@@ -83,11 +83,13 @@ impl Felt {
         }
     }
 
+    fn is_silent(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) >= self.limit.load(Ordering::Relaxed)
+    }
+
     fn silence(&self) -> Option<String> {
-        let beats = self.unanswered.load(Ordering::Relaxed);
-        let is_silent = beats >= self.limit.load(Ordering::Relaxed);
-        let seconds = f64::from(beats) * BEAT.as_secs_f64();
-        (is_silent && self.is_known.load(Ordering::Relaxed))
+        let seconds = f64::from(self.unanswered.load(Ordering::Relaxed)) * BEAT.as_secs_f64();
+        (self.is_silent() && self.is_known.load(Ordering::Relaxed))
             .then(|| format!("its machine has not answered for {seconds:.1} s"))
     }
 }
@@ -129,6 +131,8 @@ enum Side {
 
 struct Kept {
     side: Side,
+    /// What it says of itself when it dials.
+    name: Seat,
     task: AbortHandle,
     felt: Arc<Felt>,
 }
@@ -174,10 +178,19 @@ impl Pulses {
                 let felt = Arc::new(Felt::default());
                 let live = live(*address, own, secret.clone(), side, Arc::clone(&felt));
                 let task = runtime.spawn(live).abort_handle();
-                Kept { side, task, felt }
+                let name = name_of(*address);
+                Kept {
+                    side,
+                    name,
+                    task,
+                    felt,
+                }
             });
             kept.felt.limit.store(limit, Ordering::Relaxed);
-            kept.felt.begin();
+            // One that was silent has another chance; what is under way counts on.
+            if kept.felt.is_silent() {
+                kept.felt.begin();
+            }
             Pulse(Arc::clone(&kept.felt))
         };
         let pairs = addresses.iter().enumerate();
@@ -193,7 +206,7 @@ impl Pulses {
             .0
             .iter()
             .filter(|(_, kept)| kept.side == Side::Acceptor);
-        let mut heard = accepted.filter(|(address, _)| name_of(**address) == name);
+        let mut heard = accepted.filter(|(_, kept)| kept.name == name);
         if let Some((_, kept)) = heard.next() {
             kept.felt.hear();
         }
@@ -205,7 +218,8 @@ async fn live(address: SocketAddr, own: SocketAddr, secret: Secret, side: Side, 
     let beat = Notify::new();
     let beating = async {
         let mut pulse = interval(BEAT);
-        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // One that stood still has one beat for it, and late ones do not add up.
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             pulse.tick().await;
             let beats = felt.unanswered.load(Ordering::Relaxed);

@@ -6,7 +6,7 @@
 
 use super::exponents::{NONE, NOT_FINITE};
 
-/// One rank's part of the vote.
+/// One rank's part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ballot {
     /// Lanes added in this step.

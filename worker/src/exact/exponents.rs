@@ -5,7 +5,7 @@
 //! [`HEADROOM`] bits free: gradients may grow a thousandfold from one step to the next, and the
 //! largest element is still resolved to 41 bits, 17 more than fp32 has.
 //!
-//! The magnitudes are those of single lanes, shared in the vote, not of the reduced gradient: where
+//! The magnitudes are those of single lanes, shared in the ballot, not of the reduced gradient: where
 //! lanes cancel, a lane may be far larger than their sum, and it is the lane that must fit. Both are
 //! the same on every rank; the maximum over lanes depends on no order.
 

@@ -13,7 +13,7 @@ impl Reducer {
         self.clear_unfilled()?;
         state.grads.f_copy_(&self.sums)?;
         collective.all_reduce_tensor(&mut state.grads)?;
-        // Every rank holds the same bits now, so no second vote is needed.
+        // Every rank holds the same bits now, so no second ballot is needed.
         for span in self.layout.spans() {
             let sum = part(&state.grads, span)?;
             if span.len > 0 && !f64::try_from(sum.f_abs()?.f_max()?)?.is_finite() {

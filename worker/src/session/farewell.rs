@@ -1,10 +1,12 @@
-//! SIGTERM: the machine is wanted back. The worker asks to be let go at the next step border, and is
-//! gone when the time that it was given is over, or when it is asked again.
+//! SIGTERM: the machine is wanted back. The worker asks to be let go at the next step border, of the next
+//! coordinator if there is none, and is gone when the time that it was given is over, or when it is
+//! asked again.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use mks2_proto::env;
+use mks2_proto::failure::TERMINATED;
 use mks2_proto::v1::{Leaving, report::Kind};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::WeakSender;
@@ -15,9 +17,6 @@ use super::shared::Shared;
 
 /// Kubernetes gives 30 s: a little less.
 const USUAL_GRACE: Duration = Duration::from_secs(25);
-/// What a shell says of a process that SIGTERM has ended.
-const TERMINATED: i32 = 128 + libc::SIGTERM;
-
 /// Listens for SIGTERM as long as the process lives.
 pub(super) async fn listen(shared: Arc<Shared>, reports: WeakSender<Labelled>) {
     let mut asked = match signal(SignalKind::terminate()) {
@@ -25,9 +24,10 @@ pub(super) async fn listen(shared: Arc<Shared>, reports: WeakSender<Labelled>) {
         Err(error) => return warn!(%error, "SIGTERM cannot be heard: it ends this worker at once"),
     };
     asked.recv().await;
-    let is_alone = shared.over().is_some() || shared.client().is_none();
-    let Some(reports) = reports.upgrade().filter(|_| !is_alone) else {
-        // Nobody is there to be asked, or nothing is left to do.
+    let has_come = shared.generation() > 0 || shared.client().is_some();
+    let is_needed = has_come && shared.over().is_none();
+    let Some(reports) = reports.upgrade().filter(|_| is_needed) else {
+        // Nobody knows of it yet, or nothing is left to do.
         std::process::exit(TERMINATED);
     };
     info!("SIGTERM: leaving at the next step border");

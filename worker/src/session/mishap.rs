@@ -5,10 +5,11 @@
 //! number, counted from 1 over all stages, its first process is killed (`kill`), stopped (`stop`), panics
 //! (`panic`), takes half a second longer (`nap`), does nothing more while it goes on beating (`stall`),
 //! or loses a bit behind that step's update: `flip-weights` and the other places of
-//! [`Flip`](crate::replica::Flip).
+//! [`Flip`](crate::replica::Flip). `computing#3` is the third time that it enters the phase in that step.
 //! Without the variable nothing happens.
 #![allow(unsafe_code)]
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,11 +34,26 @@ enum Act {
 }
 
 /// One death on order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Mishap {
     act: Act,
     phase: Phase,
     step: u64,
+    /// So many times the phase is entered in the step before.
+    spared: AtomicU32,
+}
+
+impl Mishap {
+    fn is_due(&self, phase: Phase, step: u64) -> bool {
+        if (self.phase, self.step) != (phase, step) {
+            return false;
+        }
+        let fewer = |left: u32| left.checked_sub(1);
+        let spared = self
+            .spared
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+        spared.is_err()
+    }
 }
 
 /// What was ordered for one member.
@@ -82,11 +98,18 @@ impl Mishaps {
                 "stall" => Act::Stall,
                 flip => Act::Flip(flip.strip_prefix("flip-")?.parse().ok()?),
             };
-            let phase = format!("PHASE_{}", words.next()?.to_uppercase());
-            let phase = Phase::from_str_name(&phase)?;
+            let phase = words.next()?;
+            let (phase, time) = phase.split_once('#').unwrap_or((phase, "1"));
+            let phase = Phase::from_str_name(&format!("PHASE_{}", phase.to_uppercase()))?;
+            let spared = time.parse::<u32>().ok()?.checked_sub(1)?.into();
             let step = words.next()?.parse().ok()?;
             if words.next()? == member {
-                mine.push(Mishap { act, phase, step });
+                mine.push(Mishap {
+                    act,
+                    phase,
+                    step,
+                    spared,
+                });
             }
         }
         Some(Self {
@@ -98,17 +121,16 @@ impl Mishaps {
     /// Does what is ordered for a phase of a step.
     #[inline]
     pub(super) fn at(&self, phase: Phase, step: u64) {
-        for mishap in &self.ordered {
-            if (mishap.phase, mishap.step) == (phase, step) {
-                match mishap.act {
-                    Act::Flip(flip) => {
-                        self.flip
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .replace(flip);
-                    }
-                    act => act.happen(),
+        let due = |mishap: &&Mishap| mishap.is_due(phase, step);
+        for mishap in self.ordered.iter().filter(due) {
+            match mishap.act {
+                Act::Flip(flip) => {
+                    self.flip
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .replace(flip);
                 }
+                act => act.happen(),
             }
         }
     }
@@ -150,19 +172,15 @@ mod tests {
     #[test]
     fn orders_are_read_for_one_member() {
         let text =
-            "kill@voting@12@worker-1,stop@loading@3@worker-0,flip-exp-avg@updating@4@worker-1";
+            "kill@voting@12@worker-1,stop@loading@3@worker-0,flip-exp-avg@updating#2@4@worker-1";
         let mishaps = Mishaps::parse(text, "worker-1").expect("well formed");
-        let expected = Mishap {
-            act: Act::Kill,
-            phase: Phase::Voting,
-            step: 12,
-        };
-        let flip = Mishap {
-            act: Act::Flip(Flip::ExpAvg),
-            phase: Phase::Updating,
-            step: 4,
-        };
-        assert_eq!(mishaps.ordered, [expected, flip]);
+        let acts: Vec<_> = mishaps.ordered.iter().map(|mishap| mishap.act).collect();
+        assert_eq!(acts, [Act::Kill, Act::Flip(Flip::ExpAvg)]);
+        let kill = &mishaps.ordered[0];
+        assert!(!kill.is_due(Phase::Voting, 11));
+        assert!(kill.is_due(Phase::Voting, 12));
+        mishaps.at(Phase::Updating, 4);
+        assert_eq!(mishaps.ordered_flip(), None, "the first time is spared");
         mishaps.at(Phase::Updating, 4);
         assert_eq!(mishaps.ordered_flip(), Some(Flip::ExpAvg));
         assert_eq!(mishaps.ordered_flip(), None);
@@ -171,6 +189,7 @@ mod tests {
             "kill",
             "kill@nowhere@1@worker-0",
             "hug@voting@1@worker-0",
+            "kill@voting#0@1@worker-0",
             "flip-nothing@voting@1@worker-0",
         ] {
             assert!(Mishaps::parse(wrong, "worker-0").is_none(), "{wrong}");
