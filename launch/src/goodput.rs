@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::units::percent;
 
 /// Less than this part of the time is not worth a word.
-const WORTH_A_WORD: f64 = 0.0005;
+pub(crate) const WORTH_A_WORD: f64 = 0.0005;
 
 /// `useful 93.1 %, straggler 4.0 %, restart 2.9 %`: the useful part, then the others by their size.
 pub(crate) fn words(spent: &TimeSpent) -> String {

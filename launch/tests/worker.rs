@@ -32,6 +32,8 @@ mod network;
 mod object_stores;
 #[path = "worker/outputs.rs"]
 mod outputs;
+#[path = "worker/patience.rs"]
+mod patience;
 #[path = "../src/chaos/ports.rs"]
 mod ports;
 #[path = "../src/chaos/proxy.rs"]

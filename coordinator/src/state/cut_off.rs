@@ -62,12 +62,13 @@ impl Machine {
         Some(words.to_owned())
     }
 
-    /// Whether the streams of most of them broke lately.
+    /// Whether the streams of several, and of most of them, broke lately.
     pub(super) fn broke_most_streams(&self, now: Duration) -> bool {
         let leniency = self.config.limits.leniency;
         let is_fresh = |since: Duration| now.saturating_sub(since) < leniency;
         let broke = |one: &&Member| one.detached.as_ref().is_some_and(|(at, _)| is_fresh(*at));
-        2 * self.those_at_work().filter(broke).count() > self.those_at_work().count()
+        let broken = self.those_at_work().filter(broke).count();
+        broken > 1 && 2 * broken > self.those_at_work().count()
     }
 
     /// How many have missed several signs of life.

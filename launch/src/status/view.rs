@@ -4,7 +4,7 @@ use mks2_proto::goodput::{Activity, TimeSpent};
 use mks2_proto::v1::{self, MemberStatus, Phase, RunState, StatusResponse};
 use serde_json::{Value, json};
 
-use crate::goodput;
+use crate::goodput::{self, WORTH_A_WORD};
 use crate::table::Table;
 use crate::units::{count, percent};
 
@@ -109,7 +109,8 @@ pub(super) fn text(status: &StatusResponse) -> String {
         format!("after step {step}: {}: {}", notice.what, notice.why)
     }));
     let members = members(&status.members, &status.candidates);
-    format!("{}\n\n{members}", lines.join("\n"))
+    let times = times(&status.members);
+    format!("{}\n\n{members}\n{times}", lines.join("\n"))
 }
 
 fn spent(wire: Option<v1::TimeSpent>) -> TimeSpent {
@@ -138,7 +139,7 @@ fn workers(status: &StatusResponse) -> String {
 /// Members by rank, then those who prepare to take part.
 fn members(members: &[MemberStatus], candidates: &[MemberStatus]) -> String {
     let mut table = Table::new(&[
-        ">rank", "worker", "host", "device", "lanes", ">step", "phase", ">silent", ">useful",
+        ">rank", "worker", "host", "device", "lanes", ">step", "phase", ">silent",
     ]);
     let joins = [false, true];
     let groups = joins.into_iter().zip([members, candidates]);
@@ -148,7 +149,6 @@ fn members(members: &[MemberStatus], candidates: &[MemberStatus]) -> String {
             0 => phase_word(member.phase()).to_owned(),
             number => format!("{} (collective {number})", phase_word(member.phase())),
         };
-        let useful = spent(member.spent).share(Activity::Useful);
         let silent = format!("{:.1} s", member.silent_ms as f64 / 1000.0);
         table.row([
             match joins {
@@ -166,10 +166,31 @@ fn members(members: &[MemberStatus], candidates: &[MemberStatus]) -> String {
             } else {
                 "gone".into()
             },
-            useful.map(percent).unwrap_or_default(),
         ]);
     }
     table.render()
+}
+
+/// Where each member's time has gone, without what nobody has spent any on.
+fn times(members: &[MemberStatus]) -> String {
+    let all: Vec<_> = members.iter().map(|one| spent(one.spent)).collect();
+    let is_worth_a_word = |activity: &Activity| {
+        let shares = all.iter().filter_map(|spent| spent.share(*activity));
+        *activity == Activity::Useful || shares.fold(0.0, f64::max) >= WORTH_A_WORD
+    };
+    let shown: Vec<_> = Activity::ALL.into_iter().filter(is_worth_a_word).collect();
+    let names = shown.iter().map(|activity| format!(">{}", activity.name()));
+    let headings: Vec<_> = ["worker".to_owned()].into_iter().chain(names).collect();
+    let mut table = Table::new(&headings.iter().map(String::as_str).collect::<Vec<_>>());
+    for (member, spent) in members.iter().zip(&all) {
+        let shares = shown.iter().map(|activity| spent.share(*activity));
+        let shares = shares.map(|share| share.map(percent).unwrap_or_default());
+        table.row([member.member_id.clone()].into_iter().chain(shares));
+    }
+    match all.iter().any(|spent| spent.total() > 0) {
+        true => table.render(),
+        false => String::new(),
+    }
 }
 
 pub(super) fn json(status: &StatusResponse) -> Value {
@@ -258,6 +279,11 @@ mod tests {
                 phase: Phase::Reducing.into(),
                 collective: 7,
                 connected: true,
+                spent: Some(v1::TimeSpent {
+                    useful_us: 900_000,
+                    data_us: 100_000,
+                    ..v1::TimeSpent::default()
+                }),
                 ..MemberStatus::default()
             }],
             ..StatusResponse::default()
@@ -267,6 +293,7 @@ mod tests {
             "step        120 of 400",
             "memory, 20 of 200",
             "reducing (collective 7)",
+            "worker    useful    data\nworker-0  90.0 %  10.0 %\n",
         ] {
             assert!(shown.contains(words), "{words} in\n{shown}");
         }

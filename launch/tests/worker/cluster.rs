@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mks2_proto::env::WorkerEnv;
 
-use crate::lab::{Ended, Lab, awaited, program};
+use crate::lab::{Ended, Lab, awaited, program, signal};
 use crate::ports::free;
 
 const TOKEN: &str = "the-token-of-the-tests";
@@ -104,6 +104,16 @@ impl Drop for Coordinator {
 impl<'a> Cluster<'a> {
     /// Starts all of it. The run is a name, or a URL of the lab's server.
     pub(crate) fn start(lab: &'a Lab, run: &'a str, workers: u32) -> Self {
+        Self::start_with(lab, run, workers, &[])
+    }
+
+    /// The same, with variables of the workers' environments.
+    pub(crate) fn start_with(
+        lab: &'a Lab,
+        run: &'a str,
+        workers: u32,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let addresses = vec![
             free().expect("a free port").to_string(),
             free().expect("a free port").to_string(),
@@ -125,6 +135,7 @@ impl<'a> Cluster<'a> {
             };
             let mut command = program("mks2-worker");
             command.envs(contract.variables()).envs(lab.variables());
+            command.envs(variables.iter().copied());
             let log = lab.log_of(run, &rank.to_string());
             command.stdout(Stdio::null());
             command.stderr(File::create(log).expect("a log"));
@@ -154,6 +165,16 @@ impl<'a> Cluster<'a> {
         self.coordinator.process.wait().expect("reaped");
     }
 
+    pub(crate) fn ask_to_end(&mut self, rank: usize) {
+        signal(self.workers[rank].id(), "TERM");
+    }
+
+    /// The same, and how it ended.
+    pub(crate) fn ask_to_end_and_wait(&mut self, rank: usize) -> Option<i32> {
+        self.ask_to_end(rank);
+        self.workers[rank].wait().expect("ended").code()
+    }
+
     /// The next coordinator, at one of the addresses; gives the one before.
     pub(crate) fn succeed(&mut self, address: usize) -> Coordinator {
         let address = &self.addresses[address];
@@ -161,6 +182,13 @@ impl<'a> Cluster<'a> {
         let (workers, number) = (self.workers.len(), self.coordinators);
         let next = Coordinator::start(self.lab, self.run, workers, address, number);
         std::mem::replace(&mut self.coordinator, next)
+    }
+
+    /// The same without a worker that has ended already.
+    #[track_caller]
+    pub(crate) fn ends_without(mut self, rank: usize) {
+        drop(self.workers.remove(rank));
+        self.ends_like_the_quiet_run();
     }
 
     /// Everybody ends well, and the outcome is that of the quiet run.

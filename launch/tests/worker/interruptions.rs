@@ -48,7 +48,9 @@ fn deaths_of_everything_at_random_moments_change_no_bit() {
     let mut chance = Chance::new();
     lab.quiet();
     let killed = (0..DEATHS).take_while(|_| killed_at_random(&lab, "stormy", &mut chance));
-    println!("killed {} times", killed.count());
+    let killed = killed.count();
+    println!("killed {killed} times");
+    assert!(killed > 1, "it was done before it could be killed");
     ended(lab.train("stormy", 2, &[])).done();
     lab.equals_quiet("stormy");
     only_what_counts_is_kept(&lab, "stormy");

@@ -3,13 +3,16 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::lab::{Ended, Lab, awaited, ended, mks2, signal, workers_of};
+use crate::lab::{Ended, Lab, TOTAL, awaited, ended, mks2, signal, workers_of};
 
 /// `worker-0` takes half a second longer in the steps of the memory stage: others have time to come.
 fn naps(steps: std::ops::Range<u64>) -> String {
     let nap = |step| format!("nap@loading@{step}@worker-0");
     steps.map(nap).collect::<Vec<_>>().join(",")
 }
+
+/// What happens to nobody.
+const NOTHING: &str = "nap@loading@1@nobody";
 
 fn spawned(mut command: Command) -> Child {
     command.spawn().expect("mks2 starts")
@@ -139,32 +142,99 @@ fn a_worker_that_is_asked_to_end_leaves_at_a_border_and_is_replaced() {
     assert_eq!(lab.report("preempted")["failures"], 0, "{}", ended.err);
 }
 
+/// The one that has told the newcomer half of it is gone: another one goes on.
 #[test]
-fn workers_join_by_hand() {
+fn the_one_that_hands_the_state_over_dies() {
     let lab = Lab::enter();
-    let mut coordinator = lab.coordinate("joined", "1:2", "127.0.0.1:0");
+    let mut command = lab.train("orphaned", 3, &[]);
+    // The third time it regroups in a step is the handover.
+    let deaths = (10..=TOTAL).map(|step| format!("kill@regrouping#3@{step}@worker-0"));
+    let deaths = deaths.collect::<Vec<_>>().join(",");
+    let naps = naps(10..17).replace("worker-0", "worker-2");
+    let mishaps = format!("kill@computing@9@worker-1,{deaths},{naps}");
+    command.env("MKS2_TEST_MISHAP", mishaps);
+    let ended = ended(command);
+    is_like_the_quiet_run(&lab, &ended, "orphaned");
+    let formed = generations(&lab, "orphaned");
+    assert_eq!(formed[..3], [(3, 0), (2, 0), (3, 1)], "{formed:?}");
+    assert!(
+        ended.err.contains("worker-0 was lost"),
+        "it did not hand anything over: {}",
+        ended.err
+    );
+}
+
+/// A coordinator as a process of its own, and a way to start workers for it.
+fn coordinated(
+    lab: &Lab,
+    run: &str,
+    workers: &str,
+) -> (Child, impl Fn(&str, &str) -> Child + use<>) {
+    let mut coordinator = lab.coordinate(run, workers, "127.0.0.1:0");
     coordinator.env("MKS2_TOKEN", "the-token-of-the-tests");
     let mut coordinator = spawned(coordinator);
-    let run = lab.path("joined").display().to_string();
-    let contact = lab.path("joined").join("coordinator.json");
+    let contact = lab.path(run).join("coordinator.json");
     while !contact.exists() {
         assert!(coordinator.try_wait().expect("waited").is_none());
         std::thread::sleep(Duration::from_millis(10));
     }
-    let join = |name: &str, mishaps: &str| {
+    let run = lab.path(run).display().to_string();
+    let join = move |name: &str, mishaps: &str| {
         let mut command = mks2(&["worker", "--join", &run, "--name", name]);
         command.env("MKS2_TEST_MISHAP", mishaps);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         spawned(command)
     };
+    (coordinator, join)
+}
+
+#[test]
+fn a_newcomer_dies_in_the_handover_and_another_one_comes() {
+    let lab = Lab::enter();
+    let run = "miscarried";
+    let (mut coordinator, join) = coordinated(&lab, run, "1:2");
+    let first = join("first", &naps(4..20).replace("worker-0", "first"));
+    assert!(lab.reaches(run, 3, &mut coordinator));
+    // It knows of no step yet.
+    let second = awaited(join("second", "kill@regrouping#2@1@second"));
+    assert_eq!(second.code, None, "it was not killed: {}", second.err);
+    let third = join("third", NOTHING);
+    for worker in [first, third] {
+        awaited(worker).done();
+    }
+    awaited(coordinator).done();
+    lab.has_weights_of_quiet(run);
+    lab.has_a_ledger_that_holds(run);
+    assert_eq!(generations(&lab, run), [(1, 0), (2, 1), (1, 0), (2, 1)]);
+}
+
+#[test]
+fn the_last_worker_dies_and_another_one_comes_by_hand() {
+    let lab = Lab::enter();
+    let run = "abandoned";
+    let (coordinator, join) = coordinated(&lab, run, "1");
+    let first = awaited(join("first", "kill@updating@12@first"));
+    assert_eq!(first.code, None, "it was not killed: {}", first.err);
+    std::thread::sleep(Duration::from_secs(1));
+    awaited(join("second", NOTHING)).done();
+    awaited(coordinator).done();
+    lab.has_weights_of_quiet(run);
+    lab.has_a_ledger_that_holds(run);
+    assert_eq!(generations(&lab, run), [(1, 0), (1, 0)]);
+}
+
+#[test]
+fn workers_join_by_hand() {
+    let lab = Lab::enter();
+    let (mut coordinator, join) = coordinated(&lab, "joined", "1:2");
     let first = join("first", &naps(4..14).replace("worker-0", "first"));
     assert!(lab.reaches("joined", 3, &mut coordinator));
-    let second = join("second", "nap@loading@1@nobody");
+    let second = join("second", NOTHING);
     while generations(&lab, "joined").len() < 2 {
         assert!(coordinator.try_wait().expect("waited").is_none());
         std::thread::sleep(Duration::from_millis(10));
     }
-    let third = awaited(join("third", "nap@loading@1@nobody"));
+    let third = awaited(join("third", NOTHING));
     assert_eq!(third.code, Some(3), "{}", third.err);
     assert!(
         third.err.contains("the run has all its workers"),

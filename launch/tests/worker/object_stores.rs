@@ -105,7 +105,7 @@ fn coordinators_come_and_go(kind: Kind) {
 }
 
 #[test]
-fn a_server_that_stands_still_costs_checkpoints_and_no_training() {
+fn a_server_that_stands_still_costs_checkpoints_and_is_named_at_the_end_of_a_stage() {
     let Some(lab) = Lab::enter_with(Kind::S3) else {
         return;
     };
@@ -127,6 +127,11 @@ fn a_server_that_stands_still_costs_checkpoints_and_no_training() {
         let alarm = told.by_ref().map_while(Result::ok).find(is_alarm);
         assert!(alarm.is_some(), "no alarm");
     }
+    let named = told.by_ref().map_while(Result::ok).find(|line| {
+        let words = ["the others wait for worker-0 (rank 0 on", "a checkpoint"];
+        words.iter().all(|word| line.contains(word))
+    });
+    assert!(named.is_some(), "nobody is named");
     lab.server().signal("CONT");
     let rest: Vec<_> = told.map_while(Result::ok).collect();
     assert!(launcher.wait().expect("ended").success(), "{rest:#?}");

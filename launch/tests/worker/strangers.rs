@@ -50,16 +50,18 @@ fn fire(ports: &[SocketAddr], over: &AtomicBool, shots: &AtomicU64) {
     }
 }
 
-/// Asks the coordinator with tokens that are not the run's.
-fn ask_with_wrong_tokens(endpoint: &str, over: &AtomicBool) {
+/// Asks the coordinator with tokens that are not the run's; how often it answered.
+fn ask_with_wrong_tokens(endpoint: &str, over: &AtomicBool) -> u64 {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut refused = 0;
     for turn in 0.. {
         if over.load(Ordering::Relaxed) {
-            return;
+            break;
         }
         let token = Token::new(&format!("not-the-token-of-this-run-{turn}")).expect("a token");
         let target = Target::new(endpoint, token);
         runtime.block_on(async {
+            // It may be busy with the others.
             let Ok(mut client) = target.connect().await else {
                 return;
             };
@@ -69,9 +71,11 @@ fn ask_with_wrong_tokens(endpoint: &str, over: &AtomicBool) {
             };
             assert!(client.status(StatusRequest {}).await.is_err());
             assert!(client.register(register).await.is_err());
+            refused += 1;
         });
         std::thread::sleep(Duration::from_millis(20));
     }
+    refused
 }
 
 /// File descriptors, threads and memory of a process.
@@ -136,13 +140,14 @@ fn strangers_at_every_port_change_no_bit_and_leave_nothing_behind() {
         for _ in 0..2 {
             scope.spawn(|| fire(&ports, over, shots));
         }
-        scope.spawn(|| ask_with_wrong_tokens(&endpoint, over));
+        let refused = scope.spawn(|| ask_with_wrong_tokens(&endpoint, over));
         let reached = lab.reaches(run, 9, &mut launcher);
         // A mesh forms under fire, too.
         signal(workers[2], "KILL");
         let reached = reached && lab.reaches(run, 20, &mut launcher);
         over.store(true, Ordering::Relaxed);
         assert!(reached, "it ended by itself");
+        assert!(refused.join().expect("asked") > 0, "nobody was refused");
     });
     // Whoever said nothing is shown out by now.
     std::thread::sleep(Duration::from_millis(2_500));

@@ -1,6 +1,6 @@
 //! P11: the coordinator dies; its workers go on, and find the next one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::chance::Chance;
 use crate::cluster::Cluster;
@@ -40,10 +40,49 @@ fn a_coordinator_that_wakes_up_again_is_fenced() {
     std::fs::remove_file(lab.path("fenced").join("lock")).expect("a lock");
     signal(cluster.coordinator.id(), "STOP");
     let old = cluster.succeed(1);
-    cluster.reaches(TOTAL / 2);
+    cluster.ends_like_the_quiet_run();
+    // The run is over, and it is long past every limit.
     signal(old.id(), "CONT");
     old.ends_fenced();
+    lab.has_weights_of_quiet("fenced");
+    lab.has_a_ledger_that_holds("fenced");
+}
+
+#[test]
+fn a_worker_that_is_asked_to_end_while_there_is_no_coordinator_waits_for_the_next_one() {
+    let lab = Lab::enter();
+    lab.quiet();
+    let run = "asked-alone";
+    let mut cluster = Cluster::start(&lab, run, 3);
+    cluster.reaches(TOTAL / 4);
+    cluster.kill_coordinator();
+    cluster.ask_to_end(1);
+    std::thread::sleep(Duration::from_millis(300));
+    cluster.succeed(1);
     cluster.ends_like_the_quiet_run();
+    let formed = lab.journal(run, "generation-formed");
+    let names = |key: &str| {
+        let names = formed.iter().filter_map(|entry| entry[key].as_array());
+        names.flatten().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(names("left"), ["worker-1"]);
+    assert!(names("lost").is_empty(), "{formed:?}");
+}
+
+#[test]
+fn a_worker_that_no_coordinator_lets_go_ends_when_its_time_is_over() {
+    let lab = Lab::enter();
+    lab.quiet();
+    let run = "never-let-go";
+    let mut cluster = Cluster::start_with(&lab, run, 2, &[("MKS2_GRACE", "1")]);
+    cluster.reaches(TOTAL / 4);
+    cluster.kill_coordinator();
+    let began = Instant::now();
+    assert_eq!(cluster.ask_to_end_and_wait(1), Some(143));
+    let took = began.elapsed().as_secs_f64();
+    assert!((0.9..5.0).contains(&took), "{took} s");
+    cluster.succeed(0);
+    cluster.ends_without(1);
 }
 
 #[test]

@@ -30,6 +30,8 @@ enum Member {
     Stateless(u64),
     /// Needs it; has received so many bytes of this step's before.
     Newcomer { received: usize, of: u64 },
+    /// Calls what it has received of step 6 a part of step 7's.
+    Mistaken { received: usize },
     /// Has prepared another stage.
     Stranger,
 }
@@ -83,6 +85,14 @@ fn brought(member: Member) -> Replica {
     own
 }
 
+/// One that has received so much of a step's state, and takes it for that of another step.
+fn arrived(received: usize, step: u64, of: u64) -> Arrival<'static> {
+    let mut one = Arrival::new(None);
+    one.received = image(&replica(Some(step))).0[..received].to_vec();
+    one.of = Some(standing(of));
+    one
+}
+
 fn take_part(
     member: Member,
     listener: &DataListener,
@@ -97,11 +107,12 @@ fn take_part(
     let mine = match member {
         Member::Veteran(step) | Member::Damaged(step) | Member::Stateless(step) => standing(step),
         Member::Newcomer { received, of } => {
-            let mut one = Arrival::new(None);
-            one.received = image(&replica(Some(of))).0[..received].to_vec();
-            one.of = Some(standing(of));
-            arrival = Some(one);
-            arrival.as_ref().unwrap().standing(&standing(0))
+            let one = arrived(received, of, of);
+            arrival.insert(one).standing(&standing(0))
+        }
+        Member::Mistaken { received } => {
+            let one = arrived(received, 6, 7);
+            arrival.insert(one).standing(&standing(0))
         }
         Member::Stranger => {
             arrival = Some(Arrival::new(None));
@@ -198,6 +209,14 @@ fn a_handover_goes_on_where_another_source_ended() {
             assert_eq!(newcomer, &Ok(Some(image(&replica(Some(7))))));
         }
     }
+}
+
+#[test]
+fn what_a_newcomer_has_is_not_sent_again_and_is_in_the_digest() {
+    let mistaken = Member::Mistaken { received: CHUNK };
+    let after = meet(&[Member::Veteran(7), mistaken]);
+    let why = after[1].as_ref().expect_err("its beginning is wrong");
+    assert!(why.contains("digest"), "{why}");
 }
 
 #[test]
