@@ -142,6 +142,7 @@ impl Driver {
                 () = pulse.beat(), if listening => {
                     self.hear();
                     self.apply(Event::Tick);
+                    self.show_slow_store();
                     self.look_around().await;
                 }
             }

@@ -55,7 +55,7 @@ Examples:
   mks2 chaos job.toml --for 10m --seed 7 --json | jq '.score.goodput'
 
 The same seed gives the same faults at the same times. When the time is over, the run goes on
-undisturbed to its next checkpoint. A quiet run begins before, for half of the time, and goes on behind
+undisturbed to its next checkpoint. A quiet run begins before, for half of the time, and goes on after
 it to the same step. Both run directories, logs included, stay in the folder --out, with the report in
 chaos.json.
 

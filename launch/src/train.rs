@@ -267,7 +267,7 @@ impl Follow<'_> {
 
     async fn ask_to_stop(&self, by: &str) {
         self.output.note(&format!(
-            "{by}: stopping at the next step border, with a checkpoint; once more stops at once"
+            "{by}: stopping at the next step boundary, with a checkpoint; once more stops at once"
         ));
         // The run may have ended in the meantime: then its end is what counts.
         if let Err(failure) = self.running.stop(by).await {

@@ -360,7 +360,7 @@ impl Team {
             Leaving::AtBorder(step) => {
                 info!(
                     generation = generation as i64,
-                    "the generation ends at a step border"
+                    "the generation ends at a step boundary"
                 );
                 link.session.at_border(generation, step)?;
             }

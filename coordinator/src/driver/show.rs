@@ -5,9 +5,13 @@ use std::time::Duration;
 use mks2_proto::v1;
 
 use super::{Driver, Effect};
+use crate::clock;
 
 /// How often the status shows what heartbeats say and how long they have been missing.
 const GLANCE: Duration = Duration::from_millis(100);
+
+/// How long the store may take for what it is given until people are told.
+const STORE_PATIENCE: Duration = Duration::from_millis(1500);
 
 impl Driver {
     /// Takes the status, to be shown when its turn comes: at once where something was decided, and
@@ -28,6 +32,27 @@ impl Driver {
         }
         let status = Box::new(self.machine.status(now));
         self.outbox.push_back(Effect::Publish(status));
+    }
+
+    /// What is decided is not shown before it is recorded. That the store keeps it from being so can
+    /// be said at once.
+    pub(super) fn show_slow_store(&self) {
+        if !self.busy || clock::since(self.wrote) < STORE_PATIENCE {
+            return;
+        }
+        let words = format!(
+            "the coordinator waits for its store, which has not answered for {} s; the workers go on",
+            STORE_PATIENCE.as_secs_f64()
+        );
+        self.wiring.status.send_if_modified(|shown| {
+            let is_news = shown.stalled != words;
+            if is_news {
+                tracing::warn!(run = self.run_id, "{words}");
+                shown.reason.clone_from(&words);
+                shown.stalled = words;
+            }
+            is_news
+        });
     }
 
     pub(super) fn publish(&self, status: v1::StatusResponse) {

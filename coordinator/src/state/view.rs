@@ -158,7 +158,7 @@ impl Machine {
             return stalled.clone();
         }
         if let Some(reason) = &active.stop {
-            return format!("the run stops at the next step border, with a checkpoint: {reason}");
+            return format!("the run stops at the next step boundary, with a checkpoint: {reason}");
         }
         let generation = active.generation;
         match active.workers() {

@@ -1,4 +1,4 @@
-//! SIGTERM: the machine is wanted back. The worker asks to be let go at the next step border, of the next
+//! SIGTERM: the machine is wanted back. The worker asks to be let go at the next step boundary, of the next
 //! coordinator if there is none, and is gone when the time that it was given is over, or when it is
 //! asked again.
 
@@ -21,7 +21,7 @@ const USUAL_GRACE: Duration = Duration::from_secs(25);
 pub(super) async fn listen(shared: Arc<Shared>, reports: WeakSender<Labelled>) {
     let mut asked = match signal(SignalKind::terminate()) {
         Ok(asked) => asked,
-        Err(error) => return warn!(%error, "SIGTERM cannot be heard: it ends this worker at once"),
+        Err(error) => return warn!(%error, "no handler for SIGTERM: it ends this worker at once"),
     };
     asked.recv().await;
     let has_come = shared.generation() > 0 || shared.client().is_some();
@@ -30,7 +30,7 @@ pub(super) async fn listen(shared: Arc<Shared>, reports: WeakSender<Labelled>) {
         // Nobody knows of it yet, or nothing is left to do.
         std::process::exit(TERMINATED);
     };
-    info!("SIGTERM: leaving at the next step border");
+    info!("SIGTERM: leaving at the next step boundary");
     let reason = "SIGTERM".to_owned();
     let report = (shared.generation(), Kind::Leaving(Leaving { reason }));
     let grace = std::env::var(env::GRACE).ok();

@@ -339,13 +339,13 @@ impl Link {
                 }
             }
             Some(directive::Kind::Stop(stop)) => {
-                info!(reason = %stop.reason, "asked to stop at the next step border");
+                info!(reason = %stop.reason, "asked to stop at the next step boundary");
                 self.shared.ask_to_stop(stop.reason);
             }
             Some(directive::Kind::Abort(abort)) => self.shared.end(aborted(abort)),
             Some(directive::Kind::Refused(refusal)) => self.shared.end(refused(refusal)),
             Some(directive::Kind::Invitation(invitation)) => {
-                info!(stage = invitation.stage, "invited to a run at work");
+                info!(stage = invitation.stage, "invited to a live run");
                 self.shared.invite(invitation);
             }
             Some(directive::Kind::Regroup(_)) => self.shared.ask_to_regroup(),
