@@ -356,14 +356,6 @@ impl Machine {
         }
     }
 
-    /// Nobody has an open stream.
-    #[must_use]
-    pub fn is_deserted(&self) -> bool {
-        let candidates = self.candidates.values().map(|candidate| &candidate.member);
-        let mut all = self.members.values().chain(candidates);
-        all.all(|member| member.stream.is_none())
-    }
-
     /// Number of the present generation; 0 before the first.
     #[must_use]
     pub fn generation(&self) -> Generation {

@@ -2,12 +2,12 @@
 //! in seconds, the lines below are the actions. `MKS2_REWRITE=1 cargo test -p mks2-coordinator
 //! --test scenarios` writes the actions again; read the difference before committing it.
 
-use std::{collections::BTreeMap, fmt::Write, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, fs, path::Path, sync::Arc, time::Duration};
 
 use mks2_coordinator::{
     journal::{Entry, GenerationMember, Working},
     state::{
-        Action, Checkpoint, Checkpoints, Config, Event, Identity, Limits, Machine, Refused,
+        Action, Beat, Checkpoint, Checkpoints, Config, Event, Identity, Limits, Machine, Refused,
         Registration, StreamId, Ticket, Welcome, Workers,
     },
 };
@@ -196,6 +196,12 @@ impl Clerk {
             "stop" => Event::Stop(ticket, rest(2)),
             "broken" => Event::Broken(Failure::storage("the journal is lost", rest(2), "look")),
             "tick" => Event::Tick,
+            "beat" => Event::Beats(vec![Beat {
+                who: Arc::new(who()),
+                generation: Generation(number(4)),
+                said: heartbeat(line),
+                heard: now,
+            }]),
             _ => Event::Report(who(), Generation(number(4)), said(&words, line)),
         };
         (now, event)
@@ -214,7 +220,6 @@ fn said(words: &[&str], line: &str) -> Kind {
     let number = |at: usize| -> u64 { words[at].parse().expect("a number") };
     let rest = |at: usize| words[at..].join(" ");
     match words[1] {
-        "beat" => Kind::Heartbeat(heartbeat(line)),
         "step" => Kind::StepCommitted(step(number(5), line)),
         "finished" => Kind::Finished(v1::Finished {
             complete: words[5] == "complete",

@@ -180,13 +180,11 @@ async fn a_slow_store_makes_nobody_look_dead_and_delays_no_abort() {
     let (_, _second) = stage.join(1).await;
     // The store takes longer than the limit of silence; both go on beating meanwhile.
     let _unanswered = stage.task().await;
+    let voices = [0, 1].map(|number| Voice::new(&stage.handle, who(number)));
     for _ in 0..10 {
-        for number in 0..2 {
+        for voice in &voices {
             let beat = v1::report::Kind::Heartbeat(v1::Heartbeat::default());
-            stage
-                .handle
-                .tell(Command::Report(who(number), Generation(0), beat))
-                .await;
+            voice.say(Generation(0), beat).await;
         }
         tokio::time::sleep(Duration::from_millis(60)).await;
     }

@@ -98,11 +98,8 @@ pub enum Event {
 impl Event {
     /// It comes all the time, from every member, and hardly ever lets anybody come or go.
     pub(super) fn is_routine(&self) -> bool {
-        use v1::report::Kind::{Heartbeat, StepCommitted};
-        matches!(
-            self,
-            Self::Beats(_) | Self::Report(_, _, Heartbeat(_) | StepCommitted(_))
-        )
+        use v1::report::Kind::StepCommitted;
+        matches!(self, Self::Beats(_) | Self::Report(_, _, StepCommitted(_)))
     }
 }
 

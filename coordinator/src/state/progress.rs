@@ -19,10 +19,6 @@ impl Machine {
         generation: Generation,
         kind: Kind,
     ) -> Vec<Action> {
-        if let Kind::Heartbeat(said) = kind {
-            self.beat(now, now, who, generation, said);
-            return Vec::new();
-        }
         if let Some(actions) = self.candidate_said(now, who, &kind) {
             return actions;
         }

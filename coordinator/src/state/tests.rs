@@ -29,6 +29,27 @@ fn registration(who: Identity) -> Registration {
     }
 }
 
+fn beat(who: Identity, generation: u64) -> Beat {
+    Beat {
+        who: std::sync::Arc::new(who),
+        generation: Generation(generation),
+        said: v1::Heartbeat::default(),
+        heard: Duration::ZERO,
+    }
+}
+
+/// Heartbeats have come when they are looked at.
+fn heard(now: Duration, event: Event) -> Event {
+    let heard = now;
+    match event {
+        Event::Beats(beats) => {
+            let come = beats.into_iter().map(|beat| Beat { heard, ..beat });
+            Event::Beats(come.collect())
+        }
+        other => other,
+    }
+}
+
 fn failed(exit_code: u32) -> v1::report::Kind {
     v1::report::Kind::Failed(v1::Failed {
         exit_code,
@@ -36,10 +57,9 @@ fn failed(exit_code: u32) -> v1::report::Kind {
     })
 }
 
-/// A report of any kind.
+/// A report of any kind; heartbeats come together, from the board.
 fn kind() -> impl Strategy<Value = v1::report::Kind> {
     prop_oneof![
-        4 => Just(v1::report::Kind::Heartbeat(v1::Heartbeat::default())),
         8 => (0_u64..6).prop_map(|step| {
             v1::report::Kind::StepCommitted(v1::StepCommitted { step, metrics: None })
         }),
@@ -88,6 +108,8 @@ fn event() -> impl Strategy<Value = Event> {
         6 => (0_u64..4, one.clone()).prop_map(|(s, who)| Event::Attach(Ticket(0), StreamId(s), who)),
         1 => (0_u64..4, one.clone()).prop_map(|(s, who)| Event::Detach(StreamId(s), who, "broke".into())),
         10 => (one.clone(), 0_u64..3, kind()).prop_map(|(who, g, kind)| Event::Report(who, Generation(g), kind)),
+        3 => prop::collection::vec((one.clone(), 0_u64..3), 1..4)
+            .prop_map(|beats| Event::Beats(beats.into_iter().map(|(who, g)| beat(who, g)).collect())),
         3 => (one, 0_u64..3, checkpoint.clone())
             .prop_map(|(who, g, checkpoint)| Event::Commit(Ticket(0), who, Generation(g), checkpoint)),
         2 => checkpoint.prop_map(|checkpoint| Event::ManifestWritten(Ticket(0), checkpoint)),
@@ -165,16 +187,10 @@ fn many_that_fall_silent_together_cost_one_generation() {
         machine.apply(at(0), attach);
     }
     assert_eq!(machine.generation(), Generation(1));
-    let beat = |number, heard| Beat {
-        who: std::sync::Arc::new(who(number, 0)),
-        generation: Generation(1),
-        said: v1::Heartbeat::default(),
-        heard,
-    };
     let mut actions = Vec::new();
     for ms in (0..1_000).step_by(100) {
-        let beats = (0..ALL / 2).map(|number| beat(number, at(ms)));
-        machine.apply(at(ms), Event::Beats(beats.collect()));
+        let beats = (0..ALL / 2).map(|number| beat(who(number, 0), 1));
+        machine.apply(at(ms), heard(at(ms), Event::Beats(beats.collect())));
         actions.extend(machine.apply(at(ms), Event::Tick));
     }
     assert_eq!((machine.generation(), machine.size()), (Generation(2), 100));
@@ -263,6 +279,7 @@ proptest! {
         let prelude = if has_started { start() } else { Vec::new() };
         for (pause, event) in prelude.into_iter().chain(events) {
             now += Duration::from_millis(pause);
+            let event = heard(now, event);
             let was_over = machine.is_over();
             let actions = machine.apply(now, event.clone());
             answers(&event, &actions)?;
