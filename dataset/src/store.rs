@@ -134,10 +134,16 @@ pub async fn get(store: &dyn ObjectStore, path: &Path) -> Result<Bytes> {
 /// # Errors
 /// [`Error::Store`] for everything but a missing object.
 pub async fn get_if_there(store: &dyn ObjectStore, path: &Path) -> Result<Option<Bytes>> {
-    match get(store, path).await {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.is_missing() => Ok(None),
-        Err(error) => Err(error),
+    let read = async { store.get(path).await?.bytes().await };
+    let error = match read.await {
+        Ok(bytes) => return Ok(Some(bytes)),
+        // The usual answer: without a look for words about it.
+        Err(object_store::Error::NotFound { .. }) => return Ok(None),
+        Err(error) => Error::store("read", &name(store, path), &error),
+    };
+    match error.is_missing() {
+        true => Ok(None),
+        false => Err(error),
     }
 }
 

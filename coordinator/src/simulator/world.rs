@@ -40,6 +40,13 @@ const ROUND: Duration = Duration::from_millis(100);
 const GOODBYE: Duration = Duration::from_secs(5);
 const CAUSE_PATIENCE: Duration = Duration::from_secs(4);
 
+thread_local! {
+    static SAMPLE: Job = {
+        let text = include_str!("../../../proto/src/job/sample.toml");
+        load::parse(text).expect("a job")
+    };
+}
+
 /// See the module.
 pub(super) struct World {
     pub(super) seed: u64,
@@ -390,8 +397,8 @@ fn wanted(chance: &mut Chance, workers: u32) -> Workers {
 
 /// A job of three stages that train, of a size that chance chooses.
 fn job(chance: &mut Chance, workers: u32) -> Job {
-    let text = include_str!("../../../proto/src/job/sample.toml");
-    let mut job = load::parse(text).expect("a job");
+    // Reading it takes longer than many a seed.
+    let mut job = SAMPLE.with(Job::clone);
     job.lanes = workers + u32::try_from(chance.below(4)).unwrap_or_default();
     job.checkpoint.every_steps = 2 + chance.below(3);
     job.checkpoint.keep_last = u32::try_from(chance.below(3)).unwrap_or_default();
