@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How long the end waits for open connections.
-const GOODBYE: Duration = Duration::from_secs(2);
+pub(crate) const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What a coordinator is started with.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 mod auth;
 pub(crate) mod convert;
 mod outgoing;
-mod session;
+pub(crate) mod session;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ pub(crate) use outgoing::Gate;
 use crate::driver::{Command, Handle, refusal_status};
 
 /// Directives that may wait for a member.
-const DIRECTIVES: usize = 16;
+pub(crate) const DIRECTIVES: usize = 16;
 /// The shortest interval between two messages of a watch.
 const MIN_WATCH_INTERVAL: Duration = Duration::from_millis(50);
 

@@ -10,10 +10,27 @@
 //!                                     └──► checks, after every change
 //! ```
 //!
-//! What ships runs as it ships: the state machine, the driver, the scribe, the journal and the taking
-//! over of a run directory. Only gRPC is replaced, by what it does. The workers are models, since
-//! theirs is tensor code; they follow `worker/src` rule by rule, and their gradients are numbers in
-//! which a row that is lost or doubled shows.
+//! What ships runs as it ships: the state machine, the driver with its board, the scribe, the journal
+//! and the taking over of a run directory; and of the workers what they tell a new coordinator again
+//! ([`retelling`](mks2_proto::retelling)), what they conclude from each other's words
+//! ([`agreement`](mks2_proto::agreement)) and how long they wait ([`patience`](mks2_proto::patience)).
+//!
+//! All else is a model, since a worker is tensor code, threads and sockets. A model proves nothing of
+//! a rule that its original has changed since: both are changed together.
+//!
+//! | model | original |
+//! |---|---|
+//! | `session` | `session.rs`, `session/link.rs`, `shared.rs` and `farewell.rs` of `worker/src` |
+//! | `trainer` | `run.rs`, `run/`, `train.rs` and `train/audit.rs` there; a gradient is a number in which a row that is lost or doubled shows |
+//! | `team` | `team.rs`, `team/handover.rs`, `standing.rs` and `cause.rs` there |
+//! | `saver` | `saver.rs` and `checkpoint/` there |
+//! | `mesh` | `collectives/` there, with its pulses |
+//! | `world::work` | `app.rs` there |
+//! | `office` | `service.rs`, `service/session.rs` and `running.rs` of the coordinator, and gRPC |
+//! | `network`, `store` | TCP, and object stores |
+//!
+//! Coordinators' clocks jump. Workers read only the one that does not: a machine that sleeps is a
+//! worker that is paused.
 //!
 //! A seed that fails is printed with what replays it, and with the few of its faults that suffice:
 //!

@@ -9,9 +9,13 @@
 //! | [`dial`] | connecting to a coordinator: endpoint, token, deadlines |
 //! | [`env`](mod@env) | the environment contract between launcher and worker |
 //! | [`goodput`] | where the time of a run goes |
+//! | [`agreement`] | what the members of a generation conclude from what all have told |
+//! | [`retelling`] | what a worker tells its coordinator, and a new one again |
+//! | [`patience`] | how long a worker waits for its coordinator |
 //! | [`failure`] | errors that a user sees: what, why, what to do, exit code |
 //! | [`telemetry`] | logs and OpenTelemetry export, set up once in each `main` |
 
+pub mod agreement;
 pub mod dial;
 pub mod env;
 pub mod failure;
@@ -19,6 +23,8 @@ pub mod goodput;
 pub mod ids;
 pub mod job;
 pub mod params;
+pub mod patience;
+pub mod retelling;
 pub mod telemetry;
 
 /// Generated from `proto/mks2/v1/coordinator.proto`; a test proves that it is current.

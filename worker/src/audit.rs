@@ -14,9 +14,8 @@
 //! 3. A newcomer gets the state only from members that are alike (`team/handover.rs`): copies that
 //!    are counted as two have come about independently.
 
-use std::collections::BTreeMap;
-
 use blake3::{Hash, Hasher};
+use mks2_proto::agreement::{Verdict, judge};
 use mks2_proto::failure::Failure;
 use mks2_proto::job;
 use tch::{Device, Tensor};
@@ -24,17 +23,6 @@ use tch::{Device, Tensor};
 use crate::collectives::{Collective, CollectiveError};
 use crate::flat::{FlatError, f32_slice, le_bytes};
 use crate::replica::Replica;
-
-/// What a comparison says; the same on every member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// All copies are alike.
-    Alike,
-    /// Most copies are alike, and those of these ranks, ascending, are not.
-    Odd(Vec<usize>),
-    /// No copy has a strict majority: nobody can say which is right.
-    Split,
-}
 
 /// The members' copies differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,27 +47,6 @@ impl std::fmt::Display for Difference {
             self.odd
         )
     }
-}
-
-/// Judges digests by rank; ranks without one have nothing to compare.
-#[must_use]
-pub fn judge(digests: &[Option<Hash>]) -> Verdict {
-    let mut votes: BTreeMap<&[u8; blake3::OUT_LEN], usize> = BTreeMap::new();
-    for digest in digests.iter().flatten() {
-        *votes.entry(digest.as_bytes()).or_default() += 1;
-    }
-    if votes.len() < 2 {
-        return Verdict::Alike;
-    }
-    let voters: usize = votes.values().sum();
-    let most = votes.iter().find(|(_, count)| 2 * **count > voters);
-    let Some((most, _)) = most else {
-        return Verdict::Split;
-    };
-    let is_odd = |digest: &Option<Hash>| digest.is_some_and(|digest| digest.as_bytes() != *most);
-    let ranks = digests.iter().enumerate();
-    let odd = ranks.filter(|(_, digest)| is_odd(digest));
-    Verdict::Odd(odd.map(|(rank, _)| rank).collect())
 }
 
 /// Compares digests over all ranks. Every rank must call it; one that has nothing to compare gives

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mks2_proto::failure::{ExitCode, Failure};
+use mks2_proto::patience;
 use tch::{Device, Tensor};
 use thiserror::Error;
 
@@ -352,7 +353,7 @@ impl Default for Limits {
         Self {
             connect: Duration::from_secs(30),
             silence: Duration::from_secs(3600),
-            pulse: Some(Duration::from_millis(700)),
+            pulse: Some(patience::PULSE),
             message_bytes: 64 << 20,
             shared_memory: true,
         }

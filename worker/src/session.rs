@@ -34,6 +34,8 @@ use mks2_proto::{
     env::WorkerEnv,
     failure::{ExitCode, Failure},
     goodput::{Activity, TimeSpent},
+    patience,
+    retelling::Labelled,
     telemetry,
     v1::{self, CheckpointRef, Phase, StepMetrics, report::Kind},
 };
@@ -53,13 +55,6 @@ use shared::Shared;
 const REPORTS: usize = 256;
 /// How long a report may wait for a place among them.
 const REPORT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the end of a session waits for the coordinator to take the last report.
-const GOODBYE: Duration = Duration::from_secs(5);
-/// Pause before a commit is tried again for want of a coordinator.
-const COMMIT_RETRY: Duration = Duration::from_millis(200);
-/// How long a worker whose failure ends the run waits for the coordinator's account of it: another
-/// one may have failed before.
-const CAUSE_PATIENCE: Duration = Duration::from_secs(4);
 
 /// This worker's place in a generation.
 #[derive(Clone, Debug)]
@@ -101,9 +96,6 @@ pub enum Call {
     /// To prepare another stage.
     Invitation,
 }
-
-/// A report and the generation in which it was written.
-type Labelled = (u64, Kind);
 
 /// A worker's membership in a run.
 #[derive(Debug)]
@@ -377,7 +369,7 @@ impl Session {
             manifest,
         };
         let began = Instant::now();
-        let patience = Duration::from_millis(self.welcome().orphanage_ms.into());
+        let orphanage = Duration::from_millis(self.welcome().orphanage_ms.into());
         loop {
             let status = match self.shared.client() {
                 Some(mut client) => match client.commit_checkpoint(request.clone()).await {
@@ -386,13 +378,13 @@ impl Session {
                 },
                 None => Status::unavailable("the coordinator is out of reach"),
             };
-            if !dial::is_transient(&status) || began.elapsed() > patience {
+            if !dial::is_transient(&status) || began.elapsed() > orphanage {
                 return Err(dial::failure(&status));
             }
             if let Some(over) = self.shared.over() {
                 return Err(over);
             }
-            tokio::time::sleep(COMMIT_RETRY).await;
+            tokio::time::sleep(patience::COMMIT_RETRY).await;
         }
     }
 
@@ -434,7 +426,7 @@ impl Session {
         }
         let may_be_later = failure.exit == ExitCode::RunFailed;
         let cause = if may_be_later {
-            self.shared.wait_over(CAUSE_PATIENCE)
+            self.shared.wait_over(patience::CAUSE)
         } else {
             None
         };
@@ -484,7 +476,7 @@ impl Session {
         }
         drop(reports);
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        while ended.recv_timeout(GOODBYE).is_err() {
+        while ended.recv_timeout(patience::GOODBYE).is_err() {
             // The last report waits for a coordinator, as long as one is looked for.
             if self.shared.client().is_some() || self.shared.over().is_some() {
                 debug!("the session did not end in time");

@@ -23,6 +23,7 @@
 use std::sync::Arc;
 
 use mks2_dataset::plan::Plan;
+use mks2_proto::agreement::hindmost;
 use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::Failure;
 use mks2_proto::v1::Phase;
@@ -42,7 +43,8 @@ mod standing;
 
 pub use cause::Cause;
 pub use handover::{Arrival, Blank, Original, Role};
-pub use standing::{Part, Point, Standing};
+pub use mks2_proto::agreement::{Part, Point};
+pub use standing::Standing;
 
 /// Why a piece of joint work did not come to its end.
 #[derive(Debug)]
@@ -420,7 +422,7 @@ impl Team {
             self.point = match arrival.has_state() {
                 true => source.point,
                 // Where there is no state all do again what one of them has not done.
-                false => hindmost(&all, source.point),
+                false => hindmost(points_of_veterans(&all), source.point),
             };
             self.compared = source.compared;
             link.session.entered(source.committed)?;
@@ -439,11 +441,9 @@ fn furthest(all: &[Standing]) -> Option<&Standing> {
     veterans.max_by_key(|one| (one.point, one.committed))
 }
 
-/// The earliest point of those that are in this stage.
-fn hindmost(all: &[Standing], furthest: Point) -> Point {
+fn points_of_veterans(all: &[Standing]) -> impl Iterator<Item = Point> {
     let veterans = all.iter().filter(|one| one.newcomer.is_none());
-    let there = veterans.filter(|one| one.point.stage == furthest.stage);
-    there.map(|one| one.point).min().unwrap_or(furthest)
+    veterans.map(|one| one.point)
 }
 
 impl Link {

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A stream that says nothing for so long after it opened is closed.
-const FIRST_REPORT: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_REPORT: Duration = Duration::from_secs(5);
 
 /// Serves a stream. The first report says whose it is; its end is told to the driver. The span ends
 /// with that report: the stream lives as long as its worker.

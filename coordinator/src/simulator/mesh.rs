@@ -10,14 +10,13 @@ use std::{
     time::Duration,
 };
 
+use mks2_proto::patience;
+
 use super::{
     executor::{Signal, now, sleep_until},
     network::{Host, Network},
     office::Seats,
 };
-
-/// As in the worker's pulses: how long a machine that does not answer is waited for.
-const PULSE_PATIENCE: Duration = Duration::from_millis(700);
 
 /// What members exchange: numbers whose meaning they know.
 pub(super) type Words = Vec<u64>;
@@ -227,7 +226,7 @@ impl Mesh {
                 (Some((due, words)), _) if *due <= now() && !is_cut => all.push(Rc::clone(words)),
                 (_, _) if is_cut && from != self.rank => {
                     let since = self.network.cut_since(*host, own).unwrap_or_default();
-                    let noticed = since.max(self.joined) + PULSE_PATIENCE;
+                    let noticed = since.max(self.joined) + patience::PULSE;
                     if noticed <= now() {
                         let why = "its machine has not answered";
                         return Ok(Err(Broken::new(Some(from), why)));

@@ -21,18 +21,13 @@ use crate::{
     driver::{Answer, Command, Directives, Handle, Voice, refusal_status},
     journal::Place,
     rundir::{Claim, Resume, RunDir},
-    running::{Settings, assemble},
-    service::convert,
+    running::{GOODBYE, Settings, assemble},
+    service::{DIRECTIVES, convert, session::FIRST_REPORT},
     state::{Identity, Limits, Refused, Registration},
 };
 
 /// Where the run lies in the store.
 pub(super) const ROOT: &str = "run";
-/// As in `service`.
-const DIRECTIVES: usize = 16;
-const FIRST_REPORT: Duration = Duration::from_secs(5);
-/// As in `running`.
-const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What others need to talk to a coordinator.
 pub(super) struct Office {

@@ -1,7 +1,6 @@
 //! A worker's side of the control plane: follows `worker/src/session` rule by rule.
 
 mod calls;
-mod mail;
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,6 +12,8 @@ use mks2_proto::{
     dial,
     failure::{ExitCode, Failure},
     ids::Generation,
+    patience::{self, ATTEMPT, FIRST_RETRY, LAST_WORDS, LONGEST_RETRY},
+    retelling::{Labelled, Reports},
     v1::{self, Phase, directive, report::Kind},
 };
 
@@ -24,14 +25,6 @@ use super::{
     world::World,
 };
 use crate::state::{Identity, Registration};
-use mail::Mail;
-
-const JOIN_PATIENCE: Duration = Duration::from_secs(30);
-const ATTEMPT: Duration = Duration::from_secs(3);
-const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LONGEST_RETRY: Duration = Duration::from_millis(500);
-const LAST_WORDS: Duration = Duration::from_secs(4);
-const COMMIT_RETRY: Duration = Duration::from_millis(200);
 
 /// A worker's place in a generation.
 #[derive(Clone)]
@@ -59,8 +52,6 @@ pub(super) enum Call {
     Invitation,
 }
 
-type Labelled = (u64, Kind);
-
 /// What the trainer and the session share.
 pub(super) struct Session {
     pub(super) world: Rc<World>,
@@ -78,7 +69,8 @@ pub(super) struct Session {
     assignment: RefCell<Option<Assignment>>,
     over: RefCell<Option<Failure>>,
     office: RefCell<Option<Rc<Office>>>,
-    mail: RefCell<Mail>,
+    mail: RefCell<Reports>,
+    is_closed: Cell<bool>,
     has_ended: Cell<bool>,
     changed: Signal,
 }
@@ -107,6 +99,7 @@ impl Session {
             over: RefCell::default(),
             office: RefCell::default(),
             mail: RefCell::default(),
+            is_closed: Cell::default(),
             has_ended: Cell::default(),
             changed: Signal::default(),
         })
@@ -176,14 +169,14 @@ impl Session {
         if let Some(over) = &*self.over.borrow() {
             return Err(over.clone());
         }
-        self.mail.borrow_mut().waiting.push_back(report);
+        self.mail.borrow_mut().push(report);
         self.changed.raise();
         Ok(())
     }
 
     /// The last report was given: the session ends once it is told.
     pub(super) fn close(&self) {
-        self.mail.borrow_mut().is_closed = true;
+        self.is_closed.set(true);
         self.changed.raise();
     }
 
@@ -219,7 +212,7 @@ impl Session {
             if let Some(over) = &*self.over.borrow() {
                 return Err(over.clone());
             }
-            sleep(COMMIT_RETRY).await;
+            sleep(patience::COMMIT_RETRY).await;
         }
     }
 
@@ -230,7 +223,7 @@ impl Session {
     // The session's own task.
 
     pub(super) async fn live(self: Rc<Self>) {
-        match self.join(JOIN_PATIENCE).await {
+        match self.join(patience::JOIN).await {
             Ok(line) => self.work(line).await,
             Err(failure) => self.end(failure),
         }
@@ -310,7 +303,7 @@ impl Session {
                     .heartbeat_interval
                     .saturating_sub(now() - last_beat),
             );
-            let next = || self.mail.borrow_mut().next();
+            let next = || self.next();
             let labelled = tokio::select! {
                 biased;
                 directive = line.directives.recv() => match directive {
@@ -334,7 +327,7 @@ impl Session {
                 continue;
             };
             let sent = line.reports.send(self.labelled(labelled.clone()));
-            self.mail.borrow_mut().handled(labelled, sent);
+            self.handled(labelled, sent);
             if !sent {
                 return End::Lost;
             }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use mks2_proto::{
+    agreement::{self, Part, Place, Point, Verdict, hindmost, judge},
     failure::Failure,
     v1::{Phase, ReplicasDiffer},
 };
@@ -11,18 +12,6 @@ use super::{
     mesh::{Broken, Mesh, Words},
     session::{Assignment, Call, Session},
 };
-
-/// A place in the job: number of the stage, and the part of it.
-pub(super) type Point = (u32, Part);
-
-/// A part of a stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Part {
-    #[default]
-    Start,
-    Steps,
-    Border,
-}
 
 /// Where a worker stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,8 +61,13 @@ pub(super) struct Team {
 }
 
 impl Standing {
+    fn place(&self) -> Option<Place> {
+        let place = (self.point, self.committed, self.compared);
+        (!self.is_newcomer).then_some(place)
+    }
+
     fn encode(self) -> Words {
-        let (stage, part) = self.point;
+        let Point { stage, part } = self.point;
         vec![
             stage.into(),
             part as u64,
@@ -84,13 +78,12 @@ impl Standing {
     }
 
     fn decode(words: &Words) -> Self {
-        let part = match words[1] {
-            0 => Part::Start,
-            1 => Part::Steps,
-            _ => Part::Border,
-        };
+        let part = u8::try_from(words[1]).ok().and_then(Part::of);
         Self {
-            point: (u32::try_from(words[0]).unwrap_or(u32::MAX), part),
+            point: Point {
+                stage: u32::try_from(words[0]).unwrap_or(u32::MAX),
+                part: part.unwrap_or_default(),
+            },
             committed: words[2],
             is_newcomer: words[3] == 1,
             compared: words[4],
@@ -126,7 +119,7 @@ impl Team {
             session: Rc::clone(session),
             assignment: None,
             mesh: None,
-            point: (0, Part::Start),
+            point: Point::default(),
             compared: 0,
         }
     }
@@ -165,13 +158,11 @@ impl Team {
         };
         loop {
             let broken = match self.connect(newcomer, &State::default()).await {
-                Ok((all, Some((source, state)))) if source.point.0 == self.point.0 => {
+                Ok((all, Some((source, state)))) if source.point.stage == self.point.stage => {
                     let veterans = all.iter().filter(|one| !one.is_newcomer);
-                    let here = veterans.filter(|one| one.point.0 == self.point.0);
-                    let hindmost = here.map(|one| one.point).min();
-                    // An evaluation has no state: all do again what one has not done.
-                    self.point = match self.point.0 {
-                        u32::MAX => hindmost.unwrap_or(source.point),
+                    // An evaluation has no state.
+                    self.point = match self.point.stage {
+                        u32::MAX => hindmost(veterans.map(|one| one.point), source.point),
                         _ => source.point,
                     };
                     self.compared = source.compared;
@@ -261,7 +252,14 @@ impl Team {
     /// Whether the copies of all members are alike; one that has none gives nothing.
     pub(super) async fn compare(&mut self, mine: Words) -> Result<(), Broken> {
         let all = self.all_gather(mine).await?;
-        match judge(&all).filter(|_| !planted!(DifferencesIgnored)) {
+        let digest = |words: &Rc<Words>| (!words.is_empty()).then(|| Rc::clone(words));
+        let digests: Vec<_> = all.iter().map(digest).collect();
+        let odd = match judge(&digests) {
+            Verdict::Odd(odd) => Some(odd),
+            Verdict::Split => Some(Vec::new()),
+            Verdict::Alike => None,
+        };
+        match odd.filter(|_| !planted!(DifferencesIgnored)) {
             None => Ok(()),
             Some(odd) => {
                 let checks = &self.session.world.checks;
@@ -353,7 +351,7 @@ impl Team {
         if all.iter().all(|one| !one.is_newcomer) {
             return Ok((all, None));
         }
-        let source = source(&all);
+        let source = agreement::source(all.iter().map(Standing::place));
         if let Some(rank) = source {
             self.compare_before(&all, &all[rank], standing, state)
                 .await?;
@@ -362,31 +360,4 @@ impl Team {
         let source = source.map(|rank| (all[rank], State::decode(&states[rank])));
         Ok((all, source))
     }
-}
-
-fn place(one: &Standing) -> (Point, u64, u64) {
-    (one.point, one.committed, one.compared)
-}
-
-/// Which ranks' digests differ from a strict majority, if not all are alike; none where there is no
-/// majority.
-fn judge(all: &[Rc<Words>]) -> Option<Vec<usize>> {
-    let voters: Vec<_> = all.iter().filter(|words| !words.is_empty()).collect();
-    if voters.windows(2).all(|two| two[0] == two[1]) {
-        return None;
-    }
-    let votes = |words: &Rc<Words>| voters.iter().filter(|other| ***other == *words).count();
-    let most = voters.iter().find(|one| 2 * votes(one) > voters.len());
-    let is_odd = |words: &Rc<Words>| !words.is_empty() && most.is_some_and(|most| **most != *words);
-    let ranks = all.iter().enumerate();
-    let odd = ranks.filter(|(_, words)| most.is_some() && is_odd(words));
-    Some(odd.map(|(rank, _)| rank).collect())
-}
-
-/// The lowest rank of those that are furthest.
-fn source(all: &[Standing]) -> Option<usize> {
-    let veterans = || all.iter().enumerate().filter(|(_, one)| !one.is_newcomer);
-    let furthest = veterans().map(|(_, one)| place(one)).max()?;
-    let mut found = veterans().filter(|(_, one)| place(one) == furthest);
-    found.next().map(|(rank, _)| rank)
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use mks2_proto::{
+    agreement::{Part, Point},
     failure::Failure,
     v1::{CheckpointRef, Phase, RegisterResponse, StageChanged, StepMetrics, report::Kind},
 };
@@ -22,7 +23,7 @@ use super::{
     mesh::Broken,
     saver::{Content, Saver},
     session::{Call, Invitation, Session},
-    team::{Part, Setback, Standing, Team},
+    team::{Setback, Standing, Team},
 };
 use crate::ledger::Leg;
 
@@ -105,7 +106,7 @@ impl Trainer {
         let world = Rc::clone(&self.session.world);
         let finished = self.welcome.finished_stages.clone();
         for (number, leg) in (0..).zip(&world.course.legs) {
-            self.team.point = (number, Part::Start);
+            self.team.point = start_of(number);
             self.weights = fold_number(self.weights, number.into());
             if self.is_invited_to_another_than(&leg.name) {
                 self.catch_up(&leg.name).await?;
@@ -135,7 +136,7 @@ impl Trainer {
             }
         }
         // The evaluation behind the last stage.
-        self.team.point = (u32::MAX, Part::Start);
+        self.team.point = start_of(u32::MAX);
         let total = world.course.total_steps();
         self.session.report(Kind::StageChanged(StageChanged {
             stage: EVALUATION.to_owned(),
@@ -158,13 +159,13 @@ impl Trainer {
         if !self.come_to(&leg.name, Some(leg)).await? {
             return Ok(End::Overtaken);
         }
-        if self.team.point.1 == Part::Start {
+        if self.team.point.part == Part::Start {
             self.team.compared = self.committed;
             self.agree().await?;
         }
-        let mut stop = self.team.point.1 == Part::Border;
+        let mut stop = self.team.point.part == Part::Border;
         if !stop {
-            self.team.point.1 = Part::Steps;
+            self.team.point.part = Part::Steps;
         }
         let began_at = self.committed;
         while self.committed < leg.last_step() && !stop {
@@ -432,4 +433,9 @@ fn metrics(leg: &Leg, step: u64, workers: u64) -> StepMetrics {
         workers: u32::try_from(workers).unwrap_or(u32::MAX),
         ..StepMetrics::default()
     }
+}
+
+fn start_of(stage: u32) -> Point {
+    let part = Part::Start;
+    Point { stage, part }
 }

@@ -12,6 +12,7 @@ use mks2_proto::{
     failure::{ExitCode, Failure},
     ids::{Incarnation, MemberId},
     job::{Job, load},
+    patience,
     v1::{self, Phase, RunState, report::Kind},
 };
 
@@ -35,10 +36,6 @@ use crate::{
 
 /// How often the operator looks.
 const ROUND: Duration = Duration::from_millis(100);
-/// As in the worker's session: how long its end waits for the last report to be taken, and how long
-/// a failure waits for its cause.
-const GOODBYE: Duration = Duration::from_secs(5);
-const CAUSE_PATIENCE: Duration = Duration::from_secs(4);
 
 thread_local! {
     static SAMPLE: Job = {
@@ -430,13 +427,13 @@ async fn work(session: Rc<Session>) {
         Err(failure) if session.over().is_none() => {
             let told = session.report(Kind::Failed((&failure).into()));
             if told.is_ok() && failure.exit == ExitCode::RunFailed {
-                session.wait_over(CAUSE_PATIENCE).await;
+                session.wait_over(patience::CAUSE).await;
             }
         }
         Err(_) => {}
     }
     session.close();
-    while !session.has_ended(GOODBYE).await {
+    while !session.has_ended(patience::GOODBYE).await {
         if session.is_connected() || session.over().is_some() {
             break;
         }

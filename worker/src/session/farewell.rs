@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use mks2_proto::env;
 use mks2_proto::failure::TERMINATED;
+use mks2_proto::retelling::Labelled;
 use mks2_proto::v1::{Leaving, report::Kind};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::WeakSender;
 use tracing::{info, warn};
 
-use super::Labelled;
 use super::shared::Shared;
 
 /// Kubernetes gives 30 s: a little less.

@@ -14,6 +14,8 @@ use mks2_proto::{
     env::WorkerEnv,
     failure::{ExitCode, Failure},
     ids::{Incarnation, Token},
+    patience::{self, ATTEMPT, FIRST_RETRY, LAST_WORDS, LONGEST_RETRY},
+    retelling::Labelled,
     v1::{self, directive, report::Kind},
 };
 use tokio::{
@@ -27,19 +29,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use tracing::{Span, debug, info, warn};
 
-use super::Labelled;
 use super::farewell;
 use super::mail::Mail;
 use super::shared::{Shared, assignment};
 
-/// How long the coordinator may be out of reach at the start.
-const JOIN_PATIENCE: Duration = Duration::from_secs(30);
-/// How long one attempt may take: the next address may be the right one.
-const ATTEMPT: Duration = Duration::from_secs(3);
-const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LONGEST_RETRY: Duration = Duration::from_millis(500);
-/// How long the coordinator has to end its side of the stream.
-const LAST_WORDS: Duration = Duration::from_secs(4);
 /// How often a heartbeat says where the time has gone.
 const ACCOUNT_EVERY: Duration = Duration::from_secs(1);
 /// Reports on their way into the stream.
@@ -155,7 +148,7 @@ impl Link {
     }
 
     async fn live(&self, reports: mpsc::Receiver<Labelled>, joined: oneshot::Sender<JoinResult>) {
-        let (welcome, line) = match self.join(JOIN_PATIENCE).await {
+        let (welcome, line) = match self.join(patience::JOIN).await {
             Ok(pair) => pair,
             Err(failure) => {
                 let _gone = joined.send(Err(failure));

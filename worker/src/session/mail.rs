@@ -1,31 +1,13 @@
-//! What a worker has to tell its coordinator: on its way, waiting for one, or told lately.
-
-use std::collections::VecDeque;
+//! What a worker has to tell its coordinator: on its way from the trainer, or waiting in its order.
 
 use mks2_proto::failure::Failure;
-use mks2_proto::v1::report::Kind;
+use mks2_proto::retelling::{Labelled, Reports, WAITING};
 use tokio::sync::mpsc;
 
-use super::Labelled;
-
-/// Steps that a new coordinator is told again: the one before may not have written them down.
-const TOLD: usize = 1024;
-/// Reports that may wait for a coordinator.
-const WAITING: usize = 1 << 20;
-
-/// Reports in their order.
+/// Reports as they come, and those that have.
 pub(super) struct Mail {
     incoming: mpsc::Receiver<Labelled>,
-    waiting: VecDeque<Labelled>,
-    /// The latest steps that were told.
-    told: VecDeque<Labelled>,
-    /// What ended the latest generation, the latest stage and the stage that was prepared, as far
-    /// as they were told.
-    complaint: Option<Labelled>,
-    /// That the members' copies differ, which is true whatever comes after.
-    difference: Option<Labelled>,
-    stage: Option<Labelled>,
-    ready: Option<Labelled>,
+    reports: Reports,
     /// The trainer is done.
     closed: bool,
 }
@@ -34,19 +16,14 @@ impl Mail {
     pub(super) fn new(incoming: mpsc::Receiver<Labelled>) -> Self {
         Self {
             incoming,
-            waiting: VecDeque::new(),
-            told: VecDeque::new(),
-            complaint: None,
-            difference: None,
-            stage: None,
-            ready: None,
+            reports: Reports::default(),
             closed: false,
         }
     }
 
     /// The next report; none: the trainer is done. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Labelled> {
-        match self.waiting.pop_front() {
+        match self.reports.pop() {
             Some(labelled) => Some(labelled),
             None if self.closed => None,
             None => self.incoming.recv().await,
@@ -55,31 +32,15 @@ impl Mail {
 
     /// What became of a report.
     pub(super) fn handled(&mut self, labelled: Labelled, sent: bool) {
-        if !sent {
-            self.waiting.push_front(labelled);
-            return;
-        }
-        match labelled.1 {
-            Kind::StepCommitted(_) => {
-                if self.told.len() == TOLD {
-                    self.told.pop_front();
-                }
-                self.told.push_back(labelled);
-            }
-            Kind::PeerLost(_) | Kind::AtBorder(_) => self.complaint = Some(labelled),
-            Kind::ReplicasDiffer(_) => self.difference = Some(labelled),
-            Kind::Ready(_) => self.ready = Some(labelled),
-            Kind::StageChanged(_) => self.stage = Some(labelled),
-            _ => {}
-        }
+        self.reports.handled(labelled, sent);
     }
 
     /// Takes reports in while nobody can be told, for ever: the trainer must not wait. Returns when
     /// there are too many. Cancel safe.
     pub(super) async fn collect(&mut self) -> Failure {
-        while self.waiting.len() < WAITING {
+        while !self.reports.is_full() {
             match self.incoming.recv().await {
-                Some(labelled) => self.waiting.push_back(labelled),
+                Some(labelled) => self.reports.push(labelled),
                 None => {
                     self.closed = true;
                     std::future::pending::<()>().await;
@@ -93,24 +54,15 @@ impl Mail {
         )
     }
 
-    /// A new coordinator is told the stage and the latest steps again, before what waits, and the
-    /// latest complaint: it means nothing any more unless its generation is still the last one.
+    /// There is a new coordinator.
     pub(super) fn tell_again(&mut self) {
-        let last = [self.complaint.take(), self.difference.take()];
-        for labelled in last.into_iter().flatten() {
-            self.waiting.push_front(labelled);
-        }
-        while let Some(labelled) = self.told.pop_back() {
-            self.waiting.push_front(labelled);
-        }
-        for labelled in [self.ready.take(), self.stage.take()].into_iter().flatten() {
-            self.waiting.push_front(labelled);
-        }
+        self.reports.tell_again();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use mks2_proto::v1::report::Kind;
     use mks2_proto::v1::{Finished, StepCommitted};
 
     use super::*;

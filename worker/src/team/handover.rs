@@ -12,10 +12,11 @@
 //! the source then, since all veterans of one step have the same bits.
 
 use blake3::{Hash, Hasher};
+use mks2_proto::agreement::{self, Verdict};
 use mks2_proto::failure::Failure;
 
-use super::{Cause, Point, Setback, Standing};
-use crate::audit::{self, Difference, Verdict};
+use super::{Cause, Setback, Standing};
+use crate::audit::{self, Difference};
 use crate::collectives::Collective;
 use crate::flat::{Buffer, FlatState, le_bytes, le_bytes_mut};
 use crate::replica::Replica;
@@ -105,7 +106,7 @@ pub(super) fn hand_over(
     if newcomers().next().is_none() {
         return Ok(None);
     }
-    let Some(source) = source(all) else {
+    let Some(source) = agreement::source(all.iter().map(Standing::place)) else {
         return Err(Setback::Fatal(nobody_knows()));
     };
     let standing = &all[source];
@@ -134,19 +135,6 @@ fn ranks_of_newcomers(all: &[Standing]) -> Vec<usize> {
     let newcomers = all.iter().enumerate();
     let newcomers = newcomers.filter(|(_, one)| one.newcomer.is_some());
     newcomers.map(|(rank, _)| rank).collect()
-}
-
-/// The lowest rank of those that are furthest.
-fn source(all: &[Standing]) -> Option<usize> {
-    let veterans = all.iter().enumerate();
-    let veterans = veterans.filter(|(_, one)| one.newcomer.is_none());
-    let furthest = veterans.clone().map(|(_, one)| place(one)).max()?;
-    let mut furthest_ones = veterans.filter(|(_, one)| place(one) == furthest);
-    furthest_ones.next().map(|(rank, _)| rank)
-}
-
-fn place(one: &Standing) -> (Point, u64, u64) {
-    (one.point, one.committed, one.compared)
 }
 
 /// Whether all that have the state of the source's place are alike: a damaged copy must not be

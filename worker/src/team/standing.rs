@@ -1,26 +1,6 @@
 //! Where a worker stands in a run, as it tells the others.
 
-/// A place in the job graph. Later ones are greater.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Point {
-    /// Number of the stage in the job.
-    pub stage: u32,
-    /// The part of it.
-    pub part: Part,
-}
-
-/// A part of a stage. Each has collectives of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Part {
-    /// Before the first step; an evaluation is all here.
-    #[default]
-    Start = 0,
-    /// From the first step to the last.
-    Steps = 1,
-    /// After the last one, or after the one at which the run stops.
-    Border = 2,
-}
+use mks2_proto::agreement::{Part, Place, Point};
 
 /// Where a worker stands.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,6 +20,12 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// How far it is; none for a newcomer.
+    pub(super) fn place(&self) -> Option<Place> {
+        let place = (self.point, self.committed, self.compared);
+        self.newcomer.is_none().then_some(place)
+    }
+
     /// Little endian: stage u32, part u8, newcomer u8 and its bytes u64, committed u64, compared
     /// u64, sums f64 each.
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -60,12 +46,7 @@ impl Standing {
         let (received, rest) = rest.split_first_chunk()?;
         let (committed, rest) = rest.split_first_chunk()?;
         let (compared, rest) = rest.split_first_chunk()?;
-        let part = match part {
-            0 => Part::Start,
-            1 => Part::Steps,
-            2 => Part::Border,
-            _ => return None,
-        };
+        let part = Part::of(*part)?;
         let (sums, odd) = rest.as_chunks();
         odd.is_empty().then(|| Self {
             point: Point {
@@ -109,12 +90,5 @@ mod tests {
         fn garbage_is_refused_or_read_but_never_panics(bytes: Vec<u8>) {
             let _ = Standing::decode(&bytes);
         }
-    }
-
-    #[test]
-    fn points_are_in_the_order_of_a_run() {
-        let at = |stage, part| Point { stage, part };
-        assert!(at(0, Part::Start) < at(0, Part::Steps));
-        assert!(at(0, Part::Border) < at(1, Part::Start));
     }
 }

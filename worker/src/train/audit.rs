@@ -1,11 +1,12 @@
 //! Comparing the members' copies of the state between two steps; see [`audit`](crate::audit).
 
+use mks2_proto::agreement::Verdict;
 use mks2_proto::failure::Failure;
 use mks2_proto::v1::Phase;
 use tracing::{info, info_span};
 
 use super::Trainer;
-use crate::audit::{self, Difference, Verdict};
+use crate::audit::{self, Difference};
 use crate::control::Control;
 use crate::exact::{BallotError, ReduceError};
 use crate::objective::Objective;

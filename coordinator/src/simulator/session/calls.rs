@@ -1,7 +1,8 @@
-//! What a worker waits for, and says when it has come.
+//! What a worker waits for, and says when it has come; its reports in their order.
 
 use mks2_proto::{
     failure::Failure,
+    retelling::Labelled,
     v1::{self, report::Kind},
 };
 
@@ -78,5 +79,25 @@ impl Session {
         step: u64,
     ) -> Result<(), Failure> {
         self.send((generation, Kind::AtBorder(v1::AtBorder { step })))
+    }
+
+    /// The next report. Some(None): the trainer is done.
+    #[expect(
+        clippy::option_option,
+        reason = "not yet, never again, or the next one"
+    )]
+    pub(super) fn next(&self) -> Option<Option<Labelled>> {
+        match self.mail.borrow_mut().pop() {
+            Some(labelled) => Some(Some(labelled)),
+            None => self.is_closed.get().then_some(None),
+        }
+    }
+
+    pub(super) fn handled(&self, labelled: Labelled, sent: bool) {
+        let is_step = matches!(labelled.1, Kind::StepCommitted(_));
+        if sent && is_step && planted!(StepsToldOnce) {
+            return;
+        }
+        self.mail.borrow_mut().handled(labelled, sent);
     }
 }

@@ -1,11 +1,11 @@
 //! What workers do together around the steps: follows `worker/src/run/together.rs`.
 
-use mks2_proto::{failure::Failure, v1::Phase};
+use mks2_proto::{agreement::Part, failure::Failure, v1::Phase};
 
-use super::{End, Trainer};
+use super::{End, Trainer, start_of};
 use crate::{
     ledger::Leg,
-    simulator::{chance::fold_number, executor::sleep, team::Part},
+    simulator::{chance::fold_number, executor::sleep},
 };
 
 enum Crossing {
@@ -40,9 +40,9 @@ impl Trainer {
     }
 
     pub(super) async fn evaluate(&mut self) -> Result<End, Failure> {
-        let start = (self.team.point.0, Part::Start);
+        let start = start_of(self.team.point.stage);
         // A newcomer may find the others behind it.
-        let mut is_measured = self.team.point.1 == Part::Border;
+        let mut is_measured = self.team.point.part == Part::Border;
         loop {
             let measured = match std::mem::take(&mut is_measured) {
                 true => Ok(Vec::new()),
@@ -58,7 +58,7 @@ impl Trainer {
                 self.team.regroup(cause, standing, &state).await?;
                 continue;
             }
-            self.team.point.1 = Part::Border;
+            self.team.point.part = Part::Border;
             loop {
                 match self.try_to_cross().await? {
                     Crossing::Over(end) => return Ok(end),
@@ -70,7 +70,7 @@ impl Trainer {
     }
 
     pub(super) async fn cross_alone(&mut self) -> Result<End, Failure> {
-        self.team.point.1 = Part::Border;
+        self.team.point.part = Part::Border;
         loop {
             if let Crossing::Over(end) = self.try_to_cross().await? {
                 return Ok(end);
@@ -80,7 +80,7 @@ impl Trainer {
 
     /// Before anybody goes on, rank 0 has saved the stage's end.
     pub(super) async fn cross(&mut self, leg: &Leg) -> Result<End, Failure> {
-        self.team.point.1 = Part::Border;
+        self.team.point.part = Part::Border;
         self.audit().await?;
         let mut is_saved = planted!(BorderBeforeSaved);
         loop {
