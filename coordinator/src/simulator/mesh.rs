@@ -224,22 +224,25 @@ impl Mesh {
             let arrives = post.filter(|(due, _)| ended.is_none_or(|end| due <= end));
             match (arrives, ended) {
                 (Some((due, words)), _) if *due <= now() && !is_cut => all.push(Rc::clone(words)),
-                (_, _) if is_cut && from != self.rank => {
-                    let since = self.network.cut_since(*host, own).unwrap_or_default();
-                    let noticed = since.max(self.joined) + patience::PULSE;
-                    if noticed <= now() {
-                        let why = "its machine has not answered";
-                        return Ok(Err(Broken::new(Some(from), why)));
-                    }
-                    later(noticed);
-                }
-                (Some((due, _)), _) => later(*due),
                 (None, Some(end)) if *end <= now() && !is_cut => {
                     let why = "its connection was closed";
                     return Ok(Err(Broken::new(Some(from), why)));
                 }
-                (None, Some(end)) => later(*end),
-                (None, None) => {}
+                (Some((due, _)), _) if !is_cut => later(*due),
+                (None, Some(end)) if !is_cut => later(*end),
+                _ => {}
+            }
+            // What has come is there, whether or not its machine answers.
+            let has_come = arrives.is_some_and(|(due, _)| *due <= now()) && !is_cut;
+            if let Some(since) = self.network.unanswered_since(*host, own)
+                && !has_come
+            {
+                let noticed = since.max(self.joined) + patience::PULSE;
+                if noticed <= now() {
+                    let why = "its machine has not answered";
+                    return Ok(Err(Broken::new(Some(from), why)));
+                }
+                later(noticed);
             }
         }
         match all.len() == self.board.hosts.len() {

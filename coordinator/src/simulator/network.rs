@@ -2,8 +2,9 @@
 //! connection that carried them.
 //!
 //! A connection keeps the order of what it carries, as TCP does, and may lose its end. Between
-//! connections, and between requests, there is no order. A cut holds everything up until it heals,
-//! and breaks the connections that it lasts too long for.
+//! connections, and between requests, there is no order. A cut is of one direction: it holds up what
+//! goes that way until it heals. It breaks the connections that it lasts too long for, of which both
+//! ends then know: whose way is cut gets no answer, and neither does the other, whose messages arrive.
 
 use std::{
     cell::{Cell, RefCell},
@@ -39,6 +40,7 @@ pub(super) struct Network {
     changed: Signal,
 }
 
+/// By where a message comes from and where it goes.
 type Cuts = BTreeMap<(Host, Host), Cut>;
 
 struct Cut {
@@ -107,19 +109,23 @@ impl Network {
         self.slow_until.set(self.slow_until.get().max(now() + time));
     }
 
-    pub(super) fn is_cut(&self, a: Host, b: Host) -> bool {
-        a != b && self.cuts.borrow().contains_key(&pair(a, b))
+    pub(super) fn is_cut(&self, from: Host, to: Host) -> bool {
+        from != to && self.cuts.borrow().contains_key(&(from, to))
     }
 
-    /// Since when two hosts are cut off from each other, if they are.
-    pub(super) fn cut_since(&self, a: Host, b: Host) -> Option<Duration> {
+    /// Since when one of two hosts gets no answer of the other, if so: one direction suffices.
+    pub(super) fn unanswered_since(&self, a: Host, b: Host) -> Option<Duration> {
         let cuts = self.cuts.borrow();
-        cuts.get(&pair(a, b)).map(|cut| cut.since)
+        let ways = [(a, b), (b, a)];
+        let known = ways
+            .iter()
+            .filter_map(|way| cuts.get(way).filter(|_| a != b));
+        known.map(|cut| cut.since).min()
     }
 
-    fn is_cut_for_long(&self, a: Host, b: Host) -> bool {
+    fn is_cut_for_long(&self, from: Host, to: Host) -> bool {
         let cuts = self.cuts.borrow();
-        let cut = cuts.get(&pair(a, b));
+        let cut = cuts.get(&(from, to));
         cut.is_some_and(|cut| now() >= cut.since + PATIENCE)
     }
 
@@ -130,31 +136,34 @@ impl Network {
 
     /// Cuts two hosts off from each other for a time.
     pub(super) async fn cut(&self, a: Host, b: Host, time: Duration) {
+        tokio::join!(self.cut_way(a, b, time), self.cut_way(b, a, time));
+    }
+
+    /// Lets nothing through from one host to another for a time.
+    pub(super) async fn cut_way(&self, from: Host, to: Host, time: Duration) {
         let until = now() + time;
         let fresh = || Cut {
             since: now(),
             times: 0,
         };
-        self.change(a, b, |cuts, pair| {
-            cuts.entry(pair).or_insert_with(fresh).times += 1;
-        });
+        self.change(|cuts| cuts.entry((from, to)).or_insert_with(fresh).times += 1);
         if time > PATIENCE {
             sleep(PATIENCE).await;
-            if self.is_cut_for_long(a, b) {
-                self.reset(a, b);
+            if self.is_cut_for_long(from, to) {
+                self.reset(from, to);
             }
         }
         sleep_until(until).await;
-        self.change(a, b, |cuts, pair| {
-            if let Some(cut) = cuts.get_mut(&pair) {
+        self.change(|cuts| {
+            if let Some(cut) = cuts.get_mut(&(from, to)) {
                 cut.times -= 1;
             }
             cuts.retain(|_, cut| cut.times > 0);
         });
     }
 
-    fn change(&self, a: Host, b: Host, change: impl FnOnce(&mut Cuts, (Host, Host))) {
-        change(&mut self.cuts.borrow_mut(), pair(a, b));
+    fn change(&self, change: impl FnOnce(&mut Cuts)) {
+        change(&mut self.cuts.borrow_mut());
         self.changed.raise();
     }
 
@@ -178,7 +187,8 @@ impl Network {
         }
     }
 
-    /// The way of one request or answer that has a connection for itself.
+    /// The way of one request or answer. Where the way back is cut a request arrives all the same, as
+    /// on a connection that is there already.
     pub(super) async fn travel(&self, from: Host, to: Host) -> Result<(), Unreachable> {
         sleep(self.delay(from, to)).await;
         let mut patience = pin!(sleep(PATIENCE));

@@ -44,8 +44,14 @@ pub(super) enum What {
     /// The coordinator's clocks jump: one forward, that on the wall anywhere.
     Jump(Duration, i64),
     Cut(Host, Host, Duration),
+    /// What the first sends to the second is lost, and not what it hears.
+    HalfCut(Host, Host, Duration),
     /// Cut off from everybody.
     Isolate(Host, Duration),
+    /// Nobody hears it, and it hears everybody.
+    Mute(Host, Duration),
+    /// It hears nobody, and everybody hears it.
+    Deafen(Host, Duration),
     /// Connections break.
     Reset(Host, Host),
     SlowNetwork(Duration),
@@ -99,7 +105,9 @@ pub(super) enum Kind {
     Stumble,
     Jump,
     Cut,
+    HalfCut,
     Isolate,
+    HalfIsolate,
     Reset,
     SlowNetwork,
     Store,
@@ -108,7 +116,7 @@ pub(super) enum Kind {
     KillAll,
 }
 
-pub(super) const KINDS: [Kind; 20] = [
+pub(super) const KINDS: [Kind; 22] = [
     Kind::KillWorker,
     Kind::PauseWorker,
     Kind::StallWorker,
@@ -129,6 +137,8 @@ pub(super) const KINDS: [Kind; 20] = [
     Kind::Stop,
     Kind::KillAll,
     Kind::LoseBit,
+    Kind::HalfCut,
+    Kind::HalfIsolate,
 ];
 
 /// The weather of a seed, of some kinds or of any. Few kinds, so that those meet which rarely would
@@ -165,7 +175,13 @@ pub(super) fn is_gentle<'a>(faults: impl Iterator<Item = &'a Fault>) -> bool {
     let mut time = Duration::ZERO;
     for fault in faults {
         match fault.what {
-            What::Isolate(host, duration) if OFFICES.contains(&host) => time += duration,
+            What::Isolate(host, duration)
+            | What::Mute(host, duration)
+            | What::Deafen(host, duration)
+                if OFFICES.contains(&host) =>
+            {
+                time += duration;
+            }
             _ => return false,
         }
     }
@@ -205,6 +221,17 @@ fn fault(kind: Kind, chance: &mut Chance, workers: u8) -> What {
             worker(chance, workers),
             duration(chance),
         ),
+        Kind::HalfCut => {
+            let (one, other) = (anybody(chance, workers), worker(chance, workers));
+            match chance.one_in(2) {
+                true => What::HalfCut(one, other, duration(chance)),
+                false => What::HalfCut(other, one, duration(chance)),
+            }
+        }
+        Kind::HalfIsolate => match chance.one_in(2) {
+            true => What::Mute(anybody(chance, workers), duration(chance)),
+            false => What::Deafen(anybody(chance, workers), duration(chance)),
+        },
         Kind::Isolate => What::Isolate(anybody(chance, workers), duration(chance)),
         Kind::Reset => What::Reset(anybody(chance, workers), worker(chance, workers)),
         Kind::SlowNetwork => What::SlowNetwork(duration(chance)),

@@ -319,6 +319,38 @@ impl World {
         workers.chain(OFFICES).collect()
     }
 
+    /// Something between a host and each of the others.
+    async fn with_others<F: Future<Output = ()>>(
+        &self,
+        host: Host,
+        happens: impl FnMut(Host) -> F,
+    ) {
+        let others = self.hosts().into_iter().filter(|other| *other != host);
+        futures::future::join_all(others.map(happens)).await;
+    }
+
+    async fn suffer_on_the_way(&self, what: What) {
+        match what {
+            What::Cut(a, b, time) => self.network.cut(a, b, time).await,
+            What::HalfCut(from, to, time) => self.network.cut_way(from, to, time).await,
+            What::Isolate(host, time) => {
+                self.with_others(host, |other| self.network.cut(host, other, time))
+                    .await;
+            }
+            What::Mute(host, time) => {
+                self.with_others(host, |other| self.network.cut_way(host, other, time))
+                    .await;
+            }
+            What::Deafen(host, time) => {
+                self.with_others(host, |other| self.network.cut_way(other, host, time))
+                    .await;
+            }
+            What::Reset(a, b) => self.reset(a, b),
+            What::SlowNetwork(time) => self.network.slow(time),
+            _ => {}
+        }
+    }
+
     /// Lets a fault happen when its time has come.
     pub(super) async fn suffer(self: Rc<Self>, fault: Fault) {
         sleep_until(fault.at).await;
@@ -357,14 +389,6 @@ impl World {
                 let nodes = OFFICES.iter().filter_map(|host| processes.get(host));
                 nodes.for_each(|node| self.executor.jump(*node, by, wall));
             }
-            What::Cut(a, b, time) => self.network.cut(a, b, time).await,
-            What::Isolate(host, time) => {
-                let others = self.hosts().into_iter().filter(|other| *other != host);
-                let cuts = others.map(|other| self.network.cut(host, other, time));
-                futures::future::join_all(cuts).await;
-            }
-            What::Reset(a, b) => self.reset(a, b),
-            What::SlowNetwork(time) => self.network.slow(time),
             What::Store(trouble, time) => self.cloud.trouble(trouble, time),
             What::Leave(host) => self.ask_to_leave(host),
             What::Stop => {
@@ -372,6 +396,7 @@ impl World {
                 offices.values().for_each(|office| office.stop());
             }
             What::KillAll => self.hosts().into_iter().for_each(|host| self.kill(host)),
+            of_network => self.suffer_on_the_way(of_network).await,
         }
     }
 }
