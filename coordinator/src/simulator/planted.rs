@@ -88,6 +88,8 @@ planted_faults! {
     FirstWelcomeKept,
     /// A newcomer does not take the weights of the others.
     NothingHandedOver,
+    /// A newcomer gets a copy that was not compared with the others' before.
+    HandedOverUncompared,
     /// Members do not look at what a comparison of their copies says.
     DifferencesIgnored,
     /// A checkpoint is saved before the copies are compared.

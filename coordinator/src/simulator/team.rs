@@ -97,12 +97,14 @@ impl State {
         std::iter::once(self.weights).chain(recent).collect()
     }
 
-    fn decode(words: &Words) -> Self {
-        let steps = words[1..].chunks(3);
-        Self {
-            weights: words[0],
+    /// None: whoever tells has none itself.
+    fn decode(words: &Words) -> Option<Self> {
+        let (weights, steps) = words.split_first()?;
+        let steps = steps.chunks(3);
+        Some(Self {
+            weights: *weights,
             recent: steps.map(|step| [step[0], step[1], step[2]]).collect(),
-        }
+        })
     }
 }
 
@@ -132,11 +134,14 @@ impl Team {
             committed: from.map_or(0, |from| from.step),
             ..Standing::default()
         };
-        // Nobody new can be in a first generation.
-        let state = State::default();
-        match self.connect(standing, &state).await {
+        // It has none to tell. One that was invited under an earlier coordinator may be new here, and
+        // gives up.
+        match self.connect(standing, None).await {
             Ok(_) => Ok(()),
-            Err(broken) => self.regroup(broken, standing, &state).await.map(drop),
+            Err(broken) => {
+                let cause = Leaving::Failed(broken);
+                self.go_on(cause, standing, None).await.map(drop)
+            }
         }
     }
 
@@ -157,7 +162,7 @@ impl Team {
             is_newcomer: true,
         };
         loop {
-            let broken = match self.connect(newcomer, &State::default()).await {
+            let broken = match self.connect(newcomer, None).await {
                 Ok((all, Some((source, state)))) if source.point.stage == self.point.stage => {
                     let veterans = all.iter().filter(|one| !one.is_newcomer);
                     // An evaluation has no state.
@@ -217,7 +222,8 @@ impl Team {
         standing: Standing,
         state: &State,
     ) -> Result<Vec<Standing>, Failure> {
-        self.go_on(Leaving::Failed(cause), standing, state).await
+        self.go_on(Leaving::Failed(cause), standing, Some(state))
+            .await
     }
 
     /// The same where all have agreed to let the generation end.
@@ -227,14 +233,14 @@ impl Team {
         state: &State,
     ) -> Result<Vec<Standing>, Failure> {
         let cause = Leaving::AtBorder(standing.committed);
-        self.go_on(cause, standing, state).await
+        self.go_on(cause, standing, Some(state)).await
     }
 
     async fn go_on(
         &mut self,
         cause: Leaving,
         standing: Standing,
-        state: &State,
+        state: Option<&State>,
     ) -> Result<Vec<Standing>, Failure> {
         let mut cause = cause;
         loop {
@@ -278,19 +284,17 @@ impl Team {
         all: &[Standing],
         source: &Standing,
         mine: Standing,
-        state: &State,
+        state: Option<&State>,
     ) -> Result<(), Broken> {
         let place = (source.point, source.committed);
         let knows = |one: &Standing| !one.is_newcomer && (one.point, one.committed) == place;
-        if all.iter().filter(|one| knows(one)).count() < 2 {
+        let are_few = all.iter().filter(|one| knows(one)).count() < 2;
+        if are_few || planted!(HandedOverUncompared) {
             return Ok(());
         }
-        let mine = if knows(&mine) {
-            vec![state.weights]
-        } else {
-            Vec::new()
-        };
-        self.compare(mine).await
+        let known = state.filter(|_| knows(&mine));
+        let mine = known.map(|state| vec![state.weights]);
+        self.compare(mine.unwrap_or_default()).await
     }
 
     async fn leave(&mut self, cause: Leaving) -> Result<(), Failure> {
@@ -328,7 +332,7 @@ impl Team {
     async fn connect(
         &mut self,
         standing: Standing,
-        state: &State,
+        state: Option<&State>,
     ) -> Result<(Vec<Standing>, Option<(Standing, State)>), Broken> {
         let Some(Assignment {
             generation,
@@ -356,8 +360,32 @@ impl Team {
             self.compare_before(&all, &all[rank], standing, state)
                 .await?;
         }
-        let states = self.all_gather(state.encode()).await?;
-        let source = source.map(|rank| (all[rank], State::decode(&states[rank])));
+        let told = state.map(State::encode).unwrap_or_default();
+        let states = self.all_gather(told).await?;
+        let source = source.and_then(|rank| Some((all[rank], State::decode(&states[rank])?)));
+        if let Some(source) = source.as_ref().filter(|_| standing.is_newcomer) {
+            self.look_at(source, &all, &states);
+        }
         Ok((all, source))
+    }
+
+    /// What a newcomer cannot see: whether the others have what it is told.
+    fn look_at(&self, source: &(Standing, State), all: &[Standing], states: &[Rc<Words>]) {
+        let (standing, told) = source;
+        let place = (standing.point, standing.committed);
+        let mut others = all.iter().zip(states);
+        let has_others = others.any(|(one, words)| {
+            let knows = !one.is_newcomer && (one.point, one.committed) == place;
+            knows
+                && words
+                    .first()
+                    .is_some_and(|weights| *weights != told.weights)
+        });
+        if has_others {
+            let (member, step) = (&self.session.who.member, standing.committed);
+            let words = format!("{member} was told others after step {step}");
+            let world = &self.session.world;
+            world.violated("a newcomer gets what all that have it hold alike", words);
+        }
     }
 }
