@@ -122,7 +122,10 @@ impl Scenario {
         let (executor, installed) = Executor::install(self.seed);
         let world = World::new(self.seed, Rc::clone(&executor), is_read);
         let faults = self.faults.iter().map(|(_, fault)| fault);
-        world.checks.borrow_mut().is_gentle = weather::is_gentle(faults);
+        let mut checks = world.checks.borrow_mut();
+        checks.is_orderly = weather::is_orderly(faults.clone());
+        checks.is_gentle = weather::is_gentle(faults);
+        drop(checks);
         executor.spawn(OUTSIDE, Rc::clone(&world).operate());
         for (_, fault) in &self.faults {
             executor.spawn(OUTSIDE, Rc::clone(&world).suffer(*fault));

@@ -3,7 +3,10 @@
 //! The journal is judged by the rules that ship ([`History::objection`]), and at the end the books of
 //! the run by the ledger that ships.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use mks2_proto::v1;
@@ -23,6 +26,9 @@ use crate::{
     state::{Checkpoint, Identity},
 };
 
+/// How long it may take until a member is let go: a reunion and some steps.
+const LEAVING: Duration = Duration::from_secs(6);
+
 /// A rule that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Violation {
@@ -37,6 +43,9 @@ pub(super) struct Checks {
     pub(super) violation: Option<Violation>,
     /// All that goes wrong is that the coordinator is cut off for a moment.
     pub(super) is_gentle: bool,
+    /// All that goes wrong is that coordinators die and workers are asked to leave.
+    pub(super) is_orderly: bool,
+    would_leave: BTreeSet<u64>,
     lanes: u32,
     history: History,
     number: u64,
@@ -104,6 +113,22 @@ impl Checks {
                 "a generation is announced once it is on record",
                 format!("{} heard of generation {number} in term {term}", who.member),
             ),
+        }
+    }
+
+    /// A member was asked to leave.
+    pub(super) fn would_leave(&mut self, who: &Identity) {
+        self.would_leave.insert(who.incarnation.0);
+    }
+
+    /// A member goes on though its coordinator could have known for so long that it would leave.
+    pub(super) fn works_on(&mut self, who: &Identity, since: Duration) {
+        let seats = self.seats.values().next_back();
+        let mut seats = seats.into_iter().flatten();
+        let somebody_stays = seats.any(|seat| !self.would_leave.contains(&seat.0));
+        if self.is_orderly && somebody_stays && now() > since + LEAVING {
+            let words = format!("{} could have been let go since {since:?}", who.member);
+            self.violated("a worker that is asked to leave is let go", words);
         }
     }
 

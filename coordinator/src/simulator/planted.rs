@@ -110,6 +110,8 @@ planted_faults! {
     NewsNotRepeated,
     /// A new coordinator is not told the latest steps again.
     StepsToldOnce,
+    /// A new coordinator is not told that a worker was asked to leave.
+    LeavingToldOnce,
 }
 
 /// Whether it is planted in this thread.

@@ -71,6 +71,9 @@ pub(super) struct Session {
     office: RefCell<Option<Rc<Office>>>,
     mail: RefCell<Reports>,
     is_closed: Cell<bool>,
+    /// When it was asked to leave, and when its stream was opened.
+    asked_at: Cell<Option<Duration>>,
+    attached_at: Cell<Duration>,
     has_ended: Cell<bool>,
     changed: Signal,
 }
@@ -100,6 +103,8 @@ impl Session {
             office: RefCell::default(),
             mail: RefCell::default(),
             is_closed: Cell::default(),
+            asked_at: Cell::default(),
+            attached_at: Cell::default(),
             has_ended: Cell::default(),
             changed: Signal::default(),
         })
@@ -286,6 +291,7 @@ impl Session {
         let line = office.open((self.host, self.node)).await?;
         line.reports.send(self.heartbeat());
         self.note("opens a stream", welcome.term);
+        self.attached_at.set(now());
         let has_begun = self.generation.get() > 0 || planted!(FirstWelcomeKept);
         if !has_begun || self.welcome.borrow().is_none() {
             *self.welcome.borrow_mut() = Some(welcome);

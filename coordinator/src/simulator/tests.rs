@@ -21,7 +21,7 @@ const SEEDS: u64 = 3_000;
 const RARE: u64 = 1_800;
 
 /// In which weather each fault that can be planted is found soon; none: in any.
-const DREADED: [(Planted, &[Kind]); 38] = [
+const DREADED: [(Planted, &[Kind]); 39] = [
     (Planted::NoFence, &[Kind::Replace, Kind::PauseWorker]),
     (
         Planted::LostJournalIgnored,
@@ -87,6 +87,7 @@ const DREADED: [(Planted, &[Kind]); 38] = [
         &[Kind::KillWorker, Kind::KillOffice],
     ),
     (Planted::StepsToldOnce, &[Kind::KillOffice]),
+    (Planted::LeavingToldOnce, &[Kind::Leave, Kind::KillOffice]),
 ];
 
 #[test]

@@ -319,6 +319,7 @@ impl Trainer {
             .checks
             .borrow_mut()
             .applied(&self.session.who, step, self.weights);
+        self.look_whether_it_is_kept();
         self.lose_a_bit();
         let metrics = metrics(leg, step, self.team.world() as u64);
         let told = (self.team.rank() == 0).then(|| metrics.clone());
@@ -390,6 +391,13 @@ impl Trainer {
             committed: self.committed,
             compared: self.team.compared,
             is_newcomer: false,
+        }
+    }
+
+    fn look_whether_it_is_kept(&self) {
+        if let Some(since) = self.session.would_leave_since() {
+            let mut checks = self.session.world.checks.borrow_mut();
+            checks.works_on(&self.session.who, since);
         }
     }
 

@@ -188,6 +188,11 @@ pub(super) fn is_gentle<'a>(faults: impl Iterator<Item = &'a Fault>) -> bool {
     time < Duration::from_millis(2_500)
 }
 
+/// Whether all that goes wrong is that coordinators die and workers are asked to leave.
+pub(super) fn is_orderly<'a>(mut faults: impl Iterator<Item = &'a Fault>) -> bool {
+    faults.all(|fault| matches!(fault.what, What::KillOffice | What::Leave(_)))
+}
+
 /// Longest that a fault lasts, but for a stall.
 const LONGEST: Duration = Duration::from_secs(14);
 

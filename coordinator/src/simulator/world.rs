@@ -256,8 +256,7 @@ impl World {
         let session = self.sessions.borrow().get(&host).and_then(Weak::upgrade);
         if let Some(session) = session {
             self.note("asked to leave", &[session.node.0, host.0.into()]);
-            let reason = "SIGTERM".to_owned();
-            let _over = session.report(Kind::Leaving(v1::Leaving { reason }));
+            session.leave();
         }
     }
 

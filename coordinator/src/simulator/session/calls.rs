@@ -1,5 +1,7 @@
 //! What a worker waits for, and says when it has come; its reports in their order.
 
+use std::time::Duration;
+
 use mks2_proto::{
     failure::Failure,
     retelling::Labelled,
@@ -7,6 +9,7 @@ use mks2_proto::{
 };
 
 use super::{Assignment, Call, Invitation, Session};
+use crate::simulator::executor::now;
 
 impl Session {
     pub(in crate::simulator) async fn wait_generation(
@@ -81,6 +84,21 @@ impl Session {
         self.send((generation, Kind::AtBorder(v1::AtBorder { step })))
     }
 
+    /// SIGTERM.
+    pub(in crate::simulator) fn leave(&self) {
+        let reason = "SIGTERM".to_owned();
+        if self.report(Kind::Leaving(v1::Leaving { reason })).is_ok() {
+            self.asked_at.set(Some(now()));
+            self.world.checks.borrow_mut().would_leave(&self.who);
+        }
+    }
+
+    /// Since when the coordinator could know that this worker would leave; none: it need not.
+    pub(in crate::simulator) fn would_leave_since(&self) -> Option<Duration> {
+        let asked = self.asked_at.get().filter(|_| self.is_connected());
+        asked.map(|asked| asked.max(self.attached_at.get()))
+    }
+
     /// The next report. Some(None): the trainer is done.
     #[expect(
         clippy::option_option,
@@ -94,8 +112,12 @@ impl Session {
     }
 
     pub(super) fn handled(&self, labelled: Labelled, sent: bool) {
-        let is_step = matches!(labelled.1, Kind::StepCommitted(_));
-        if sent && is_step && planted!(StepsToldOnce) {
+        let is_told_once = match labelled.1 {
+            Kind::StepCommitted(_) => planted!(StepsToldOnce),
+            Kind::Leaving(_) => planted!(LeavingToldOnce),
+            _ => false,
+        };
+        if sent && is_told_once {
             return;
         }
         self.mail.borrow_mut().handled(labelled, sent);
