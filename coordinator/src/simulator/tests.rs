@@ -13,8 +13,8 @@ use super::{
     weather::{KINDS, Kind},
 };
 
-/// Seeds of the fixed share: some ten seconds of a development build.
-const SHARE: u64 = 1_000;
+/// Seeds of the fixed share: about a minute of one core in a development build.
+const SHARE: u64 = 7_000;
 /// Seeds within which a planted fault is found in the weather that it dreads.
 const SEEDS: u64 = 3_000;
 /// Where the search for the rarest begins, to be quick: it goes through all seeds all the same.
