@@ -139,6 +139,9 @@ pub struct Machine {
     candidates: BTreeMap<MemberId, Candidate>,
     /// Processes that were let go.
     departed: BTreeMap<MemberId, Incarnation>,
+    /// Processes that were welcomed before the run began again, and have opened no stream since: what
+    /// they were told is void.
+    adrift: BTreeMap<MemberId, Incarnation>,
     /// How many members the run is to have.
     wanted: u32,
     /// When somebody opened a stream last.
@@ -212,6 +215,7 @@ impl Machine {
             members: BTreeMap::new(),
             candidates: BTreeMap::new(),
             departed: BTreeMap::new(),
+            adrift: BTreeMap::new(),
             wanted: config.workers.max,
             arrived: Duration::ZERO,
             generation: if planted!(GenerationReused) {

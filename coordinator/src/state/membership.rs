@@ -165,6 +165,11 @@ impl Machine {
             let refused = self.run_over(&format!("{} cannot take part", who.member));
             return vec![Action::Refuse(ticket, refused)];
         }
+        if self.adrift.get(&who.member) == Some(&who.incarnation) {
+            // It may have registered since, by a request that was long under way, and not know it.
+            self.adrift.remove(&who.member);
+            return vec![Action::Refuse(ticket, begun_again(&who.member))];
+        }
         if let Some(actions) = self.candidate_attached(now, ticket, stream, who) {
             return actions;
         }
@@ -423,6 +428,16 @@ impl Machine {
 
 /// A process that worked in a generation which does not count it as a member any more may be steps
 /// ahead of those that have taken its place, or behind.
+/// For one whose welcome speaks of what is lost: a new one comes with its next registration.
+fn begun_again(id: &MemberId) -> Refused {
+    let failure = Failure::run_failed(
+        format!("{id} cannot take part yet"),
+        "the run has begun again since it registered",
+        "it tries again by itself",
+    );
+    refused(RefusalReason::Reunion, failure)
+}
+
 fn too_late(id: &MemberId) -> Refused {
     let failure = Failure::run_failed(
         format!("{id} cannot come back"),

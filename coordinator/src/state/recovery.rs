@@ -191,9 +191,12 @@ impl Machine {
         let candidates = std::mem::take(&mut self.candidates).into_iter();
         let candidates = candidates.map(|(id, candidate)| (id, candidate.member));
         let reason = format!("{why}; the run begins again from its latest checkpoint");
-        let there = members
-            .chain(candidates)
-            .filter(|(_, m)| m.stream.is_some());
+        let all = members.chain(candidates);
+        let (there, adrift): (Vec<_>, Vec<_>) = all.partition(|(_, m)| m.stream.is_some());
+        let adrift = adrift.into_iter();
+        self.adrift
+            .extend(adrift.map(|(id, member)| (id, member.incarnation)));
+        let there = there.into_iter();
         let actions = there
             .map(|(id, _)| Action::LetGo(id, reason.clone()))
             .collect();
