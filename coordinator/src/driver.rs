@@ -2,8 +2,8 @@
 //! the actions out in their order, each after the one before it is durable.
 //!
 //! Storage may be slow. While the [scribe](crate::scribe) writes, actions wait in the outbox and
-//! the driver goes on listening, so that a slow store never makes a worker look dead. Only an
-//! abort overtakes the outbox.
+//! the driver goes on listening, so that a slow store never makes a worker look dead. Only aborts and
+//! answers to those who come back overtake the outbox.
 
 mod board;
 mod handle;
@@ -173,13 +173,14 @@ impl Driver {
     fn apply(&mut self, event: Event) {
         let now = clock::since(self.started);
         self.is_stale |= !matches!(event, Event::Beats(_) | Event::Tick);
+        // Whoever comes back is not heard before it is answered, and learns nothing by that which has
+        // to be recorded before.
+        let comes_back = matches!(event, Event::Register(..) | Event::Attach(..));
         for action in self.machine.apply(now, event) {
             self.is_stale = true;
             match action {
                 Action::Abort(member, abortion) => self.abort(&member, &abortion),
-                // It tells nothing that has to be recorded before, and whoever waits for it is not
-                // heard meanwhile.
-                Action::Accept(ticket) => self.answer(ticket, Ok(Yes::default())),
+                Action::Accept(ticket) if comes_back => self.answer(ticket, Ok(Yes::default())),
                 Action::Refuse(ticket, refused) => {
                     self.forget_stream(ticket);
                     self.outbox
@@ -348,6 +349,7 @@ impl Driver {
                     .ok()
                     .map(Task::Line);
             }
+            Action::Accept(ticket) => self.answer(ticket, Ok(Yes::default())),
             Action::Welcome(ticket, welcome) => {
                 let yes = Yes {
                     welcome,

@@ -191,6 +191,9 @@ pub struct Machine {
     /// The time of the last event, and until when nobody is blamed for a broken stream.
     last_event: Duration,
     lenient_until: Duration,
+    /// Until then those without a stream are awaited, since most streams broke together, unless
+    /// their peers miss them too.
+    streams_broke_until: Duration,
     /// When all members of a large generation may have been told of it. Before that the way to and
     /// from them is full, and nobody is silent.
     told_by: Duration,
@@ -249,6 +252,7 @@ impl Machine {
             cut_off: None,
             last_event: Duration::ZERO,
             lenient_until: Duration::ZERO,
+            streams_broke_until: Duration::ZERO,
             told_by: Duration::ZERO,
             stalled: None,
             books: Self::books_of_earlier_terms(&config),

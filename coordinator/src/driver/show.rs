@@ -41,7 +41,7 @@ impl Driver {
             return;
         }
         let words = format!(
-            "the coordinator waits for its store, which has not answered for {} s; the workers go on",
+            "the coordinator waits for its store, which has not taken what it was given for {} s",
             STORE_PATIENCE.as_secs_f64()
         );
         self.wiring.status.send_if_modified(|shown| {

@@ -17,10 +17,10 @@ impl Machine {
     pub(super) fn is_cut_off(&mut self, now: Duration) -> bool {
         if let Some(until) = self.cut_off {
             let quiet = self.quiet(now);
-            // When most are back it was not the coordinator that kept the others away.
-            let until = match 2 * quiet > self.those_at_work().count() {
-                true => until,
-                false => until.min(now + self.config.limits.silence),
+            // When most are back it is not the coordinator that keeps the others away for long.
+            let until = match 2 * quiet < self.those_at_work().count() {
+                true => until.min(now + self.config.limits.leniency),
+                false => until,
             };
             let waits = now < until && quiet > 0;
             self.cut_off = waits.then_some(until);
@@ -62,8 +62,12 @@ impl Machine {
         Some(words.to_owned())
     }
 
-    /// Whether the streams of several, and of most of them, broke lately.
+    /// Whether the streams of several, and of most of them, broke lately. Who was awaited for as long as
+    /// anybody is, is not awaited again.
     pub(super) fn broke_most_streams(&self, now: Duration) -> bool {
+        if self.cut_off.is_some_and(|until| now >= until) {
+            return false;
+        }
         let leniency = self.config.limits.leniency;
         let is_fresh = |since: Duration| now.saturating_sub(since) < leniency;
         let broke = |one: &&Member| one.detached.as_ref().is_some_and(|(at, _)| is_fresh(*at));

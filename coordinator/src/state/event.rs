@@ -133,7 +133,8 @@ pub struct Abortion {
 }
 
 /// One effect. Actions are carried out in their order, each only after the one before it
-/// succeeded; [`Action::Abort`] alone overtakes, since it promises nothing.
+/// succeeded. [`Action::Abort`] overtakes, and [`Action::Accept`] of a stream or of a process that is
+/// known, since they promise nothing.
 #[derive(Clone, Debug)]
 pub enum Action {
     /// Append to the journal.

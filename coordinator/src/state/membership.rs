@@ -426,8 +426,6 @@ impl Machine {
     }
 }
 
-/// A process that worked in a generation which does not count it as a member any more may be steps
-/// ahead of those that have taken its place, or behind.
 /// For one whose welcome speaks of what is lost: a new one comes with its next registration.
 fn begun_again(id: &MemberId) -> Refused {
     let failure = Failure::run_failed(
@@ -438,6 +436,8 @@ fn begun_again(id: &MemberId) -> Refused {
     refused(RefusalReason::Reunion, failure)
 }
 
+/// A process that worked in a generation which does not count it as a member any more may be steps
+/// ahead of those that have taken its place, or behind.
 fn too_late(id: &MemberId) -> Refused {
     let failure = Failure::run_failed(
         format!("{id} cannot come back"),

@@ -68,7 +68,8 @@ impl Machine {
         let grace = self.config.limits.detached;
         let quarrel = self.run.active().and_then(|active| active.quarrel.as_ref());
         let is_blamed = |id: &MemberId| quarrel.is_some_and(|quarrel| quarrel.blames(id));
-        let is_late = |since: Duration| now.saturating_sub(since) >= grace;
+        let is_late =
+            |since: Duration| now >= self.streams_broke_until && now.saturating_sub(since) >= grace;
         let detached = self.members.iter().filter_map(|(id, member)| {
             let (since, how) = member.detached.as_ref()?;
             Some((id, *since, how))
@@ -79,7 +80,7 @@ impl Machine {
             .collect();
         if !lost.is_empty() && self.broke_most_streams(now) && !planted!(BlamedWhenCutOff) {
             lost.retain(|(id, _)| is_blamed(id));
-            self.lenient_until = now + self.config.limits.leniency;
+            self.streams_broke_until = now + self.config.limits.leniency;
         }
         self.lose_all(lost)
     }
@@ -104,7 +105,8 @@ impl Machine {
             if let Some(quarrel) = active.and_then(|active| active.quarrel.as_mut()) {
                 quarrel.since += pause;
             }
-            self.lenient_until = now + self.config.limits.leniency;
+            let leniency = now + self.config.limits.leniency;
+            self.lenient_until = leniency.max(self.lenient_until + pause);
         }
     }
 
@@ -282,11 +284,12 @@ impl Machine {
         if self.is_cut_off(now) {
             return Vec::new();
         }
+        let lenient_until = self.lenient_until.max(self.streams_broke_until);
         let silent: Vec<_> = self
             .members
             .iter()
             .filter(|(_, member)| member.finished.is_none() && self.is_late(now, member))
-            .filter(|(_, member)| member.stream.is_some() || now >= self.lenient_until)
+            .filter(|(_, member)| member.stream.is_some() || now >= lenient_until)
             .map(|(id, member)| (id.clone(), self.silence(now, member)))
             .collect();
         let how = |silence: Duration| {

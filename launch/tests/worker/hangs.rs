@@ -14,7 +14,7 @@ const LOOKS: f64 = 0.6;
 
 /// Starts a run in which a worker hangs by appointment.
 fn hanging(mut command: Command, mishap: &str) -> Child {
-    command.args(["--stall-limit", "8"]);
+    command.args(["--stall-limit", "5"]);
     command.env("MKS2_TEST_MISHAP", mishap);
     command.spawn().expect("mks2 starts")
 }
@@ -65,7 +65,7 @@ fn goes_on(launcher: Child, member: &str) -> Ended {
     let ended = awaited(launcher);
     ended.done();
     let given_up = format!("{member} was lost");
-    for words in [given_up.as_str(), "waited 8 s for it"] {
+    for words in [given_up.as_str(), "waited 5 s for it"] {
         assert!(ended.err.contains(words), "{words}: {}", ended.err);
     }
     ended
@@ -110,7 +110,7 @@ fn a_store_that_hangs_is_named() {
     let mut launcher = hanging(lab.train(run, 3, &[]), "stall@checkpointing@12@worker-0");
     let words = ["worker-0 (rank 0 on ", "writing a checkpoint after step 11"];
     is_named(&lab, run, &mut launcher, 11, "worker-0", &words);
-    std::thread::sleep(Duration::from_millis(8500));
+    std::thread::sleep(Duration::from_millis(5500));
     let told = status(&lab, run).to_string();
     assert!(told.contains("writing a checkpoint"), "{told}");
     signal(workers_of(launcher.id())[0], "KILL");

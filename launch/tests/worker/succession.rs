@@ -39,11 +39,18 @@ fn a_coordinator_that_wakes_up_again_is_fenced() {
     // On another machine it would not be held up by the lock of the local folder.
     std::fs::remove_file(lab.path("fenced").join("lock")).expect("a lock");
     signal(cluster.coordinator.id(), "STOP");
-    let old = cluster.succeed(1);
-    cluster.ends_like_the_quiet_run();
-    // The run is over, and it is long past every limit.
+    let oldest = cluster.succeed(1);
+    cluster.reaches(TOTAL / 2);
+    std::fs::remove_file(lab.path("fenced").join("lock")).expect("a lock");
+    signal(cluster.coordinator.id(), "STOP");
+    let old = cluster.succeed(0);
+    cluster.reaches(3 * TOTAL / 4);
     signal(old.id(), "CONT");
     old.ends_fenced();
+    cluster.ends_like_the_quiet_run();
+    // The run is over, and all limits are long past.
+    signal(oldest.id(), "CONT");
+    oldest.ends_fenced();
     lab.has_weights_of_quiet("fenced");
     lab.has_a_ledger_that_holds("fenced");
 }

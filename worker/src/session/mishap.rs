@@ -39,8 +39,8 @@ struct Mishap {
     act: Act,
     phase: Phase,
     step: u64,
-    /// So many times the phase is entered in the step before.
-    spared: AtomicU32,
+    /// It happens when the phase is entered in the step as many times from now on.
+    left: AtomicU32,
 }
 
 impl Mishap {
@@ -49,10 +49,10 @@ impl Mishap {
             return false;
         }
         let fewer = |left: u32| left.checked_sub(1);
-        let spared = self
-            .spared
+        let before = self
+            .left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
-        spared.is_err()
+        before == Ok(1)
     }
 }
 
@@ -101,14 +101,14 @@ impl Mishaps {
             let phase = words.next()?;
             let (phase, time) = phase.split_once('#').unwrap_or((phase, "1"));
             let phase = Phase::from_str_name(&format!("PHASE_{}", phase.to_uppercase()))?;
-            let spared = time.parse::<u32>().ok()?.checked_sub(1)?.into();
+            let left = time.parse().ok().filter(|time| *time > 0)?;
             let step = words.next()?.parse().ok()?;
             if words.next()? == member {
                 mine.push(Mishap {
                     act,
                     phase,
                     step,
-                    spared,
+                    left: AtomicU32::new(left),
                 });
             }
         }
