@@ -33,73 +33,62 @@ fn survives(lab: &Lab, run: &str, workers: usize, mishaps: &str) {
     lab.has_a_ledger_that_holds(run);
 }
 
+/// One run after the other.
+#[track_caller]
+fn all_survive(name: &str, workers: usize, runs: &[&str]) {
+    let lab = Lab::enter();
+    for (number, mishaps) in (1..).zip(runs) {
+        survives(&lab, &format!("{name}-{number}"), workers, mishaps);
+    }
+}
+
 // Steps 1 to 8 are the bootstrap's, 9 to 16 the memory's, the others those of mixtures. The copies are
 // compared and a checkpoint is saved after every third step, and after a stage's last one. Computing is
 // entered once for the inputs, and then twice for each lane: before its forward and its backward pass.
 
 #[test]
 fn four_workers_die_in_every_phase_of_a_step() {
-    let lab = Lab::enter();
-    for (number, mishaps) in [
+    let runs = [
         "kill@loading@3@worker-3,kill@computing@10@worker-0,kill@voting@18@worker-2",
         "kill@gathering@4@worker-0,kill@reducing@12@worker-1,kill@updating@20@worker-3",
         "kill@computing#3@2@worker-1,kill@loading@11@worker-2,kill@reducing@21@worker-0",
         "kill@voting@5@worker-2,kill@computing#5@13@worker-3,kill@gathering@23@worker-1",
         "kill@reducing@6@worker-3,kill@updating@14@worker-0,kill@loading@22@worker-1",
         "kill@updating@7@worker-1,kill@gathering@11@worker-3,kill@computing#4@25@worker-0",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        survives(&lab, &format!("four-{number}"), 4, mishaps);
-    }
+    ];
+    all_survive("four", 4, &runs);
 }
 
 #[test]
 fn three_workers_die_while_they_compare_save_and_regroup() {
-    let lab = Lab::enter();
-    for (number, mishaps) in [
+    let runs = [
         "kill@checkpointing@4@worker-0,kill@checkpointing@9@worker-1",
         "kill@auditing@4@worker-1,kill@auditing#2@12@worker-0,kill@checkpointing@20@worker-2",
         "kill@reducing@6@worker-2,kill@regrouping@6@worker-0",
         "kill@voting@15@worker-0,kill@regrouping#2@15@worker-1",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        survives(&lab, &format!("three-{number}"), 3, mishaps);
-    }
+    ];
+    all_survive("three", 3, &runs);
 }
 
 #[test]
 fn panics_and_processes_that_stand_still() {
-    let lab = Lab::enter();
-    for (number, mishaps) in [
+    let runs = [
         "panic@computing@11@worker-0,stop@reducing@19@worker-1",
         "stop@computing#2@4@worker-1,panic@voting@19@worker-2",
         "stop@voting@12@worker-0,panic@reducing@6@worker-2",
         "stop@updating@21@worker-2,panic@gathering@3@worker-1",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        survives(&lab, &format!("stood-{number}"), 3, mishaps);
-    }
+    ];
+    all_survive("stood", 3, &runs);
 }
 
 #[test]
 fn of_two_workers_one_dies_and_then_the_other() {
-    let lab = Lab::enter();
-    for (number, mishaps) in [
+    let runs = [
         "kill@computing#3@3@worker-0,kill@voting@13@worker-1",
         "kill@updating@5@worker-0,kill@reducing@20@worker-1",
         "kill@checkpointing@12@worker-0,kill@computing#2@22@worker-1",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        survives(&lab, &format!("two-{number}"), 2, mishaps);
-    }
+    ];
+    all_survive("two", 2, &runs);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::chance::Chance;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Coordinator};
 use crate::lab::{Lab, TOTAL, signal};
 
 #[test]
@@ -30,29 +30,37 @@ fn a_coordinator_that_is_killed_has_a_successor() {
     );
 }
 
+/// A run whose first coordinator stands still, and another one is in office.
+fn superseded<'a>(lab: &'a Lab, run: &'a str) -> (Cluster<'a>, Coordinator) {
+    lab.quiet();
+    let mut cluster = Cluster::start(lab, run, 2);
+    cluster.reaches(TOTAL / 4);
+    // On another machine it would not be held up by the lock of the local folder.
+    std::fs::remove_file(lab.path(run).join("lock")).expect("a lock");
+    signal(cluster.coordinator.id(), "STOP");
+    let old = cluster.succeed(1);
+    (cluster, old)
+}
+
 #[test]
 fn a_coordinator_that_wakes_up_again_is_fenced() {
     let lab = Lab::enter();
-    lab.quiet();
-    let mut cluster = Cluster::start(&lab, "fenced", 2);
-    cluster.reaches(TOTAL / 4);
-    // On another machine it would not be held up by the lock of the local folder.
-    std::fs::remove_file(lab.path("fenced").join("lock")).expect("a lock");
-    signal(cluster.coordinator.id(), "STOP");
-    let oldest = cluster.succeed(1);
+    let (mut cluster, old) = superseded(&lab, "fenced");
     cluster.reaches(TOTAL / 2);
-    std::fs::remove_file(lab.path("fenced").join("lock")).expect("a lock");
-    signal(cluster.coordinator.id(), "STOP");
-    let old = cluster.succeed(0);
-    cluster.reaches(3 * TOTAL / 4);
     signal(old.id(), "CONT");
     old.ends_fenced();
     cluster.ends_like_the_quiet_run();
-    // The run is over, and all limits are long past.
-    signal(oldest.id(), "CONT");
-    oldest.ends_fenced();
-    lab.has_weights_of_quiet("fenced");
-    lab.has_a_ledger_that_holds("fenced");
+}
+
+#[test]
+fn a_coordinator_that_wakes_up_when_the_run_is_over_changes_nothing() {
+    let lab = Lab::enter();
+    let (cluster, old) = superseded(&lab, "slept-long");
+    cluster.ends_like_the_quiet_run();
+    signal(old.id(), "CONT");
+    old.ends_fenced();
+    lab.has_weights_of_quiet("slept-long");
+    lab.has_a_ledger_that_holds("slept-long");
 }
 
 #[test]
