@@ -10,6 +10,7 @@ use crate::{
     books::Books,
     journal::{Entry, Journal, JournalError, Place},
     metrics::Sink,
+    service::convert::manifest_path,
     state::{Checkpoint, Ticket},
 };
 
@@ -105,16 +106,21 @@ impl Scribe {
             }
             self.flush().await;
         }
-        let void_after = match &entry {
-            Entry::RunRewound { to_step, .. } => Some(*to_step),
+        let void = match &entry {
+            Entry::RunRewound {
+                to_step, dropped, ..
+            } => Some((*to_step, dropped.clone())),
             _ => None,
         };
         match self.journal.append_with(entry, books).await {
             Ok(number) => {
                 tracing::debug!(number, "journal record written");
-                if let Some(step) = void_after {
+                if let Some((step, dropped)) = void {
                     let cut = self.metrics.cut(step);
                     self.tolerate(cut);
+                    // A successor would take what is void for what it has to go on with.
+                    self.flush().await;
+                    self.delete_void(&dropped).await;
                 }
                 Done::Fine
             }
@@ -136,6 +142,20 @@ impl Scribe {
                 format!("{path} exists already and says something else"),
                 "find out who else writes into this run directory, then resume the run",
             )),
+        }
+    }
+
+    /// Deletes the manifests of checkpoints that the latest record makes void: others of the same steps
+    /// will come. What fails is done at the next start; until then such a checkpoint is skipped.
+    async fn delete_void(&self, steps: &[u64]) {
+        for step in steps {
+            let deleted = async {
+                let path = store::under(&self.place.root, &manifest_path(*step))?;
+                Ok::<_, Failure>(store::delete(&*self.place.store, &path).await?)
+            };
+            if let Err(failure) = deleted.await {
+                tracing::warn!(step = *step as i64, why = %failure.why, "a void checkpoint is not deleted yet");
+            }
         }
     }
 

@@ -148,6 +148,7 @@ fn checkpoint(step: u64, stage: &str, is_final: bool) -> Checkpoint {
         is_final,
         manifest_path: format!("checkpoints/step-{step:08}/manifest.json"),
         manifest_digest: "0".repeat(64),
+        agreed_step: step,
     }
 }
 
@@ -176,7 +177,11 @@ impl Clerk {
             "detach" => Event::Detach(StreamId(number(4)), who(), rest(5)),
             "exited" => Event::Exited(MemberId::new(words[2]).expect("a name"), rest(3)),
             "commit" => {
-                let checkpoint = checkpoint(number(5), words[6], words.get(7) == Some(&"final"));
+                let is_final = words.get(7) == Some(&"final");
+                let mut checkpoint = checkpoint(number(5), words[6], is_final);
+                if let Some(agreed) = options(line).get("agreed") {
+                    checkpoint.agreed_step = agreed.parse().expect("a step");
+                }
                 Event::Commit(ticket, who(), Generation(number(4)), checkpoint)
             }
             "written" => {

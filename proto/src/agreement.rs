@@ -1,6 +1,8 @@
 //! What the members of a generation conclude from what each of them has told. All have heard the
 //! same, so all conclude the same.
 
+use crate::job::{Audit, Checkpoint};
+
 /// A place in the job graph. Later ones are greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Point {
@@ -72,6 +74,17 @@ pub enum Verdict {
     Split,
 }
 
+/// Whether members compare their copies behind a step inside a stage, counted within it: at the pace
+/// of comparisons, and before each checkpoint if checkpoints are not closer together than those.
+#[must_use]
+pub fn compares(audit: &Audit, checkpoint: &Checkpoint, step: u64) -> bool {
+    let is_multiple = |of: u64| of > 0 && step.is_multiple_of(of);
+    let before_checkpoints = checkpoint.every_steps >= audit.every_steps;
+    let is_on = audit.every_steps > 0 && step > 0;
+    let is_saved = before_checkpoints && is_multiple(checkpoint.every_steps);
+    is_on && (is_multiple(audit.every_steps) || is_saved)
+}
+
 /// Judges digests by rank; ranks without one have nothing to compare.
 #[must_use]
 pub fn judge<T: Eq>(digests: &[Option<T>]) -> Verdict {
@@ -137,6 +150,28 @@ mod tests {
         let points = [at(1, Part::Border), at(2, Part::Border), at(2, Part::Start)];
         assert_eq!(hindmost(points, at(2, Part::Border)), at(2, Part::Start));
         assert_eq!(hindmost([], at(2, Part::Border)), at(2, Part::Border));
+    }
+
+    #[test]
+    fn comparisons_have_their_own_pace_and_come_before_checkpoints_that_are_rarer() {
+        let due = |every_steps: u64, checkpoints: u64| {
+            let audit = Audit {
+                every_steps,
+                ..Audit::default()
+            };
+            let checkpoint = Checkpoint {
+                every_steps: checkpoints,
+                ..Checkpoint::default()
+            };
+            let all = 0..=12;
+            all.filter(|step| compares(&audit, &checkpoint, *step))
+                .collect::<Vec<u64>>()
+        };
+        assert_eq!(due(4, 5), [4, 5, 8, 10, 12]);
+        assert_eq!(due(5, 5), [5, 10]);
+        assert_eq!(due(5, 1), [5, 10]);
+        assert_eq!(due(100, 5), [] as [u64; 0]);
+        assert_eq!(due(0, 5), [] as [u64; 0]);
     }
 
     proptest! {

@@ -115,8 +115,8 @@ impl Default for Checkpoint {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Audit {
-    /// Steps between two comparisons inside a stage; there is also one before each checkpoint. 0: none
-    /// at all.
+    /// Steps between two comparisons inside a stage; there is also one at its end, and before each
+    /// checkpoint if these are not closer together. 0: none at all.
     pub every_steps: u64,
     /// What follows when the copies differ.
     pub on_corruption: OnCorruption,

@@ -9,15 +9,14 @@
 //! ```
 //!
 //! 1. The verdict is a pure function of the gathered digests: every member reaches the same.
-//! 2. Nothing is saved that was not compared before (`run.rs`), so a checkpoint that counts is a
-//!    place to go back to.
+//! 2. A checkpoint says after which steps the copies were alike the last time: those from before are
+//!    places to go back to.
 //! 3. A newcomer gets the state only from members that are alike (`team/handover.rs`): copies that
 //!    are counted as two have come about independently.
 
 use blake3::{Hash, Hasher};
 use mks2_proto::agreement::{Verdict, judge};
 use mks2_proto::failure::Failure;
-use mks2_proto::job;
 use tch::{Device, Tensor};
 
 use crate::collectives::{Collective, CollectiveError};
@@ -66,14 +65,6 @@ pub(crate) fn compare(
     };
     let digests: Vec<Option<Hash>> = all.iter().map(read).collect();
     Ok(judge(&digests))
-}
-
-/// Whether the state behind a step inside a stage, counted within it, is to be compared.
-#[must_use]
-pub fn is_due(audit: &job::Audit, checkpoint: &job::Checkpoint, step: u64) -> bool {
-    let is_multiple = |of: u64| of > 0 && step.is_multiple_of(of);
-    let is_on = audit.every_steps > 0 && step > 0;
-    is_on && (is_multiple(audit.every_steps) || is_multiple(checkpoint.every_steps))
 }
 
 /// Digest of everything that a step is computed from and that all members hold alike: the replica,

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use mks2_dataset::loader::Loader;
 use mks2_dataset::plan::Plan;
 use mks2_dataset::reader::Corpus;
+use mks2_proto::agreement::compares;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, Stage, StageKind};
 use mks2_proto::v1::{CheckpointRef, Phase};
@@ -25,7 +26,6 @@ use tch::Device;
 use tokio::runtime::Handle;
 use tracing::{info, info_span};
 
-use crate::audit::is_due;
 use crate::checkpoint::{Facts, Kind, Table};
 use crate::device;
 use crate::evaluate::{Evaluator, ancestry};
@@ -292,8 +292,8 @@ impl Run {
         let mut stop = false;
         while !trainer.is_done() && !stop {
             let step = trainer.progress().step;
-            // What is saved was compared before, and a newcomer begins with the comparison, too.
-            if is_due(&self.job.audit, &self.job.checkpoint, step) {
+            // A newcomer begins with the comparison, too.
+            if compares(&self.job.audit, &self.job.checkpoint, step) {
                 trainer.audit(&*self.session, &mut self.team)?;
             }
             let every = self.job.checkpoint.every_steps.max(1);
@@ -322,7 +322,6 @@ impl Run {
         let data = self.sources().data(stage, self.team.held(), step)?;
         if self.team.point().part == Part::Start {
             self.team.set_compared(first_step + step);
-            self.team.set_alike(first_step + step);
             let original = Original { identity, replica };
             self.agree(stage, &data.0, original, first_step + step)?;
             // The lanes held may be others by now.
@@ -346,8 +345,14 @@ impl Run {
         let _span = info_span!("checkpoint").entered();
         self.session.set_phase(Phase::Checkpointing, 0);
         let progress = trainer.progress();
+        let step = first_step + progress.step;
         let facts = Facts {
-            step: first_step + progress.step,
+            step,
+            agreed_step: match self.job.audit.every_steps {
+                // Nobody will ever find that they differ.
+                0 => step,
+                _ => self.team.compared(),
+            },
             stage: stage.name.clone(),
             stage_step: progress.step,
             is_final: trainer.is_done(),

@@ -86,10 +86,8 @@ pub struct Team {
     collective: Box<dyn Collective>,
     held: Vec<u32>,
     point: Point,
-    /// Steps after which the members' copies of the state were compared last, and after which they
-    /// were alike the last time: a member alone has nothing to compare.
+    /// Steps after which the members' copies of the state were compared last, and alike.
     compared: u64,
-    alike: u64,
     link: Option<Link>,
 }
 
@@ -130,7 +128,6 @@ impl Team {
             held,
             point: Point::default(),
             compared: 0,
-            alike: 0,
             link: None,
         }
     }
@@ -254,7 +251,8 @@ impl Team {
         self.point = point;
     }
 
-    /// Steps after which the members' copies of the state were compared last.
+    /// Steps after which the members' copies of the state were compared last, and alike. A member
+    /// that is alone is taken to be right.
     #[must_use]
     pub fn compared(&self) -> u64 {
         self.compared
@@ -263,17 +261,6 @@ impl Team {
     /// Says after which steps the copies were compared last.
     pub fn set_compared(&mut self, step: u64) {
         self.compared = step;
-    }
-
-    /// Steps after which all copies were alike the last time.
-    #[must_use]
-    pub fn alike(&self) -> u64 {
-        self.alike
-    }
-
-    /// Says after which steps all copies were alike.
-    pub fn set_alike(&mut self, step: u64) {
-        self.alike = step;
     }
 
     /// An error once the generation is over: what follows would be thrown away.
@@ -413,7 +400,7 @@ impl Team {
             let collective = self.collective.sequence() + 1;
             link.session.set_phase(Phase::Regrouping, collective);
         }
-        let source = handover::hand_over(&mut *self.collective, &all, role, self.alike)?;
+        let source = handover::hand_over(&mut *self.collective, &all, role)?;
         if let (Role::Newcomer(arrival), Some(source)) = (role, source) {
             info!(
                 step = source.committed as i64,
@@ -427,18 +414,8 @@ impl Team {
             self.compared = source.compared;
             link.session.entered(source.committed)?;
         }
-        if all.iter().any(|one| one.newcomer.is_some()) {
-            // Whoever tells a newcomer was compared, or is the only one.
-            self.alike = furthest(&all).map_or(self.alike, |one| one.committed);
-        }
         Ok(all)
     }
-}
-
-/// The one that is furthest of those that have the state.
-fn furthest(all: &[Standing]) -> Option<&Standing> {
-    let veterans = all.iter().filter(|one| one.newcomer.is_none());
-    veterans.max_by_key(|one| (one.point, one.committed))
 }
 
 fn points_of_veterans(all: &[Standing]) -> impl Iterator<Item = Point> {

@@ -56,8 +56,9 @@ pub(super) struct Checks {
     weights: BTreeMap<u64, u64>,
     truth: BTreeMap<u64, u64>,
     damage: Damage,
-    /// Checkpoints that ever counted, with their parts.
+    /// Checkpoints that ever counted, with their parts, and those that hold damage.
     parts: BTreeMap<u64, String>,
+    damaged: BTreeSet<u64>,
 }
 
 impl Checks {
@@ -214,6 +215,12 @@ impl Checks {
         before.is_some_and(|before| before.iter().all(|seat| !has_seat(seat.0)))
     }
 
+    /// Whether the latest checkpoint holds damage that nobody has found yet.
+    fn begins_with_damage(&self) -> bool {
+        let latest = self.history.checkpoints.latest();
+        latest.is_some_and(|latest| self.damaged.contains(&latest.step))
+    }
+
     fn judge(&mut self, entry: &Entry, cloud: &Cloud) {
         match entry {
             Entry::GenerationFormed {
@@ -230,7 +237,7 @@ impl Checks {
                     let words = format!("generation {generation} deals {lanes:?}");
                     self.violated("a generation deals every lane once", words);
                 }
-                self.damage.formed(&seats);
+                self.damage.formed(&seats, self.begins_with_damage());
                 if self.is_gentle && (!lost.is_empty() || self.all_are_gone(&seats)) {
                     let words = format!("{lost:?}, in generation {generation}");
                     self.violated(
@@ -240,7 +247,13 @@ impl Checks {
                 }
                 self.seats.insert(generation.0, seats);
             }
-            Entry::RunRewound { .. } => self.damage.taken_back(),
+            Entry::RunRewound { to_step, .. } => {
+                if self.damaged.contains(to_step) && !self.damage.is_hidden() {
+                    let words = format!("that of step {to_step} holds other weights");
+                    self.violated("a run goes back to a checkpoint that is right", words);
+                }
+                self.damage.taken_back();
+            }
             Entry::CheckpointCommitted { checkpoint, .. } => self.counted(checkpoint, cloud),
             Entry::RunFinished { step } if self.weights.len() as u64 != *step => {
                 let words = format!("after {} of {step} steps", self.weights.len());
@@ -265,7 +278,11 @@ impl Checks {
         if part.as_deref() != Some(&parsed.weights.to_le_bytes()[..]) {
             return self.violated(RULE, format!("that of step {step} lacks a part"));
         }
-        if self.truth.get(&step) != Some(&parsed.weights) && !self.damage.is_hidden() {
+        if self.truth.get(&step) == Some(&parsed.weights) {
+            self.damaged.remove(&step);
+        } else if checkpoint.agreed_step < step || self.damage.is_hidden() {
+            self.damaged.insert(step);
+        } else {
             return self.violated(RULE, format!("that of step {step} holds other weights"));
         }
         self.parts.insert(step, parsed.part);

@@ -1,4 +1,5 @@
-//! Whether damage of a member's copy can be known to the others: if it can, no checkpoint may hold it.
+//! Whether damage of a member's copy can be known to the others: if it can, no checkpoint may hold it of
+//! which its members say that it is right.
 
 use std::collections::BTreeSet;
 
@@ -52,12 +53,14 @@ impl Damage {
     }
 
     /// A generation was formed. One that is damaged and gone has left its part in all copies, which
-    /// are alike; one that is left alone with newcomers tells them its own.
-    pub(super) fn formed(&mut self, seats: &Seats) {
+    /// are alike; one that is left alone with newcomers tells them its own. `from_damaged`: the latest
+    /// checkpoint holds damage.
+    pub(super) fn formed(&mut self, seats: &Seats, from_damaged: bool) {
         let members: BTreeSet<u64> = seats.iter().map(|seat| seat.0).collect();
         if members.is_disjoint(&self.members) {
-            // All are new, and begin at a checkpoint.
+            // All are new, and begin at the latest checkpoint.
             self.taken_back();
+            self.is_hidden |= from_damaged;
         }
         let is_known = !self.finders.is_disjoint(&members);
         let is_gone = !self.damaged.is_subset(&members);

@@ -71,6 +71,8 @@ planted_faults! {
     LatestReleased,
     /// A run whose members differ goes on without the odd one, with what that has computed.
     NotTakenBack,
+    /// A run whose members differ goes back to its latest checkpoint, right or not.
+    BackToLatest,
     /// Steps that are told again are measured again.
     MeasuredTwice,
     /// Members that come after the first ones begin where these began.
@@ -92,8 +94,8 @@ planted_faults! {
     HandedOverUncompared,
     /// Members do not look at what a comparison of their copies says.
     DifferencesIgnored,
-    /// A checkpoint is saved before the copies are compared.
-    SavedUncompared,
+    /// A checkpoint is said to be right before the copies are compared.
+    AgreedUnseen,
     /// A worker votes before it holds the gradient.
     VoteBeforeHeld,
     /// A worker that missed the vote does the step again.

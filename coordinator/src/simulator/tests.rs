@@ -21,7 +21,7 @@ const SEEDS: u64 = 3_000;
 const RARE: u64 = 1_800;
 
 /// In which weather each fault that can be planted is found soon; none: in any.
-const DREADED: [(Planted, &[Kind]); 39] = [
+const DREADED: [(Planted, &[Kind]); 40] = [
     (Planted::NoFence, &[Kind::Replace, Kind::PauseWorker]),
     (
         Planted::LostJournalIgnored,
@@ -70,12 +70,13 @@ const DREADED: [(Planted, &[Kind]); 39] = [
         &[Kind::Replace, Kind::FailWorker],
     ),
     (Planted::NotTakenBack, &[Kind::LoseBit]),
+    (Planted::BackToLatest, &[Kind::LoseBit]),
     (
         Planted::HandedOverUncompared,
         &[Kind::LoseBit, Kind::KillWorker],
     ),
     (Planted::DifferencesIgnored, &[Kind::LoseBit]),
-    (Planted::SavedUncompared, &[Kind::LoseBit]),
+    (Planted::AgreedUnseen, &[Kind::LoseBit]),
     (Planted::VoteBeforeHeld, &[Kind::Appointment]),
     (Planted::StepsDoneAgain, &[Kind::Appointment]),
     (Planted::LanesSummedAgain, &[Kind::KillWorker]),

@@ -12,7 +12,7 @@ use std::{
 };
 
 use mks2_proto::{
-    agreement::{Part, Point},
+    agreement::{Part, Point, compares},
     failure::Failure,
     v1::{CheckpointRef, Phase, RegisterResponse, StageChanged, StepMetrics, report::Kind},
 };
@@ -167,18 +167,15 @@ impl Trainer {
         if !stop {
             self.team.point.part = Part::Steps;
         }
+        let world = Rc::clone(&self.session.world);
+        let job = &world.job;
         let began_at = self.committed;
         while self.committed < leg.last_step() && !stop {
-            let every = self.session.world.job.checkpoint.every_steps;
             let step = self.committed - leg.before;
-            let is_saved = self.committed > began_at && step.is_multiple_of(every);
-            if is_saved && planted!(SavedUncompared) {
-                self.save(leg).await?;
-            }
-            if self.is_audit_due(step) {
+            if compares(&job.audit, &job.checkpoint, step) {
                 self.audit().await?;
             }
-            if is_saved && !planted!(SavedUncompared) {
+            if self.committed > began_at && step.is_multiple_of(job.checkpoint.every_steps) {
                 self.save(leg).await?;
             }
             stop = self.step(leg).await?;
@@ -427,6 +424,10 @@ impl Trainer {
             step: self.committed,
             stage: leg.name.clone(),
             is_final: self.committed == leg.last_step(),
+            agreed_step: match planted!(AgreedUnseen) {
+                true => self.committed,
+                false => self.team.compared,
+            },
             weights: self.weights,
         };
         self.saver.begin(content).await

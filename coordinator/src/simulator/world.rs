@@ -422,6 +422,7 @@ fn job(chance: &mut Chance, workers: u32) -> Job {
     let mut job = SAMPLE.with(Job::clone);
     job.lanes = workers + u32::try_from(chance.below(4)).unwrap_or_default();
     job.checkpoint.every_steps = 2 + chance.below(3);
+    job.audit.every_steps = 1 + chance.below(5);
     job.checkpoint.keep_last = u32::try_from(chance.below(3)).unwrap_or_default();
     for stage in job.stages.iter_mut().filter(|stage| stage.steps > 0) {
         stage.steps = 4 + chance.below(9);

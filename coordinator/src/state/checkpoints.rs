@@ -19,6 +19,15 @@ pub struct Checkpoint {
     pub manifest_path: String,
     /// blake3 in hex.
     pub manifest_digest: String,
+    /// Steps after which the members' copies of the state were compared last, and alike. What is later
+    /// may have been computed from a damaged one.
+    #[serde(default = "compared")]
+    pub agreed_step: u64,
+}
+
+/// Older programs saved nothing that was not compared.
+fn compared() -> u64 {
+    u64::MAX
 }
 
 impl From<Checkpoint> for v1::CheckpointRef {
@@ -29,6 +38,7 @@ impl From<Checkpoint> for v1::CheckpointRef {
             r#final: checkpoint.is_final,
             manifest_path: checkpoint.manifest_path,
             manifest_digest: checkpoint.manifest_digest,
+            agreed_step: checkpoint.agreed_step,
         }
     }
 }
@@ -41,6 +51,7 @@ impl From<v1::CheckpointRef> for Checkpoint {
             is_final: reference.r#final,
             manifest_path: reference.manifest_path,
             manifest_digest: reference.manifest_digest,
+            agreed_step: reference.agreed_step,
         }
     }
 }
@@ -72,6 +83,12 @@ impl Checkpoints {
     #[must_use]
     pub fn latest(&self) -> Option<&Checkpoint> {
         self.kept.values().next_back()
+    }
+
+    /// The newest one of these steps: where a run goes back to whose copies were alike then.
+    #[must_use]
+    pub fn latest_until(&self, step: u64) -> Option<&Checkpoint> {
+        self.kept.range(..=step).next_back().map(|(_, kept)| kept)
     }
 
     /// The one of a step.
@@ -111,10 +128,13 @@ impl Checkpoints {
     }
 
     /// Those that the retention policy does not keep: of the checkpoints inside stages the
-    /// latest `keep_last` stay, at least the very latest one; the last of a stage always stays.
+    /// latest `keep_last` stay, at least the very latest one, and the one to go back to if copies
+    /// differ; the last of a stage always stays.
     #[must_use]
     pub fn surplus(&self, keep_last: usize) -> Vec<Checkpoint> {
-        let latest = self.latest().map(|checkpoint| checkpoint.step);
+        let latest = self.latest();
+        let agreed = latest.and_then(|latest| self.latest_until(latest.agreed_step));
+        let needed = [latest, agreed].map(|needed| needed.map(|checkpoint| checkpoint.step));
         let inside = self
             .kept
             .values()
@@ -122,7 +142,9 @@ impl Checkpoints {
             .filter(|checkpoint| !checkpoint.is_final);
         let mut surplus: Vec<_> = inside
             .skip(keep_last)
-            .filter(|checkpoint| Some(checkpoint.step) != latest || planted!(LatestReleased))
+            .filter(|checkpoint| {
+                !needed.contains(&Some(checkpoint.step)) || planted!(LatestReleased)
+            })
             .cloned()
             .collect();
         surplus.reverse();
@@ -155,7 +177,25 @@ mod tests {
             is_final,
             manifest_path: format!("checkpoints/step-{step:08}/manifest.json"),
             manifest_digest: format!("{step:064x}"),
+            agreed_step: step,
         }
+    }
+
+    #[test]
+    fn the_one_to_go_back_to_stays() {
+        let mut kept = Checkpoints::default();
+        for step in 10..20 {
+            let agreed_step = if step < 17 { 12 } else { 17 };
+            kept.insert(Checkpoint {
+                agreed_step,
+                ..checkpoint(step, false)
+            });
+            let surplus: Vec<u64> = kept.surplus(2).iter().map(|gone| gone.step).collect();
+            kept.remove(&surplus);
+        }
+        assert_eq!(kept.steps().collect::<Vec<_>>(), [17, 18, 19]);
+        let back = |step| kept.latest_until(step).map(|kept| kept.step);
+        assert_eq!([back(16), back(17), back(40)], [None, Some(17), Some(19)]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! Every member of the generation has seen the same digests and says the same; the first report
 //! counts. What the damaged copy has computed since all were alike is in everybody's weights by
-//! now. So the run goes back to its latest checkpoint, before which all copies were compared; or,
+//! now, and in the checkpoints that were saved since. So the run goes back to the latest one before; or,
 //! where the job prefers that, the odd one alone is lost, and a new one gets the others' state.
 
 use mks2_proto::{failure::Failure, ids::MemberId, job::OnCorruption, v1::ReplicasDiffer};
@@ -32,7 +32,7 @@ impl Machine {
             return odd.iter().flat_map(|id| self.lose(id, &how)).collect();
         }
         if !self.writing.is_empty() {
-            // What is being saved was compared: it is the place to go back to.
+            // What is being saved may be the place to go back to.
             self.differing = Some(found);
             return Vec::new();
         }
@@ -48,12 +48,19 @@ impl Machine {
         found.map_or_else(Vec::new, |found| self.replicas_differ(found))
     }
 
-    /// The run goes back to its latest checkpoint, with new processes.
+    /// The run goes back to its latest checkpoint of which it is known that it is right, with new
+    /// processes.
     fn take_back(&mut self, odd: &[MemberId], found: &ReplicasDiffer) -> Vec<Action> {
         let how = difference(found);
+        let to_step = self.safe_step(found);
+        let dropped = self.drop_after(to_step);
         let active = self.run.active();
         if !self.config.returns || active.is_none_or(|active| active.stop.is_some()) {
-            return self.fail(self.irreparable(odd, &how), None);
+            let failed = self.fail(self.irreparable(odd, &how), None);
+            return match dropped.is_empty() {
+                true => failed,
+                false => [rewound(to_step, dropped, &[]), failed].concat(),
+            };
         }
         let mut farewells = Vec::new();
         for id in odd {
@@ -62,7 +69,6 @@ impl Machine {
             self.notice(&failure, self.process_of(id));
             farewells.extend(self.dismiss(id, &failure));
         }
-        let to_step = self.safe_step();
         let (what, why) = (
             match to_step {
                 0 => "the run goes back to its beginning".to_owned(),
@@ -78,20 +84,27 @@ impl Machine {
             },
         );
         self.notice(&Failure::run_failed(what, why, ""), None);
-        let entry = Entry::RunRewound {
-            to_step,
-            dropped: Vec::new(),
-            lost: odd.to_vec(),
-        };
         // What was measured since is void, and measured anew.
         self.measured = to_step;
         self.metrics = None;
         let others = self.begin_again("the workers' copies of the state differed");
-        [vec![Action::Persist(entry)], farewells, others].concat()
+        [rewound(to_step, dropped, odd), farewells, others].concat()
     }
 
-    fn safe_step(&self) -> u64 {
-        self.checkpoints.latest().map_or(0, |latest| latest.step)
+    /// Takes out the checkpoints after a step, and says which they are.
+    fn drop_after(&mut self, step: u64) -> Vec<u64> {
+        let later = self.checkpoints.after(step);
+        let dropped: Vec<_> = later.iter().map(|void| void.step).collect();
+        self.checkpoints.remove(&dropped);
+        dropped
+    }
+
+    fn safe_step(&self, found: &ReplicasDiffer) -> u64 {
+        let right = match planted!(BackToLatest) {
+            true => self.checkpoints.latest(),
+            false => self.checkpoints.latest_until(found.agreed_step),
+        };
+        right.map_or(0, |right| right.step)
     }
 
     /// Nobody starts new processes, or the run is about to stop.
@@ -113,6 +126,14 @@ impl Machine {
         let cure = format!("test {whose} memory; {}", self.resume_words());
         Failure::run_failed(what, how, cure)
     }
+}
+
+fn rewound(to_step: u64, dropped: Vec<u64>, odd: &[MemberId]) -> Vec<Action> {
+    vec![Action::Persist(Entry::RunRewound {
+        to_step,
+        dropped,
+        lost: odd.to_vec(),
+    })]
 }
 
 fn difference(found: &ReplicasDiffer) -> String {

@@ -83,6 +83,23 @@ fn a_bit_of_a_weight_that_is_not_trained_is_found() {
 }
 
 #[test]
+fn checkpoints_that_were_saved_since_all_were_alike_are_void() {
+    let (lab, run) = (Lab::enter(), "bit-saved");
+    let settings = ["audit.every_steps=4", "checkpoint.every_steps=1"];
+    let ended = train_with(&lab, run, 3, "weights@5@worker-1", &settings);
+    ended.done();
+    let alike = "most others after step 8; all were alike after step 4";
+    let back = "the run goes back to its checkpoint at step 4";
+    told(&ended, &["worker-1 was lost", alike, back]);
+    assert_eq!(taken_back(&lab, run), [4]);
+    let rewound = lab.journal(run, "run-rewound");
+    // Two are kept, beside the one to go back to.
+    assert_eq!(rewound[0]["dropped"], serde_json::json!([6, 7]));
+    lab.equals_quiet(run);
+    lab.has_a_ledger_that_holds(run);
+}
+
+#[test]
 fn the_odd_one_is_evicted_and_healed_from_a_peer() {
     let lab = Lab::enter();
     let run = "bit-evicted";

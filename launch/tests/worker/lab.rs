@@ -235,6 +235,7 @@ impl Lab {
             set(format!("stage.{stage}.batch_size=16"));
         }
         set("checkpoint.every_steps=3".into());
+        set("audit.every_steps=3".into());
         set(format!("checkpoint.keep_last={KEEP_LAST}"));
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }

@@ -50,26 +50,6 @@ proptest! {
     }
 }
 
-#[test]
-fn comparisons_are_due_by_their_own_pace_and_before_each_checkpoint() {
-    let due = |every_steps: u64| {
-        let audit = job::Audit {
-            every_steps,
-            ..job::Audit::default()
-        };
-        let checkpoint = job::Checkpoint {
-            every_steps: 5,
-            ..job::Checkpoint::default()
-        };
-        let all = 0..=12;
-        all.filter(|step| is_due(&audit, &checkpoint, *step))
-            .collect::<Vec<u64>>()
-    };
-    assert_eq!(due(4), [4, 5, 8, 10, 12]);
-    assert_eq!(due(100), [5, 10]);
-    assert_eq!(due(0), [] as [u64; 0]);
-}
-
 /// A replica in the middle of a stage, with values of all magnitudes, zeros and padding; and what is
 /// frozen beside it.
 fn copy() -> (Replica, Vec<Tensor>) {

@@ -54,6 +54,9 @@ impl Kind {
 pub struct Facts {
     /// Steps since the beginning of the run, over all stages.
     pub step: u64,
+    /// Steps after which the members' copies of the state were compared last, and alike.
+    #[serde(default)]
+    pub agreed_step: u64,
     /// The stage.
     pub stage: String,
     /// Steps since the beginning of the stage.

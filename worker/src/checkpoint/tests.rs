@@ -67,6 +67,7 @@ fn facts(step: u64, is_final: bool) -> Facts {
     let table = |name: &str| BTreeMap::from([(name.to_owned(), format!("digest of {name}"))]);
     Facts {
         step,
+        agreed_step: step,
         stage: "memory".into(),
         stage_step: step,
         is_final,

@@ -91,8 +91,7 @@ pub enum Role<'a, 'b> {
 }
 
 /// Hands the state over to the newcomers among `all`; gives the standing of the source, which is the
-/// newcomers' from now on. Nothing to do without newcomers. `alike`: steps after which the members
-/// were alike the last time.
+/// newcomers' from now on. Nothing to do without newcomers.
 ///
 /// # Errors
 /// When a peer is lost, or those that have the state are not alike. For a newcomer also when it has prepared something else.
@@ -100,7 +99,6 @@ pub(super) fn hand_over(
     collective: &mut dyn Collective,
     all: &[Standing],
     role: &mut Role<'_, '_>,
-    alike: u64,
 ) -> Result<Option<Standing>, Setback> {
     let newcomers = || all.iter().filter(|one| one.newcomer.is_some());
     if newcomers().next().is_none() {
@@ -110,7 +108,7 @@ pub(super) fn hand_over(
         return Err(Setback::Fatal(nobody_knows()));
     };
     let standing = &all[source];
-    compare(collective, all, standing, role, alike)?;
+    compare(collective, all, standing, role)?;
     let has_kept = |one: &Standing| {
         let same = one.committed == standing.committed && one.point.stage == standing.point.stage;
         one.newcomer.filter(|_| same).unwrap_or(0)
@@ -144,7 +142,6 @@ fn compare(
     all: &[Standing],
     source: &Standing,
     role: &Role<'_, '_>,
-    alike: u64,
 ) -> Result<(), Setback> {
     let knows = |one: &Standing| one.newcomer.is_none() && same_state(one, source);
     if all.iter().filter(|one| knows(one)).count() < 2 {
@@ -163,7 +160,7 @@ fn compare(
     };
     Err(Setback::Peers(Cause::Differ(Difference {
         step: source.committed,
-        agreed_step: alike,
+        agreed_step: source.compared,
         odd,
     })))
 }

@@ -54,7 +54,7 @@ impl<O: Objective> Trainer<'_, O> {
             control.set_phase(Phase::Auditing, team.collective().sequence() + 1);
             let verdict = audit::compare(team.collective(), Some(digest))?;
             match verdict {
-                Verdict::Alike => team.set_alike(step),
+                Verdict::Alike => {}
                 Verdict::Odd(odd) => return Err(differ(step, team, odd)),
                 Verdict::Split => return Err(differ(step, team, Vec::new())),
             }
@@ -109,7 +109,7 @@ impl<O: Objective> Trainer<'_, O> {
 fn differ(step: u64, team: &Team, odd: Vec<usize>) -> Setback {
     Setback::Peers(Cause::Differ(Difference {
         step,
-        agreed_step: team.alike(),
+        agreed_step: team.compared(),
         odd,
     }))
 }

@@ -5,15 +5,7 @@ use mks2_proto::{failure::Failure, v1::Phase};
 use super::Trainer;
 use crate::simulator::{executor::sleep, mesh::Broken, team::Standing};
 
-/// Steps between two comparisons, beside those before checkpoints.
-const EVERY_STEPS: u64 = 3;
-
 impl Trainer {
-    pub(super) fn is_audit_due(&self, step: u64) -> bool {
-        let every = self.session.world.job.checkpoint.every_steps;
-        step > 0 && (step.is_multiple_of(EVERY_STEPS) || step.is_multiple_of(every))
-    }
-
     /// Returns once the copies of all members are alike, whoever they are by then.
     pub(super) async fn audit(&mut self) -> Result<(), Failure> {
         while self.team.compared != self.committed {

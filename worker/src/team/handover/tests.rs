@@ -69,6 +69,7 @@ fn standing(committed: u64) -> Standing {
             part: Part::Steps,
         },
         committed,
+        compared: 3,
         ..Standing::default()
     }
 }
@@ -130,9 +131,9 @@ fn take_part(
                 identity,
                 replica: &own,
             };
-            hand_over(&mut mesh, &all, &mut Role::Veteran(Some(original)), 3)
+            hand_over(&mut mesh, &all, &mut Role::Veteran(Some(original)))
         }
-        (Member::Stateless(_), _) => hand_over(&mut mesh, &all, &mut Role::Veteran(None), 3),
+        (Member::Stateless(_), _) => hand_over(&mut mesh, &all, &mut Role::Veteran(None)),
         (_, Some(before)) => {
             let identity = match member {
                 Member::Stranger => blake3::hash(b"another"),
@@ -146,7 +147,7 @@ fn take_part(
                 blank: Some(blank),
                 ..before
             };
-            hand_over(&mut mesh, &all, &mut Role::Newcomer(&mut arrival), 3)
+            hand_over(&mut mesh, &all, &mut Role::Newcomer(&mut arrival))
         }
         (_, None) => unreachable!("newcomers arrive"),
     };
