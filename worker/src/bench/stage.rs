@@ -28,7 +28,7 @@ const WARM_UP: u64 = 4;
 /// Measured steps.
 const STEPS: u64 = 12;
 /// The same where every other one has a checkpoint: so many that a hundredth of a step can be seen.
-const STEPS_WITH_CHECKPOINTS: u64 = 600;
+const STEPS_WITH_CHECKPOINTS: u64 = 1200;
 
 /// What is asked about a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,10 +120,7 @@ impl Act for Measurement<'_> {
         let mut digests = Vec::new();
         while !trainer.is_done() {
             let begun = saving.as_ref().and_then(Saving::begun);
-            laps.step(&mut trainer, &mut team)?;
-            if let Some(begun) = begun {
-                laps.set_apart(begun);
-            }
+            laps.step(&mut trainer, &mut team, begun)?;
             if self.measured == Measured::Audit {
                 let began = Instant::now();
                 trainer.digest()?;
@@ -254,8 +251,8 @@ impl Saving {
 struct Laps {
     watch: Stopwatch,
     seconds: Vec<f64>,
-    /// Those of steps with a checkpoint behind them.
-    with_checkpoint: Vec<f64>,
+    /// What a checkpoint before the step has cost the loop, where there was one.
+    begun: Vec<Option<Duration>>,
     /// All but gradients and the update.
     beside: Vec<f64>,
     phases: BTreeMap<Phase, Vec<f64>>,
@@ -266,6 +263,7 @@ impl Laps {
         &mut self,
         trainer: &mut Trainer<O>,
         team: &mut Team,
+        begun: Option<Duration>,
     ) -> Result<(), Failure> {
         let began = Instant::now();
         trainer.step(&self.watch, team)?;
@@ -276,6 +274,7 @@ impl Laps {
         }
         let of = |phase| spent.get(&phase).map_or(0.0, Duration::as_secs_f64);
         self.seconds.push(seconds);
+        self.begun.push(begun);
         self.beside
             .push(seconds - of(Phase::Computing) - of(Phase::Updating));
         for (phase, time) in &spent {
@@ -287,22 +286,31 @@ impl Laps {
         Ok(())
     }
 
-    /// The latest step had a checkpoint behind it, for which it began so much later.
-    fn set_apart(&mut self, begun: Duration) {
-        let seconds = self.seconds.pop();
-        let whole = seconds.map(|seconds| seconds + begun.as_secs_f64());
-        self.with_checkpoint.extend(whole);
+    /// What a checkpoint adds to a step: the median of what steps with one take more than those beside
+    /// them. A machine's speed drifts by more than that from one second to the next.
+    fn added_by_checkpoint(&self) -> f64 {
+        let laps = self.seconds.windows(3).zip(self.begun.windows(3));
+        let added = laps.filter_map(|(seconds, begun)| match (seconds, begun) {
+            ([before, with, after], [None, Some(begun), None]) => {
+                Some(with + begun.as_secs_f64() - (before + after) / 2.0)
+            }
+            _ => None,
+        });
+        median(added.collect())
     }
 
     fn found(self, stage: &Stage, measured: Measured) -> Value {
-        let step_seconds = median(self.seconds);
+        let without = self.seconds.iter().zip(&self.begun);
+        let without = without.filter(|(_, begun)| begun.is_none());
+        let step_seconds = median(without.map(|(seconds, _)| *seconds).collect());
         let mut found = json!({
             "stage": stage.name, "batch": stage.batch_size, "threads": tch::get_num_threads(),
             "step_seconds": step_seconds,
             "samples_per_second": f64::from(stage.batch_size) / step_seconds,
         });
         if measured == Measured::Checkpoint {
-            found["step_with_checkpoint_seconds"] = median(self.with_checkpoint).into();
+            let seconds = step_seconds + self.added_by_checkpoint();
+            found["step_with_checkpoint_seconds"] = seconds.into();
         }
         if measured == Measured::Overhead {
             let phases = self.phases.into_iter().map(|(phase, seconds)| {
@@ -364,6 +372,20 @@ impl Control for Stopwatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_checkpoint_is_held_against_the_steps_beside_it() {
+        let begun = |number| (number % 2 == 1).then(|| Duration::from_millis(2));
+        let laps = Laps {
+            // Ever slower, and 5 ms with a checkpoint.
+            seconds: (0..9)
+                .map(|number| 0.1 * f64::from(number) + if number % 2 == 1 { 0.005 } else { 0.0 })
+                .collect(),
+            begun: (0..9).map(begun).collect(),
+            ..Laps::default()
+        };
+        assert!((laps.added_by_checkpoint() - 0.007).abs() < 1e-9);
+    }
 
     #[test]
     fn a_phase_that_comes_twice_is_added_up() {

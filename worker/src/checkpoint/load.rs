@@ -101,13 +101,16 @@ impl CheckpointStore {
         let wanted = manifest
             .parts
             .iter()
-            .filter(|part| kinds.contains(&part.kind))
+            .filter(|part| part.tensors.iter().any(|entry| kinds.contains(&entry.kind)))
             .cloned();
         let reading = wanted.map(|part| self.read_part(part)).collect::<Vec<_>>();
         let mut reading = futures::stream::iter(reading).buffered(CONCURRENT_PARTS);
         let mut tensors = BTreeMap::new();
-        while let Some(mut part) = reading.try_next().await? {
-            tensors.append(&mut part);
+        while let Some(part) = reading.try_next().await? {
+            tensors.extend(
+                part.into_iter()
+                    .filter(|((kind, _), _)| kinds.contains(kind)),
+            );
         }
         drop(reading);
         let checkpoint = Checkpoint { manifest, tensors };
@@ -250,7 +253,7 @@ fn check_part(part: &Part, file: &Bytes) -> Result<BTreeMap<(Kind, String), Load
     let mut tensors = BTreeMap::new();
     for entry in &part.tensors {
         let view = views
-            .tensor(&entry.name)
+            .tensor(&entry.kind.in_file(&entry.name))
             .map_err(|error| damaged(error.to_string()))?;
         if view.shape() != entry.shape || format!("{:?}", view.dtype()) != entry.dtype {
             return Err(damaged(format!(
@@ -263,7 +266,7 @@ fn check_part(part: &Part, file: &Bytes) -> Result<BTreeMap<(Kind, String), Load
             shape: entry.shape.clone(),
             data: file.slice_ref(view.data()),
         };
-        tensors.insert((part.kind, entry.name.clone()), tensor);
+        tensors.insert((entry.kind, entry.name.clone()), tensor);
     }
     Ok(tensors)
 }

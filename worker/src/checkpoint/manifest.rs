@@ -1,5 +1,6 @@
 //! The manifest: what belongs to a checkpoint, and what it was made from.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -8,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{CheckpointError, Result};
 
 /// Version of the manifest's format.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 
-/// What the tensors of a part are.
+/// What a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -36,7 +37,26 @@ impl Kind {
         Self::Tokenizer,
     ];
 
-    /// The name in manifests and part names.
+    /// What its parts are for.
+    #[must_use]
+    pub fn group(self) -> Group {
+        match self {
+            Self::Weights => Group::Weights,
+            Self::ExpAvg | Self::ExpAvgSq | Self::State => Group::Training,
+            Self::Tokenizer => Group::Tokenizer,
+        }
+    }
+
+    /// What a tensor called `name` is called in its file, which may hold several kinds.
+    #[must_use]
+    pub fn in_file(self, name: &str) -> Cow<'_, str> {
+        match self {
+            Self::Weights | Self::Tokenizer => name.into(),
+            _ => format!("{}.{name}", self.as_str()).into(),
+        }
+    }
+
+    /// The name in manifests and files.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -44,6 +64,33 @@ impl Kind {
             Self::ExpAvg => "exp_avg",
             Self::ExpAvgSq => "exp_avg_sq",
             Self::State => "state",
+            Self::Tokenizer => "tokenizer",
+        }
+    }
+}
+
+/// What parts are for. Small ones cost a store as much as large ones, so a part has all kinds that are
+/// needed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// The weights, under their global names: what other programs read.
+    Weights,
+    /// What training goes on with: both moments, and the rest of its state.
+    Training,
+    /// The tokenizer's file.
+    Tokenizer,
+}
+
+impl Group {
+    /// All groups, in the order in which parts stand in a manifest.
+    pub const ALL: [Self; 3] = [Self::Weights, Self::Training, Self::Tokenizer];
+
+    /// How the names of its parts begin.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::Training => "training",
             Self::Tokenizer => "tokenizer",
         }
     }
@@ -107,23 +154,23 @@ pub struct Manifest {
 /// One stored safetensors file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// Kind and number: `weights-00000`.
+    /// Group and number: `weights-00000`.
     pub name: String,
-    /// What its tensors are.
-    pub kind: Kind,
     /// Where it lies in the run directory: `objects/GENERATION-DIGEST`.
     pub path: String,
     /// blake3 of the file in hex.
     pub digest: String,
     /// Size of the file.
     pub bytes: u64,
-    /// Its tensors, in ascending order of names.
+    /// Its tensors, in ascending order of kinds and names.
     pub tensors: Vec<TensorEntry>,
 }
 
 /// One tensor of a part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorEntry {
+    /// What it is.
+    pub kind: Kind,
     /// Global name.
     pub name: String,
     /// Element type in safetensors' words: `F32`, `I32`, `U8`.
@@ -178,9 +225,9 @@ impl Manifest {
 
     /// Names and shapes of the trained parameters.
     pub fn weights(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        let parts = self.parts.iter().filter(|part| part.kind == Kind::Weights);
-        parts
-            .flat_map(|part| &part.tensors)
+        let tensors = self.parts.iter().flat_map(|part| &part.tensors);
+        tensors
+            .filter(|entry| entry.kind == Kind::Weights)
             .map(|entry| (entry.name.as_str(), &entry.shape[..]))
     }
 }

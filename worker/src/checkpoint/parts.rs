@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors, View};
 
-use super::manifest::{Kind, Part, TensorEntry};
+use super::manifest::{Group, Kind, Part, TensorEntry};
 use super::snapshot::Snapshot;
 use super::table::le_bytes;
 use super::{CheckpointError, Result, part_path};
@@ -14,7 +14,6 @@ use super::{CheckpointError, Result, part_path};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PartPlan {
     name: String,
-    kind: Kind,
     tensors: Vec<Source>,
 }
 
@@ -27,56 +26,49 @@ enum Source {
     Extra(usize),
 }
 
-/// Deals the snapshot's tensors to parts: by kind, in name order, a new part where the size would
+/// Deals the snapshot's tensors to parts: by group, kind and name, a new part where the size would
 /// pass `part_bytes`. A larger tensor is a part of its own.
 pub(super) fn plan(snapshot: &Snapshot, part_bytes: usize) -> Vec<PartPlan> {
-    let mut parts = Vec::new();
-    for (buffer, (kind, _)) in snapshot.buffers().iter().enumerate() {
+    let groups = Group::ALL.into_iter();
+    groups
+        .flat_map(|group| deal(group, sized(snapshot, group), part_bytes))
+        .collect()
+}
+
+/// The tensors of a group with their sizes.
+fn sized(snapshot: &Snapshot, group: Group) -> impl Iterator<Item = (Source, usize)> {
+    let buffers = snapshot.buffers().iter().enumerate();
+    let buffers = buffers.filter(move |(_, (kind, _))| kind.group() == group);
+    let flat = buffers.flat_map(|(buffer, _)| {
         let slots = snapshot.table().slots().iter().enumerate();
-        let sized = slots.map(|(slot, entry)| (Source::Flat(buffer, slot), entry.elements() * 4));
-        deal(&mut parts, *kind, sized, part_bytes);
-    }
-    for kind in Kind::ALL {
-        let extras = snapshot
-            .extras()
-            .iter()
-            .enumerate()
-            .filter(|(_, extra)| extra.kind == kind);
-        let sized = extras.map(|(index, extra)| (Source::Extra(index), extra.bytes.len()));
-        deal(&mut parts, kind, sized, part_bytes);
-    }
-    parts.sort_by_key(|part| part.kind);
-    parts
+        slots.map(move |(slot, entry)| (Source::Flat(buffer, slot), entry.elements() * 4))
+    });
+    let extras = snapshot.extras().iter().enumerate();
+    let extras = extras.filter(move |(_, extra)| extra.kind.group() == group);
+    flat.chain(extras.map(|(index, extra)| (Source::Extra(index), extra.bytes.len())))
 }
 
 fn deal(
-    parts: &mut Vec<PartPlan>,
-    kind: Kind,
+    group: Group,
     tensors: impl Iterator<Item = (Source, usize)>,
     part_bytes: usize,
-) {
-    let mut number = parts.iter().filter(|part| part.kind == kind).count();
-    let (mut open, mut size) = (Vec::new(), 0);
-    let mut close = |tensors: Vec<Source>| {
-        let name = format!("{}-{number:05}", kind.as_str());
-        number += 1;
-        parts.push(PartPlan {
-            name,
-            kind,
-            tensors,
-        });
-    };
+) -> Vec<PartPlan> {
+    let mut parts: Vec<PartPlan> = Vec::new();
+    let mut size = 0;
     for (source, bytes) in tensors {
-        if !open.is_empty() && size + bytes > part_bytes {
-            close(std::mem::take(&mut open));
-            size = 0;
+        match parts.last_mut().filter(|_| size + bytes <= part_bytes) {
+            Some(open) => open.tensors.push(source),
+            None => {
+                size = 0;
+                parts.push(PartPlan {
+                    name: format!("{}-{:05}", group.as_str(), parts.len()),
+                    tensors: vec![source],
+                });
+            }
         }
-        open.push(source);
         size += bytes;
     }
-    if !open.is_empty() {
-        close(open);
-    }
+    parts
 }
 
 /// Writes a part into memory and describes it, as a generation stores it.
@@ -85,35 +77,43 @@ pub(super) fn encode(
     plan: &PartPlan,
     generation: u64,
 ) -> Result<(Part, Bytes)> {
-    let views = plan.tensors.iter().map(|source| view(snapshot, *source));
+    let tensors: Vec<Tensor> = plan
+        .tensors
+        .iter()
+        .map(|source| tensor(snapshot, *source))
+        .collect();
+    let views = tensors
+        .iter()
+        .map(|one| (one.kind.in_file(one.name), &one.values));
     let file = safetensors::serialize(views, None).map_err(|error| unwritable(plan, &error))?;
     let (header, metadata) =
         SafeTensors::read_metadata(&file).map_err(|error| unwritable(plan, &error))?;
     let data_at = header + 8;
-    let mut tensors: Vec<TensorEntry> = metadata
-        .tensors()
-        .into_iter()
-        .map(|(name, info)| {
-            let (begin, end) = (data_at + info.data_offsets.0, data_at + info.data_offsets.1);
-            TensorEntry {
-                name,
-                dtype: format!("{:?}", info.dtype),
-                shape: info.shape.clone(),
-                offset: begin as u64,
-                bytes: (end - begin) as u64,
-                digest: blake3::hash(&file[begin..end]).to_hex().to_string(),
-            }
-        })
-        .collect();
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut entries = Vec::with_capacity(tensors.len());
+    for Tensor { kind, name, values } in &tensors {
+        let named = kind.in_file(name);
+        let info = metadata.info(&named).ok_or_else(|| {
+            CheckpointError::Internal(format!("part {} lacks {named}", plan.name))
+        })?;
+        let (begin, end) = (data_at + info.data_offsets.0, data_at + info.data_offsets.1);
+        entries.push(TensorEntry {
+            kind: *kind,
+            name: (*name).to_owned(),
+            dtype: format!("{:?}", values.dtype),
+            shape: values.shape.to_vec(),
+            offset: begin as u64,
+            bytes: (end - begin) as u64,
+            digest: blake3::hash(&file[begin..end]).to_hex().to_string(),
+        });
+    }
+    entries.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     let digest = blake3::hash(&file).to_hex().to_string();
     let part = Part {
         name: plan.name.clone(),
-        kind: plan.kind,
         path: part_path(generation, &digest),
         digest,
         bytes: file.len() as u64,
-        tensors,
+        tensors: entries,
     };
     Ok((part, file.into()))
 }
@@ -122,32 +122,39 @@ fn unwritable(plan: &PartPlan, error: &safetensors::SafeTensorError) -> Checkpoi
     CheckpointError::Internal(format!("part {} cannot be written: {error}", plan.name))
 }
 
-fn view(snapshot: &Snapshot, source: Source) -> (&str, TensorBytes<'_>) {
+/// A tensor of a snapshot.
+struct Tensor<'a> {
+    kind: Kind,
+    name: &'a str,
+    values: TensorBytes<'a>,
+}
+
+fn tensor(snapshot: &Snapshot, source: Source) -> Tensor<'_> {
     match source {
         Source::Flat(buffer, slot) => {
             let slot = &snapshot.table().slots()[slot];
-            let values = &snapshot.buffers()[buffer].1[slot.range()];
-            let shape = Cow::Borrowed(&slot.shape[..]);
-            (
-                &slot.name,
-                TensorBytes {
+            let (kind, values) = &snapshot.buffers()[buffer];
+            Tensor {
+                kind: *kind,
+                name: &slot.name,
+                values: TensorBytes {
                     dtype: Dtype::F32,
-                    shape,
-                    data: Data::Floats(values),
+                    shape: Cow::Borrowed(&slot.shape[..]),
+                    data: Data::Floats(&values[slot.range()]),
                 },
-            )
+            }
         }
         Source::Extra(index) => {
             let extra = &snapshot.extras()[index];
-            let shape = Cow::Owned(vec![extra.elements]);
-            (
-                &extra.name,
-                TensorBytes {
+            Tensor {
+                kind: extra.kind,
+                name: &extra.name,
+                values: TensorBytes {
                     dtype: extra.dtype,
-                    shape,
+                    shape: Cow::Owned(vec![extra.elements]),
                     data: Data::Bytes(&extra.bytes),
                 },
-            )
+            }
         }
     }
 }
@@ -164,7 +171,7 @@ enum Data<'a> {
     Bytes(&'a [u8]),
 }
 
-impl View for TensorBytes<'_> {
+impl View for &TensorBytes<'_> {
     fn dtype(&self) -> Dtype {
         self.dtype
     }

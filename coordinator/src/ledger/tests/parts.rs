@@ -18,7 +18,7 @@ fn manifest() -> Value {
         "seed": job().seed, "config_digest": mks2_proto::job::load::digest(&job()).expect("encoded"),
         "corpora": {"emoji": "e"}, "bases": {"bootstrap": "b"}, "loss": 0.5, "seconds": 1.0,
         "samples": 320, "tokens": 99, "model_digest": "m", "weights_digest": "w",
-        "parts": [{"name": "weights-00000", "kind": "weights", "path": "objects/1-d", "digest": "d", "bytes": 9, "tensors": []}],
+        "parts": [{"name": "weights-00000", "path": "objects/1-d", "digest": "d", "bytes": 9, "tensors": []}],
     })
 }
 
