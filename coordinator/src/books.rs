@@ -25,6 +25,9 @@ pub struct Books {
     /// Useful time up to the latest checkpoint, over all workers.
     #[serde(default)]
     saved_us: u64,
+    /// The same up to the latest checkpoint that is known to be right.
+    #[serde(default)]
+    right_us: u64,
     /// Useful time of steps that were computed in vain.
     #[serde(default)]
     void_us: u64,
@@ -74,9 +77,17 @@ impl Books {
         self.vacant_us = self.vacant_us.saturating_add(micros);
     }
 
-    /// A checkpoint counts: what was useful so far stays so.
-    pub fn saved(&mut self) {
+    /// A checkpoint counts, known to be right or not: what was useful so far stays so.
+    pub fn saved(&mut self, is_right: bool) {
         self.saved_us = self.raw().of(Activity::Useful);
+        if is_right {
+            self.right_us = self.saved_us;
+        }
+    }
+
+    /// The checkpoints after the latest one that is known to be right are void.
+    pub fn unsaved(&mut self) {
+        self.saved_us = self.right_us;
     }
 
     /// The run goes back to its latest checkpoint.
@@ -84,7 +95,7 @@ impl Books {
         let useful = self.raw().of(Activity::Useful);
         let lost = useful.saturating_sub(self.saved_us);
         self.void_us = self.void_us.saturating_add(lost);
-        self.saved_us = useful;
+        (self.saved_us, self.right_us) = (useful, useful);
     }
 
     /// The time of the whole run: of all workers, and of places that nobody had.
@@ -155,8 +166,11 @@ mod tests {
     fn steps_that_are_computed_again_were_not_useful() {
         let (mut books, zero) = (Books::default(), member("worker-0"));
         books.note(&zero, Incarnation(1), spent(10, 0));
-        books.saved();
+        books.saved(true);
+        books.note(&zero, Incarnation(1), spent(12, 0));
+        books.saved(false);
         books.note(&zero, Incarnation(1), spent(14, 0));
+        books.unsaved();
         books.rewound();
         books.rewound();
         let run = books.run();

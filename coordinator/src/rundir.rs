@@ -364,7 +364,7 @@ async fn rewind(resume: Resume, journal: &mut Journal) -> Result<(), Failure> {
 
 /// Deletes manifests that no record speaks of: let go, rewound, or written in the moment between
 /// a manifest and its record. Parts are content-addressed and stay for whoever still uses them.
-async fn delete_void(place: &Place, journal: &Journal) -> Result<(), Failure> {
+pub(crate) async fn delete_void(place: &Place, journal: &Journal) -> Result<(), Failure> {
     let history = journal.history();
     let kept: BTreeSet<Path> = history
         .checkpoints

@@ -10,7 +10,7 @@ use crate::{
     books::Books,
     journal::{Entry, Journal, JournalError, Place},
     metrics::Sink,
-    service::convert::manifest_path,
+    rundir::delete_void,
     state::{Checkpoint, Ticket},
 };
 
@@ -106,23 +106,17 @@ impl Scribe {
             }
             self.flush().await;
         }
-        let void = match &entry {
-            Entry::RunRewound {
-                to_step, dropped, ..
-            } => Some((*to_step, dropped.clone())),
+        let void_after = match &entry {
+            Entry::RunRewound { to_step, .. } => Some(*to_step),
             _ => None,
         };
         match self.journal.append_with(entry, books).await {
             Ok(number) => {
                 tracing::debug!(number, "journal record written");
-                if let Some((step, dropped)) = void {
-                    let cut = self.metrics.cut(step);
-                    self.tolerate(cut);
-                    // A successor would take what is void for what it has to go on with.
-                    self.flush().await;
-                    self.delete_void(&dropped).await;
+                match void_after {
+                    Some(step) => self.cut(step).await,
+                    None => Done::Fine,
                 }
-                Done::Fine
             }
             Err(_) if planted!(LostJournalIgnored) => Done::Fine,
             Err(error) => Done::Broken(error.into()),
@@ -145,18 +139,20 @@ impl Scribe {
         }
     }
 
-    /// Deletes the manifests of checkpoints that the latest record makes void: others of the same steps
-    /// will come. What fails is done at the next start; until then such a checkpoint is skipped.
-    async fn delete_void(&self, steps: &[u64]) {
-        for step in steps {
-            let deleted = async {
-                let path = store::under(&self.place.root, &manifest_path(*step))?;
-                Ok::<_, Failure>(store::delete(&*self.place.store, &path).await?)
-            };
-            if let Err(failure) = deleted.await {
-                tracing::warn!(step = *step as i64, why = %failure.why, "a void checkpoint is not deleted yet");
-            }
+    /// What came after a step is void: a successor would take its metrics for those of steps that it has
+    /// to go on from, and other checkpoints of the same steps will come.
+    async fn cut(&mut self, step: u64) -> Done {
+        let cut = self.metrics.cut(step);
+        self.tolerate(cut);
+        if let Err(error) = self.journal.check_office().await {
+            return Done::Broken(error.into());
         }
+        self.flush().await;
+        if let Err(failure) = delete_void(&self.place, &self.journal).await {
+            // The next start ends it; until then a checkpoint of the same step is skipped.
+            tracing::warn!(what = %failure.what, why = %failure.why, "void checkpoints are not deleted yet");
+        }
+        Done::Fine
     }
 
     async fn flush(&mut self) {

@@ -115,7 +115,7 @@ pub struct Config {
 /// | active | a member fails by its own trouble | as if it were lost |
 /// | active | a member fails by what would hit all | failed, with its words |
 /// | active | the others wait for a member for too long | as if it were lost |
-/// | active | the members' copies of the state differ, and others may come | waiting, from the latest checkpoint |
+/// | active | the members' copies of the state differ, and others may come | waiting, from the latest checkpoint that is known to be right |
 /// | active | the same, where the job prefers to go on without the odd one | as if it were lost |
 /// | active | the same, and nobody will come | failed, naming it |
 /// | active | members complain of each other, and nothing happens to any | active, in the next generation, of the same |
@@ -170,8 +170,6 @@ pub struct Machine {
     checkpoints_skipped: u64,
     /// Steps whose manifests are being written, and who else waits for them.
     writing: BTreeMap<u64, Vec<Ticket>>,
-    /// Members' copies of the state differ.
-    differing: Option<v1::ReplicasDiffer>,
     /// Until when members of an earlier term are awaited.
     reunion: Option<Duration>,
     /// Until when the members are awaited that fell silent together, if they did.
@@ -243,7 +241,6 @@ impl Machine {
             fruitless: (step, 0),
             checkpoints_skipped: 0,
             writing: BTreeMap::new(),
-            differing: None,
             reunion: None,
             is_unsettled: true,
             explain_after: Duration::ZERO,
@@ -295,7 +292,6 @@ impl Machine {
             }
             Event::Tick => self.tick(now),
         };
-        actions.extend(self.differ_at_last());
         if self.is_unsettled || !actions.is_empty() {
             actions.extend(self.settle(now, noticed));
         }

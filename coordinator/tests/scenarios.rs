@@ -148,7 +148,7 @@ fn checkpoint(step: u64, stage: &str, is_final: bool) -> Checkpoint {
         is_final,
         manifest_path: format!("checkpoints/step-{step:08}/manifest.json"),
         manifest_digest: "0".repeat(64),
-        agreed_step: step,
+        uncompared: false,
     }
 }
 
@@ -179,9 +179,7 @@ impl Clerk {
             "commit" => {
                 let is_final = words.get(7) == Some(&"final");
                 let mut checkpoint = checkpoint(number(5), words[6], is_final);
-                if let Some(agreed) = options(line).get("agreed") {
-                    checkpoint.agreed_step = agreed.parse().expect("a step");
-                }
+                checkpoint.uncompared = words.contains(&"uncompared");
                 Event::Commit(ticket, who(), Generation(number(4)), checkpoint)
             }
             "written" => {

@@ -316,8 +316,9 @@ a step boundary. On SIGTERM it leaves at the next one.";
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = WORKER_EXAMPLES)]
 pub(crate) struct WorkerArgs {
-    /// A run directory, or the address of a coordinator (HOST:PORT or http://HOST:PORT)
-    #[arg(long, value_name = "RUN_DIR|ADDRESS")]
+    /// A run directory, or the address of a coordinator (HOST:PORT or http://HOST:PORT) and those of its
+    /// possible successors, separated by commas
+    #[arg(long, value_name = "RUN_DIR|ADDRESS[,ADDRESS]")]
     pub(crate) join: String,
     /// The run's token, for an address
     #[arg(long, env = mks2_proto::env::TOKEN, hide_env_values = true, value_name = "TOKEN")]

@@ -124,6 +124,11 @@ pub(crate) fn address(args: &TargetArgs) -> Result<Option<(String, Token)>, Fail
     }
 }
 
+/// Whether a text is the address of a coordinator, and no run directory.
+pub(crate) fn is_address(text: &str) -> bool {
+    matches!(parse(text), Target::Address(_))
+}
+
 fn token(given: Option<&str>) -> Result<Token, Failure> {
     let given = given.filter(|token| !token.is_empty()).ok_or_else(|| {
         Failure::usage(

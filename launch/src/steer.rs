@@ -6,6 +6,7 @@ use std::process::Command;
 use mks2_proto::dial::{self, Client};
 use mks2_proto::env;
 use mks2_proto::failure::Failure;
+use mks2_proto::ids::Token;
 use mks2_proto::v1::{DrainRequest, ScaleRequest};
 
 use crate::cli::{DrainArgs, ScaleArgs, TargetArgs, WorkerArgs};
@@ -62,20 +63,38 @@ fn not_at_work(run: &str) -> Failure {
 /// # Errors
 /// No such run (exit 2), no program (6).
 pub(crate) fn join(args: &WorkerArgs) -> Result<(), Failure> {
-    let target = TargetArgs {
-        target: args.join.clone(),
-        token: args.token.clone(),
-    };
-    let (endpoint, token) = status::address(&target)?.ok_or_else(|| not_at_work(&args.join))?;
+    let (endpoints, token) = coordinators(args)?;
     let member = args.name.clone().unwrap_or_else(own_name);
     let error = Command::new(worker_program()?)
-        .env(env::COORDINATOR, endpoint)
+        .env(env::COORDINATOR, endpoints)
         .env(env::TOKEN, token.reveal())
         .env(env::MEMBER_ID, member)
         .env(env::DATA_ADDRESS, args.listen.to_string())
         .env(env::CUBLAS_WORKSPACE, env::CUBLAS_WORKSPACE_VALUE)
         .exec();
     Err(Failure::io("the worker program cannot be started", error))
+}
+
+/// Where the run's coordinator is, and where its successors may be; and the token of all of them.
+fn coordinators(args: &WorkerArgs) -> Result<(String, Token), Failure> {
+    let addresses = args.join.split(',');
+    let places: Vec<&str> = match addresses.clone().all(status::is_address) {
+        true => addresses.collect(),
+        false => vec![&args.join],
+    };
+    let mut endpoints = Vec::new();
+    let mut known = None;
+    for place in places {
+        let target = TargetArgs {
+            target: place.to_owned(),
+            token: args.token.clone(),
+        };
+        let (endpoint, token) = status::address(&target)?.ok_or_else(|| not_at_work(place))?;
+        endpoints.push(endpoint);
+        known = Some(token);
+    }
+    let token = known.ok_or_else(|| not_at_work(&args.join))?;
+    Ok((endpoints.join(","), token))
 }
 
 /// Unique without a person's help: the machine and this process, which becomes the worker.

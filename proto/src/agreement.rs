@@ -1,7 +1,7 @@
 //! What the members of a generation conclude from what each of them has told. All have heard the
 //! same, so all conclude the same.
 
-use crate::job::{Audit, Checkpoint};
+use crate::job::{Audit, Checkpoint, OnCorruption};
 
 /// A place in the job graph. Later ones are greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,14 +75,18 @@ pub enum Verdict {
 }
 
 /// Whether members compare their copies behind a step inside a stage, counted within it: at the pace
-/// of comparisons, and before each checkpoint if checkpoints are not closer together than those.
+/// of comparisons, and before the first checkpoint after each of them, so that there always is a recent one
+/// which is known to be right. Where an odd one alone is ended, before each: nothing goes back over what it
+/// has saved.
 #[must_use]
 pub fn compares(audit: &Audit, checkpoint: &Checkpoint, step: u64) -> bool {
-    let is_multiple = |of: u64| of > 0 && step.is_multiple_of(of);
-    let before_checkpoints = checkpoint.every_steps >= audit.every_steps;
-    let is_on = audit.every_steps > 0 && step > 0;
-    let is_saved = before_checkpoints && is_multiple(checkpoint.every_steps);
-    is_on && (is_multiple(audit.every_steps) || is_saved)
+    let (every, saved_every) = (audit.every_steps, checkpoint.every_steps.max(1));
+    if every == 0 || step == 0 {
+        return false;
+    }
+    let before = step.saturating_sub(saved_every);
+    let is_first = step / every > before / every || audit.on_corruption == OnCorruption::Evict;
+    step.is_multiple_of(every) || (step.is_multiple_of(saved_every) && is_first)
 }
 
 /// Judges digests by rank; ranks without one have nothing to compare.
@@ -153,11 +157,11 @@ mod tests {
     }
 
     #[test]
-    fn comparisons_have_their_own_pace_and_come_before_checkpoints_that_are_rarer() {
-        let due = |every_steps: u64, checkpoints: u64| {
+    fn comparisons_have_their_own_pace_and_come_before_the_next_checkpoint() {
+        let due = |every_steps: u64, checkpoints: u64, on_corruption| {
             let audit = Audit {
                 every_steps,
-                ..Audit::default()
+                on_corruption,
             };
             let checkpoint = Checkpoint {
                 every_steps: checkpoints,
@@ -167,11 +171,14 @@ mod tests {
             all.filter(|step| compares(&audit, &checkpoint, *step))
                 .collect::<Vec<u64>>()
         };
-        assert_eq!(due(4, 5), [4, 5, 8, 10, 12]);
-        assert_eq!(due(5, 5), [5, 10]);
-        assert_eq!(due(5, 1), [5, 10]);
-        assert_eq!(due(100, 5), [] as [u64; 0]);
-        assert_eq!(due(0, 5), [] as [u64; 0]);
+        let rewind = |every, checkpoints| due(every, checkpoints, OnCorruption::Rewind);
+        assert_eq!(rewind(4, 5), [4, 5, 8, 10, 12]);
+        assert_eq!(rewind(5, 5), [5, 10]);
+        assert_eq!(rewind(5, 1), [5, 10]);
+        assert_eq!(rewind(5, 3), [5, 6, 10, 12]);
+        assert_eq!(rewind(100, 5), [] as [u64; 0]);
+        assert_eq!(rewind(0, 5), [] as [u64; 0]);
+        assert_eq!(due(100, 5, OnCorruption::Evict), [5, 10]);
     }
 
     proptest! {

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Version of the wire protocol; a coordinator refuses workers of another one.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 /// The level of compression for what others wait for.
 const QUICKLY: i32 = 1;
 /// What a generation may have, decompressed: enough for half a million members.

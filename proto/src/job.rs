@@ -115,8 +115,8 @@ impl Default for Checkpoint {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Audit {
-    /// Steps between two comparisons inside a stage; there is also one at its end, and before each
-    /// checkpoint if these are not closer together. 0: none at all.
+    /// Steps between two comparisons inside a stage; there is also one at its end, and before the first
+    /// checkpoint after each of them. 0: none at all.
     pub every_steps: u64,
     /// What follows when the copies differ.
     pub on_corruption: OnCorruption,
@@ -135,12 +135,13 @@ impl Default for Audit {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnCorruption {
-    /// The run goes back to its latest checkpoint, so that nothing stays of what was computed from
-    /// damaged weights.
+    /// The run goes back to its latest checkpoint before which they were compared, so that nothing
+    /// stays of what was computed from damaged weights.
     #[default]
     Rewind,
     /// The worker that differs from most others is ended, and a new one gets their copy; what it
-    /// has computed since the last comparison stays. Without a majority the run goes back.
+    /// has computed since the last comparison stays. Without a majority the run goes back. Copies are
+    /// compared before each checkpoint.
     Evict,
 }
 

@@ -12,6 +12,7 @@
 //! | [`agreement`] | what the members of a generation conclude from what all have told |
 //! | [`retelling`] | what a worker tells its coordinator, and a new one again |
 //! | [`patience`] | how long a worker waits for its coordinator |
+//! | [`splitmix`] | numbers that a seed decides |
 //! | [`failure`] | errors that a user sees: what, why, what to do, exit code |
 //! | [`telemetry`] | logs and OpenTelemetry export, set up once in each `main` |
 
@@ -25,6 +26,7 @@ pub mod job;
 pub mod params;
 pub mod patience;
 pub mod retelling;
+pub mod splitmix;
 pub mod telemetry;
 
 /// Generated from `proto/mks2/v1/coordinator.proto`; a test proves that it is current.

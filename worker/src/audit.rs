@@ -9,8 +9,8 @@
 //! ```
 //!
 //! 1. The verdict is a pure function of the gathered digests: every member reaches the same.
-//! 2. A checkpoint says after which steps the copies were alike the last time: those from before are
-//!    places to go back to.
+//! 2. A checkpoint says whether the copies were compared before it was saved: if so, it is a place to go
+//!    back to.
 //! 3. A newcomer gets the state only from members that are alike (`team/handover.rs`): copies that
 //!    are counted as two have come about independently.
 

@@ -292,7 +292,6 @@ impl Run {
         let mut stop = false;
         while !trainer.is_done() && !stop {
             let step = trainer.progress().step;
-            // A newcomer begins with the comparison, too.
             if compares(&self.job.audit, &self.job.checkpoint, step) {
                 trainer.audit(&*self.session, &mut self.team)?;
             }
@@ -348,11 +347,8 @@ impl Run {
         let step = first_step + progress.step;
         let facts = Facts {
             step,
-            agreed_step: match self.job.audit.every_steps {
-                // Nobody will ever find that they differ.
-                0 => step,
-                _ => self.team.compared(),
-            },
+            // Where nothing is compared, nothing is known to be better.
+            uncompared: self.job.audit.every_steps > 0 && self.team.compared() != step,
             stage: stage.name.clone(),
             stage_step: progress.step,
             is_final: trainer.is_done(),

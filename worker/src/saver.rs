@@ -263,7 +263,7 @@ impl Upload {
 
     async fn attempt(&self, snapshot: &Arc<Snapshot>, facts: Facts) -> Result<(), Failure> {
         let (step, stage, is_final) = (facts.step, facts.stage.clone(), facts.is_final);
-        let (generation, agreed_step) = (facts.generation, facts.agreed_step);
+        let (generation, uncompared) = (facts.generation, facts.uncompared);
         let uploaded = self.store.upload(Arc::clone(snapshot), facts).await?;
         let reference = CheckpointRef {
             step,
@@ -271,7 +271,7 @@ impl Upload {
             r#final: is_final,
             manifest_path: uploaded.path.clone(),
             manifest_digest: uploaded.digest.clone(),
-            agreed_step,
+            uncompared,
         };
         let manifest = uploaded.bytes.to_vec();
         let released = self.session.commit_checkpoint(reference, manifest).await?;

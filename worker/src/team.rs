@@ -251,8 +251,8 @@ impl Team {
         self.point = point;
     }
 
-    /// Steps after which the members' copies of the state were compared last, and alike. A member
-    /// that is alone is taken to be right.
+    /// Steps after which the members' copies of the state were compared last, and alike, or with which
+    /// they began. A member that is alone is taken to be right.
     #[must_use]
     pub fn compared(&self) -> u64 {
         self.compared

@@ -6,6 +6,7 @@
 
 use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::{ExitCode, Failure};
+use mks2_proto::splitmix;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer, models::TrainerWrapper};
@@ -195,16 +196,13 @@ impl Draw {
     fn bits(self) -> u64 {
         [self.step, self.row, self.purpose]
             .into_iter()
-            .fold(mix(self.seed), |h, x| mix(h ^ x))
+            .fold(stirred(self.seed), |h, x| stirred(h ^ x))
     }
 }
 
-/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+/// A number stirred well, 0 included.
+fn stirred(mut number: u64) -> u64 {
+    splitmix::next(&mut number)
 }
 
 fn broken(verb: &str, cause: &dyn std::fmt::Display) -> Failure {

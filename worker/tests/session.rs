@@ -124,7 +124,7 @@ async fn a_worker_trains_checkpoints_and_finishes() {
         r#final: true,
         manifest_path: "checkpoints/step-00000002/manifest.json".into(),
         manifest_digest: blake3::hash(&manifest).to_hex().to_string(),
-        agreed_step: 2,
+        uncompared: false,
     };
     let (session, abort) = blocking(move || {
         let assignment = session.wait_generation(0).expect("a generation");

@@ -42,7 +42,7 @@ pub struct Manifest {
 /// One file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Part {
-    /// Kind and number.
+    /// What it is for, and its number.
     pub name: String,
     /// Where it lies in the run directory.
     pub path: String,

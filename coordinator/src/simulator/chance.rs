@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-/// A stream of random numbers (SplitMix64).
+use mks2_proto::splitmix::{self, mix};
+
+/// A stream of random numbers.
 #[derive(Clone, Debug)]
 pub(super) struct Chance(u64);
 
@@ -15,8 +17,7 @@ impl Chance {
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
+        splitmix::next(&mut self.0)
     }
 
     /// A number below `end`, which is not 0.
@@ -41,12 +42,6 @@ impl Chance {
     pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.index(from.len())]
     }
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// A digest of what came before and of bytes: quick, and the same on every machine.

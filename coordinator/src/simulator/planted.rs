@@ -95,7 +95,7 @@ planted_faults! {
     /// Members do not look at what a comparison of their copies says.
     DifferencesIgnored,
     /// A checkpoint is said to be right before the copies are compared.
-    AgreedUnseen,
+    SavedUncompared,
     /// A worker votes before it holds the gradient.
     VoteBeforeHeld,
     /// A worker that missed the vote does the step again.

@@ -28,7 +28,7 @@ pub(super) struct Content {
     pub(super) step: u64,
     pub(super) stage: String,
     pub(super) is_final: bool,
-    pub(super) agreed_step: u64,
+    pub(super) uncompared: bool,
     pub(super) weights: u64,
 }
 
@@ -162,7 +162,7 @@ async fn upload_and_commit(
         r#final: content.is_final,
         manifest_path: manifest_path(content.step),
         manifest_digest: blake3::hash(&manifest).to_hex().to_string(),
-        agreed_step: content.agreed_step,
+        uncompared: content.uncompared,
     };
     let released = session.commit_checkpoint(reference, manifest).await?;
     session

@@ -76,7 +76,7 @@ const DREADED: [(Planted, &[Kind]); 40] = [
         &[Kind::LoseBit, Kind::KillWorker],
     ),
     (Planted::DifferencesIgnored, &[Kind::LoseBit]),
-    (Planted::AgreedUnseen, &[Kind::LoseBit]),
+    (Planted::SavedUncompared, &[Kind::LoseBit]),
     (Planted::VoteBeforeHeld, &[Kind::Appointment]),
     (Planted::StepsDoneAgain, &[Kind::Appointment]),
     (Planted::LanesSummedAgain, &[Kind::KillWorker]),

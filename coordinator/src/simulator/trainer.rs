@@ -424,10 +424,7 @@ impl Trainer {
             step: self.committed,
             stage: leg.name.clone(),
             is_final: self.committed == leg.last_step(),
-            agreed_step: match planted!(AgreedUnseen) {
-                true => self.committed,
-                false => self.team.compared,
-            },
+            uncompared: self.team.compared != self.committed && !planted!(SavedUncompared),
             weights: self.weights,
         };
         self.saver.begin(content).await

@@ -19,15 +19,10 @@ pub struct Checkpoint {
     pub manifest_path: String,
     /// blake3 in hex.
     pub manifest_digest: String,
-    /// Steps after which the members' copies of the state were compared last, and alike. What is later
-    /// may have been computed from a damaged one.
-    #[serde(default = "compared")]
-    pub agreed_step: u64,
-}
-
-/// Older programs saved nothing that was not compared.
-fn compared() -> u64 {
-    u64::MAX
+    /// The members' copies of the state were not compared before it was saved: it may hold damage that
+    /// the next comparison finds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uncompared: bool,
 }
 
 impl From<Checkpoint> for v1::CheckpointRef {
@@ -38,7 +33,7 @@ impl From<Checkpoint> for v1::CheckpointRef {
             r#final: checkpoint.is_final,
             manifest_path: checkpoint.manifest_path,
             manifest_digest: checkpoint.manifest_digest,
-            agreed_step: checkpoint.agreed_step,
+            uncompared: checkpoint.uncompared,
         }
     }
 }
@@ -51,7 +46,7 @@ impl From<v1::CheckpointRef> for Checkpoint {
             is_final: reference.r#final,
             manifest_path: reference.manifest_path,
             manifest_digest: reference.manifest_digest,
-            agreed_step: reference.agreed_step,
+            uncompared: reference.uncompared,
         }
     }
 }
@@ -85,10 +80,11 @@ impl Checkpoints {
         self.kept.values().next_back()
     }
 
-    /// The newest one of these steps: where a run goes back to whose copies were alike then.
+    /// The newest one that is known to be right: where a run goes back to whose copies differ.
     #[must_use]
-    pub fn latest_until(&self, step: u64) -> Option<&Checkpoint> {
-        self.kept.range(..=step).next_back().map(|(_, kept)| kept)
+    pub fn latest_compared(&self) -> Option<&Checkpoint> {
+        let newest = self.kept.values().rev();
+        newest.into_iter().find(|checkpoint| !checkpoint.uncompared)
     }
 
     /// The one of a step.
@@ -132,9 +128,8 @@ impl Checkpoints {
     /// differ; the last of a stage always stays.
     #[must_use]
     pub fn surplus(&self, keep_last: usize) -> Vec<Checkpoint> {
-        let latest = self.latest();
-        let agreed = latest.and_then(|latest| self.latest_until(latest.agreed_step));
-        let needed = [latest, agreed].map(|needed| needed.map(|checkpoint| checkpoint.step));
+        let needed = [self.latest(), self.latest_compared()];
+        let needed = needed.map(|needed| needed.map(|checkpoint| checkpoint.step));
         let inside = self
             .kept
             .values()
@@ -177,7 +172,7 @@ mod tests {
             is_final,
             manifest_path: format!("checkpoints/step-{step:08}/manifest.json"),
             manifest_digest: format!("{step:064x}"),
-            agreed_step: step,
+            uncompared: false,
         }
     }
 
@@ -185,17 +180,15 @@ mod tests {
     fn the_one_to_go_back_to_stays() {
         let mut kept = Checkpoints::default();
         for step in 10..20 {
-            let agreed_step = if step < 17 { 12 } else { 17 };
             kept.insert(Checkpoint {
-                agreed_step,
+                uncompared: step != 12 && step != 16,
                 ..checkpoint(step, false)
             });
             let surplus: Vec<u64> = kept.surplus(2).iter().map(|gone| gone.step).collect();
             kept.remove(&surplus);
         }
-        assert_eq!(kept.steps().collect::<Vec<_>>(), [17, 18, 19]);
-        let back = |step| kept.latest_until(step).map(|kept| kept.step);
-        assert_eq!([back(16), back(17), back(40)], [None, Some(17), Some(19)]);
+        assert_eq!(kept.steps().collect::<Vec<_>>(), [16, 18, 19]);
+        assert_eq!(kept.latest_compared().map(|kept| kept.step), Some(16));
     }
 
     #[test]

@@ -3,12 +3,18 @@
 //!
 //! Every member of the generation has seen the same digests and says the same; the first report
 //! counts. What the damaged copy has computed since all were alike is in everybody's weights by
-//! now, and in the checkpoints that were saved since. So the run goes back to the latest one before; or,
-//! where the job prefers that, the odd one alone is lost, and a new one gets the others' state.
+//! now, and in the checkpoints that were saved since. So the run goes back to the latest one before which
+//! all copies were compared; or, where the job prefers that, the odd one alone is lost, and a new one gets
+//! the others' state.
 
-use mks2_proto::{failure::Failure, ids::MemberId, job::OnCorruption, v1::ReplicasDiffer};
+use mks2_proto::{
+    failure::Failure,
+    ids::MemberId,
+    job::OnCorruption,
+    v1::{RefusalReason, ReplicasDiffer},
+};
 
-use super::{Action, Machine, Member};
+use super::{Action, Machine, Member, Refused, refused};
 use crate::journal::Entry;
 
 impl Machine {
@@ -31,35 +37,21 @@ impl Machine {
             let how = difference(&found);
             return odd.iter().flat_map(|id| self.lose(id, &how)).collect();
         }
-        if !self.writing.is_empty() {
-            // What is being saved may be the place to go back to.
-            self.differing = Some(found);
-            return Vec::new();
-        }
         self.take_back(&odd, &found)
-    }
-
-    /// A manifest is written, or is not: nothing else stands between the run and its way back.
-    pub(super) fn differ_at_last(&mut self) -> Vec<Action> {
-        if !self.writing.is_empty() {
-            return Vec::new();
-        }
-        let found = self.differing.take();
-        found.map_or_else(Vec::new, |found| self.replicas_differ(found))
     }
 
     /// The run goes back to its latest checkpoint of which it is known that it is right, with new
     /// processes.
     fn take_back(&mut self, odd: &[MemberId], found: &ReplicasDiffer) -> Vec<Action> {
         let how = difference(found);
-        let to_step = self.safe_step(found);
-        let dropped = self.drop_after(to_step);
+        let to_step = self.right_step();
+        let (dropped, refusals) = self.drop_after(to_step);
         let active = self.run.active();
         if !self.config.returns || active.is_none_or(|active| active.stop.is_some()) {
             let failed = self.fail(self.irreparable(odd, &how), None);
             return match dropped.is_empty() {
-                true => failed,
-                false => [rewound(to_step, dropped, &[]), failed].concat(),
+                true => [refusals, failed].concat(),
+                false => [refusals, rewound(to_step, dropped, &[]), failed].concat(),
             };
         }
         let mut farewells = Vec::new();
@@ -87,22 +79,29 @@ impl Machine {
         // What was measured since is void, and measured anew.
         self.measured = to_step;
         self.metrics = None;
+        self.books.unsaved();
         let others = self.begin_again("the workers' copies of the state differed");
-        [rewound(to_step, dropped, odd), farewells, others].concat()
+        [refusals, rewound(to_step, dropped, odd), farewells, others].concat()
     }
 
-    /// Takes out the checkpoints after a step, and says which they are.
-    fn drop_after(&mut self, step: u64) -> Vec<u64> {
+    /// Takes out the checkpoints after a step, and says which they are. Those that are being written
+    /// do not count either, and whoever waits for them is told.
+    fn drop_after(&mut self, step: u64) -> (Vec<u64>, Vec<Action>) {
         let later = self.checkpoints.after(step);
         let dropped: Vec<_> = later.iter().map(|void| void.step).collect();
         self.checkpoints.remove(&dropped);
-        dropped
+        let writing = std::mem::take(&mut self.writing);
+        let refusals = writing.into_iter().flat_map(|(step, waiting)| {
+            let waiting = waiting.into_iter();
+            waiting.map(move |ticket| Action::Refuse(ticket, void(step)))
+        });
+        (dropped, refusals.collect())
     }
 
-    fn safe_step(&self, found: &ReplicasDiffer) -> u64 {
+    fn right_step(&self) -> u64 {
         let right = match planted!(BackToLatest) {
             true => self.checkpoints.latest(),
-            false => self.checkpoints.latest_until(found.agreed_step),
+            false => self.checkpoints.latest_compared(),
         };
         right.map_or(0, |right| right.step)
     }
@@ -126,6 +125,16 @@ impl Machine {
         let cure = format!("test {whose} memory; {}", self.resume_words());
         Failure::run_failed(what, how, cure)
     }
+}
+
+/// Why a checkpoint does not count that was being written when the copies were found to differ.
+pub(super) fn void(step: u64) -> Refused {
+    let failure = Failure::checkpoint(
+        format!("the checkpoint at step {step} is not committed"),
+        "the workers' copies of the state differ, and it may hold the damage",
+        "nothing: the run goes back to an earlier one",
+    );
+    refused(RefusalReason::StaleGeneration, failure)
 }
 
 fn rewound(to_step: u64, dropped: Vec<u64>, odd: &[MemberId]) -> Vec<Action> {

@@ -8,7 +8,10 @@ use mks2_proto::{
     v1::{CheckpointSkipped, Heartbeat, RefusalReason, StepCommitted, report::Kind},
 };
 
-use super::{Action, Checkpoint, Identity, Machine, Place, Refused, Ticket, refused, run::Run};
+use super::{
+    Action, Checkpoint, Identity, Machine, Place, Refused, Ticket, corruption::void, refused,
+    run::Run,
+};
 use crate::journal;
 
 impl Machine {
@@ -292,7 +295,10 @@ impl Machine {
     /// The manifest is in the store: the checkpoint counts, and the retention policy lets others
     /// go.
     pub(super) fn committed(&mut self, ticket: Ticket, checkpoint: Checkpoint) -> Vec<Action> {
-        let waiting = self.writing.remove(&checkpoint.step).unwrap_or_default();
+        let Some(waiting) = self.writing.remove(&checkpoint.step) else {
+            // Its manifest goes with what the run was taken back over.
+            return vec![Action::Refuse(ticket, void(checkpoint.step))];
+        };
         let twins = waiting
             .into_iter()
             .map(|twin| Action::Committed(twin, Vec::new()));
@@ -306,7 +312,7 @@ impl Machine {
             return vec![Action::Committed(ticket, Vec::new())];
         }
         self.checkpoints.insert(checkpoint.clone());
-        self.books.saved();
+        self.books.saved(!checkpoint.uncompared);
         let released = self.checkpoints.surplus(self.config.keep_last);
         let steps: Vec<_> = released.iter().map(|checkpoint| checkpoint.step).collect();
         self.checkpoints.remove(&steps);

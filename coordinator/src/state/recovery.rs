@@ -203,7 +203,6 @@ impl Machine {
             .map(|(id, _)| Action::LetGo(id, reason.clone()))
             .collect();
         self.assignment.clear();
-        self.differing = None;
         // What those still save that were let go before belongs to the steps that are void now.
         self.departed.clear();
         self.run = Run::Waiting;

@@ -102,7 +102,7 @@ fn event() -> impl Strategy<Value = Event> {
         is_final,
         manifest_path: String::new(),
         manifest_digest: String::new(),
-        agreed_step: step / 2,
+        uncompared: step % 2 == 1,
     });
     prop_oneof![
         6 => one.clone().prop_map(|who| Event::Register(Ticket(0), registration(who))),

@@ -251,7 +251,7 @@ pub(crate) async fn commit(
             r#final,
             manifest_path: format!("checkpoints/step-{step:08}/manifest.json"),
             manifest_digest: blake3::hash(&manifest).to_hex().to_string(),
-            agreed_step: step,
+            uncompared: false,
         }),
         manifest,
     };

@@ -4,6 +4,8 @@
 //! into the range (fewer than two rounds of the network on average). Both directions cost the
 //! same few nanoseconds for three numbers or for 10^10.
 
+use mks2_proto::splitmix;
+
 /// Rounds of the network; even. Eight leave no bias that the tests can see, for any length.
 const ROUNDS: usize = 8;
 
@@ -76,14 +78,10 @@ impl Permutation {
         (high << self.low_bits) | low
     }
 
-    /// The round function: one half, the round and the key, well stirred (the finalizer of
-    /// splitmix64).
+    /// The round function: one half, the round and the key, well stirred.
     fn mix(&self, half: u64, round: usize) -> u64 {
-        let mut z = (half ^ self.keys[round % 4])
-            .wrapping_add((round as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        let of_round = (round as u64 + 1).wrapping_mul(splitmix::GOLDEN);
+        splitmix::mix((half ^ self.keys[round % 4]).wrapping_add(of_round))
     }
 }
 

@@ -1,6 +1,8 @@
-//! Chance that can be had again: numbers by splitmix64 from a seed.
+//! Chance that can be had again: numbers from a seed.
 
 use std::time::Duration;
+
+use mks2_proto::splitmix;
 
 /// A stream of numbers.
 #[derive(Clone, Debug)]
@@ -15,10 +17,7 @@ impl Chance {
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        splitmix::next(&mut self.0)
     }
 
     /// One of some; they are not empty.

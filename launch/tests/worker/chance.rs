@@ -2,7 +2,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-/// Numbers by splitmix64.
+use mks2_proto::splitmix;
+
+/// A stream of numbers.
 pub(crate) struct Chance(u64);
 
 impl Chance {
@@ -20,10 +22,7 @@ impl Chance {
 
     /// From 0 to `end`, without it.
     pub(crate) fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let end = end.max(1) as u64;
-        usize::try_from((mixed ^ (mixed >> 31)) % end).expect("below a usize")
+        usize::try_from(splitmix::next(&mut self.0) % end).expect("below a usize")
     }
 }

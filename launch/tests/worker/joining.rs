@@ -1,5 +1,6 @@
 //! P9 and P10: workers come to a run at work and leave it, and no bit differs.
 
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -206,6 +207,26 @@ fn a_newcomer_dies_in_the_handover_and_another_one_comes() {
     lab.has_weights_of_quiet(run);
     lab.has_a_ledger_that_holds(run);
     assert_eq!(generations(&lab, run), [(1, 0), (2, 1), (1, 0), (2, 1)]);
+}
+
+#[test]
+fn a_worker_is_told_where_several_coordinators_may_be() {
+    let lab = Lab::enter();
+    let run = "listed";
+    let (coordinator, _) = coordinated(&lab, run, "1");
+    let contact = std::fs::read(lab.path(run).join("coordinator.json")).expect("read");
+    let contact: serde_json::Value = serde_json::from_slice(&contact).expect("JSON");
+    let endpoint = contact["endpoint"].as_str().expect("an address");
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .expect("a port")
+        .local_addr();
+    let both = format!("{},{endpoint}", nobody.expect("an address"));
+    let mut worker = mks2(&["worker", "--join", &both]);
+    worker.env("MKS2_TOKEN", "the-token-of-the-tests");
+    worker.stdout(Stdio::null()).stderr(Stdio::piped());
+    awaited(spawned(worker)).done();
+    awaited(coordinator).done();
+    lab.has_weights_of_quiet(run);
 }
 
 #[test]

@@ -74,10 +74,10 @@ pub struct CheckpointRef {
     pub manifest_path: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub manifest_digest: ::prost::alloc::string::String,
-    /// Steps after which the members' copies of the state were compared last, and alike. What is
-    /// later may have been computed from a damaged one.
-    #[prost(uint64, tag = "6")]
-    pub agreed_step: u64,
+    /// The members' copies of the state were not compared before it was saved: it may hold damage that
+    /// the next comparison finds.
+    #[prost(bool, tag = "6")]
+    pub uncompared: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Report {

@@ -1,13 +1,13 @@
 //! Normal draws that have the same bits on every machine.
 //!
-//! Pair `i` of values comes from one 64-bit word, SplitMix64's output function over
-//! `key + (i + 1) * golden ratio`, through the Box-Muller transform in f64. Logarithm and
+//! Pair `i` of values comes from one 64-bit word, number `i` of the [`splitmix`](crate::splitmix) stream of
+//! a key, through the Box-Muller transform in f64. Logarithm and
 //! sine are short series of our own: the ones of the system differ in the last bit between C
 //! libraries, while `+ - * / sqrt` are rounded alike everywhere.
 
 use std::f64::consts::{LN_2, PI, SQRT_2};
 
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+use crate::splitmix::{GOLDEN, mix};
 
 /// The key of a parameter's stream.
 pub(super) fn key(seed: u64, name: &str) -> u64 {
@@ -31,13 +31,6 @@ pub(super) fn normal(key: u64, std: f64, out: &mut [f32]) {
     if let [last] = rest {
         *last = (box_muller(mix(counter.wrapping_add(GOLDEN))).0 * std) as f32;
     }
-}
-
-/// SplitMix64's output function (Steele, Lea, Flood 2014): a bijection of 64 bits.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 /// Two independent standard normal values; the largest possible magnitude is 6.66.

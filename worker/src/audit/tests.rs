@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use mks2_proto::job::Reduction;
 use mks2_proto::params::{Init, ParamSpec};
+use mks2_proto::splitmix;
 use proptest::prelude::*;
 
 use super::*;
@@ -77,14 +78,6 @@ fn copy() -> (Replica, Vec<Tensor>) {
     (replica, frozen)
 }
 
-/// Numbers by splitmix64.
-fn draw(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
-}
-
 #[test]
 fn a_thousand_of_a_thousand_flipped_bits_are_found() {
     let (mut replica, mut frozen) = copy();
@@ -97,7 +90,10 @@ fn a_thousand_of_a_thousand_flipped_bits_are_found() {
     };
     let (mut chance, mut found) = (17, 0);
     for number in 0..1000 {
-        let (place, choice) = (Flip::ALL[number % Flip::ALL.len()], draw(&mut chance));
+        let (place, choice) = (
+            Flip::ALL[number % Flip::ALL.len()],
+            splitmix::next(&mut chance),
+        );
         flip((&mut replica, &mut frozen), place, choice);
         let odd = digest(&replica, &frozen).unwrap();
         let verdict = judge(&[Some(quiet), Some(odd), Some(quiet)]);

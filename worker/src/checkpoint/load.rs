@@ -221,24 +221,6 @@ impl Checkpoint {
     }
 }
 
-impl LoadedTensor {
-    /// The values as fp32; `None` if they are of another type.
-    #[must_use]
-    pub fn to_f32(&self) -> Option<Vec<f32>> {
-        let values = self.data.chunks_exact(4);
-        let values = values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        (self.dtype == Dtype::F32).then(|| values.collect())
-    }
-
-    /// The values as 32-bit integers; `None` if they are of another type.
-    #[must_use]
-    pub fn to_i32(&self) -> Option<Vec<i32>> {
-        let values = self.data.chunks_exact(4);
-        let values = values.map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        (self.dtype == Dtype::I32).then(|| values.collect())
-    }
-}
-
 /// Checks a part's bytes and takes its tensors apart.
 fn check_part(part: &Part, file: &Bytes) -> Result<BTreeMap<(Kind, String), LoadedTensor>> {
     let damaged = |place: String| CheckpointError::DamagedPart {

@@ -101,9 +101,9 @@ impl Group {
 pub struct Facts {
     /// Steps since the beginning of the run, over all stages.
     pub step: u64,
-    /// Steps after which the members' copies of the state were compared last, and alike.
-    #[serde(default)]
-    pub agreed_step: u64,
+    /// The members' copies of the state were not compared before it was saved.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uncompared: bool,
     /// The stage.
     pub stage: String,
     /// Steps since the beginning of the stage.

@@ -150,8 +150,8 @@ fn tensor(snapshot: &Snapshot, source: Source) -> Tensor<'_> {
                 kind: extra.kind,
                 name: &extra.name,
                 values: TensorBytes {
-                    dtype: extra.dtype,
-                    shape: Cow::Owned(vec![extra.elements]),
+                    dtype: Dtype::U8,
+                    shape: Cow::Owned(vec![extra.bytes.len()]),
                     data: Data::Bytes(&extra.bytes),
                 },
             }

@@ -68,9 +68,16 @@ impl CheckpointStore {
         let guard = self.live.begin_sweep().await;
         let mut swept = Swept::default();
         for path in released {
-            let object = store::under(&self.root, path)?;
-            store::delete(&*self.store, &object).await?;
-            swept.manifests += 1;
+            // A run that was taken back may have saved the same step again since.
+            let is_later = match self.manifest(path, None).await {
+                Ok(manifest) => manifest.facts.generation > generation,
+                Err(_) => false,
+            };
+            if !is_later {
+                let object = store::under(&self.root, path)?;
+                store::delete(&*self.store, &object).await?;
+                swept.manifests += 1;
+            }
         }
         let kept = self.manifests().await?;
         let needed: HashSet<&str> = kept

@@ -3,8 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use safetensors::Dtype;
-
 use super::manifest::Kind;
 use super::{CheckpointError, Result, Table};
 
@@ -71,13 +69,11 @@ pub struct Snapshot {
     blocked: Duration,
 }
 
-/// A named tensor beside the flat buffers: reduction exponents, the tokenizer.
+/// Named bytes beside the flat buffers: reduction exponents, the tokenizer.
 #[derive(Debug)]
 pub(super) struct Extra {
     pub(super) kind: Kind,
     pub(super) name: String,
-    pub(super) dtype: Dtype,
-    pub(super) elements: usize,
     pub(super) bytes: Vec<u8>,
 }
 
@@ -101,18 +97,13 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Adds 32-bit integers under a name.
-    pub fn add_i32(&mut self, kind: Kind, name: &str, values: &[i32]) {
-        let bytes = values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
-        self.add(kind, name, Dtype::I32, values.len(), bytes);
-    }
-
     /// Adds bytes under a name: a tokenizer's file, or any state.
     pub fn add_bytes(&mut self, kind: Kind, name: &str, bytes: Vec<u8>) {
-        self.add(kind, name, Dtype::U8, bytes.len(), bytes);
+        self.extras.push(Extra {
+            kind,
+            name: name.to_owned(),
+            bytes,
+        });
     }
 
     /// How long the caller was kept from training by the copies.
@@ -144,16 +135,6 @@ impl Snapshot {
 
     pub(super) fn extras(&self) -> &[Extra] {
         &self.extras
-    }
-
-    fn add(&mut self, kind: Kind, name: &str, dtype: Dtype, elements: usize, bytes: Vec<u8>) {
-        self.extras.push(Extra {
-            kind,
-            name: name.to_owned(),
-            dtype,
-            elements,
-            bytes,
-        });
     }
 }
 

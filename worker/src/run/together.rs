@@ -173,6 +173,7 @@ impl Run {
         Standing {
             point: self.team.point(),
             committed,
+            compared: self.team.compared(),
             ..Standing::default()
         }
     }

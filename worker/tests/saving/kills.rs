@@ -9,6 +9,8 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mks2_proto::splitmix;
+
 use crate::workshop::{Workshop, parts, strays, whole};
 
 /// Where the process that is killed works.
@@ -151,7 +153,7 @@ fn kill(count: usize) {
     assert!(with_strays > 0, "no kill has met an upload");
 }
 
-/// Numbers by splitmix64; `MKS2_TEST_SEED` gives them again.
+/// A stream of numbers; `MKS2_TEST_SEED` gives them again.
 struct Chance(u64);
 
 impl Chance {
@@ -166,9 +168,6 @@ impl Chance {
 
     /// From 0 to `end`, without it.
     fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) % end as u64).expect("below a usize")
+        usize::try_from(splitmix::next(&mut self.0) % end as u64).expect("below a usize")
     }
 }
