@@ -1,4 +1,5 @@
-//! Corpora on object storage: import, inspection, the plan, the loader. No tensors.
+//! Corpora on object storage: import, inspection, the plan, the loader; and the files of pretrained models.
+//! No tensor library.
 //!
 //! | module | what |
 //! |---|---|
@@ -13,6 +14,7 @@
 //! | [`inspect`](mod@inspect), [`verify`](mod@verify) | a look at a corpus, and the proof that it is whole |
 //! | [`error`] | what can go wrong, and what a user is told |
 //! | [`plan`] | which rows a lane gets at a step, as a pure function |
+//! | [`pretrained`] | models as Hugging Face ships them: configuration and tensors |
 
 pub mod error;
 pub mod import;
@@ -21,6 +23,7 @@ pub mod loader;
 pub mod manifest;
 pub mod picture;
 pub mod plan;
+pub mod pretrained;
 pub mod reader;
 pub mod row;
 pub mod shard;

@@ -102,6 +102,9 @@ pub(crate) enum Command {
     /// Import, inspect and verify corpora
     #[command(subcommand)]
     Data(crate::data::DataCommand),
+    /// Show and check pretrained models
+    #[command(subcommand)]
+    Model(crate::model::ModelCommand),
     /// Show what a job would do, without doing it
     Plan(PlanArgs),
     /// Show the state of a run

@@ -7,6 +7,7 @@
 //! | [`plan`] | what a job would do, without doing it |
 //! | [`status`] | `status` and `watch`, of a local or a remote run |
 //! | [`data`] | corpora: import, inspect, verify |
+//! | [`model`] | pretrained models: what they are, and whether they are whole |
 //! | [`ledger`] | proofs from what a run has left: rows, steps, checkpoints |
 //! | [`chaos`] | a job whose processes are killed, and what that changes |
 //! | [`summary`], [`report`] | the closing table; `report.json` and `report.html` |
@@ -20,6 +21,7 @@ mod config;
 mod data;
 mod goodput;
 mod ledger;
+mod model;
 mod output;
 mod plan;
 mod progress;
@@ -80,6 +82,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
 fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
     match command {
         Command::Data(command) => on_runtime(data::run(command, output)),
+        Command::Model(command) => on_runtime(model::run(command, output)),
         Command::Train(options) => on_runtime(train::run(&options, output)),
         Command::Plan(options) => on_runtime(plan::run(&options, output)),
         Command::Status(options) => on_runtime(status::run(&options, output)),

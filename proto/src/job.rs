@@ -12,7 +12,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use model::{Decoder, Memory, MemoryForm, Model, Retrieval, TextTower, Vision};
+pub use model::{
+    Decoder, Memory, MemoryForm, Model, Retrieval, RopeScaling, RopeType, TextTower, Vision,
+    VisionActivation,
+};
 
 /// A whole job: the graph of stages and everything that they share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

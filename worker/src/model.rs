@@ -63,6 +63,7 @@ pub mod losses;
 mod memory;
 mod ops;
 mod retrieval;
+mod rotary;
 mod text_tower;
 mod vision;
 mod weights;

@@ -8,6 +8,8 @@ use crate::{places, python, setup, shell, ui};
 
 const REFERENCE: &str = "worker/tests/reference";
 const FIXTURES: &str = "worker/tests/fixtures";
+/// Where models lie in it that transformers has written.
+const PRETRAINED: &str = "pretrained";
 
 /// The interpreter of the reference: `MKS2_PYTHON`, or an environment with its pinned packages.
 pub(crate) fn interpreter() -> Outcome<PathBuf> {
@@ -23,8 +25,16 @@ pub(crate) fn make_fixtures() -> Outcome {
 }
 
 fn make(folder: &Path) -> Outcome {
-    let script = places::root().join(REFERENCE).join("make_fixtures.py");
-    shell::run(shell::program(interpreter()?).arg(script).arg(folder))
+    let python = interpreter()?;
+    let targets = [
+        ("make_fixtures.py", folder.to_owned()),
+        ("make_pretrained.py", folder.join(PRETRAINED)),
+    ];
+    for (script, target) in targets {
+        let script = places::root().join(REFERENCE).join(script);
+        shell::run(shell::program(&python).arg(script).arg(target))?;
+    }
+    Ok(())
 }
 
 /// `cargo xtask parity`: fixtures made afresh on this machine, and the tests against them.
@@ -41,7 +51,14 @@ pub(crate) fn compare() -> Outcome {
     }
     // Another CPU rounds differently in the last bits, so the fresh fixtures are not compared byte
     // by byte: our model is tested against them as it is against the committed ones.
-    let mut tests = shell::cargo(&["test", "--workspace", "--test", "parity"]);
+    let mut tests = shell::cargo(&[
+        "test",
+        "--workspace",
+        "--test",
+        "parity",
+        "--test",
+        "pretrained",
+    ]);
     shell::run(tests.env("MKS2_PARITY_FIXTURES", &fresh))?;
     ui::say(format_args!(
         "{} fixtures made afresh agree",
@@ -50,13 +67,19 @@ pub(crate) fn compare() -> Outcome {
     Ok(())
 }
 
+/// All safetensors files in a folder and below it.
 fn names(folder: &Path) -> Outcome<Vec<String>> {
     let entries = fs::read_dir(folder).map_err(|error| Fault::file("read", folder, &error))?;
-    let mut names: Vec<String> = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| name.ends_with(".safetensors"))
-        .collect();
+    let mut names = Vec::new();
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.path().is_dir() {
+            let inner = names(&entry.path())?;
+            names.extend(inner.into_iter().map(|file| format!("{name}/{file}")));
+        } else if name.ends_with(".safetensors") {
+            names.push(name);
+        }
+    }
     names.sort();
     Ok(names)
 }

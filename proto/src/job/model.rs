@@ -32,9 +32,21 @@ pub struct Decoder {
     pub num_attention_heads: u32,
     /// Key and value heads; divides the query heads.
     pub num_key_value_heads: u32,
+    /// Elements of a head; absent: `hidden_size / num_attention_heads`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<u32>,
+    /// Biases on the projections of queries, keys and values, as Qwen2 has them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub qkv_bias: bool,
+    /// Positions that a query sees, its own included, as in Mistral; absent: all up to its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<u32>,
     /// Base of the rotary frequencies.
     #[serde(default = "default_rope_theta")]
     pub rope_theta: f64,
+    /// How the rotary frequencies are changed for texts longer than those of the first training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
     /// Epsilon of RMSNorm.
     #[serde(default = "default_norm_eps")]
     pub rms_norm_eps: f64,
@@ -43,6 +55,59 @@ pub struct Decoder {
     pub tie_word_embeddings: bool,
     /// Text tokens of a sample, padded or cut to this length; image tokens come on top.
     pub max_text_tokens: u32,
+}
+
+impl Decoder {
+    /// Elements of a head.
+    #[must_use]
+    pub fn head(&self) -> u32 {
+        self.head_dim
+            .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+}
+
+/// Changes of the rotary frequencies. Names are those of Hugging Face's `rope_scaling`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RopeScaling {
+    /// Which frequencies are changed.
+    pub rope_type: RopeType,
+    /// By how much texts may be longer: what low frequencies are divided by.
+    pub factor: f64,
+    /// `llama3`: wavelengths above `original_max_position_embeddings / low_freq_factor` are low
+    /// frequencies.
+    #[serde(default = "default_low_freq_factor")]
+    pub low_freq_factor: f64,
+    /// `llama3`: wavelengths below `original_max_position_embeddings / high_freq_factor` are high
+    /// frequencies, which stay; those between are interpolated.
+    #[serde(default = "default_high_freq_factor")]
+    pub high_freq_factor: f64,
+    /// `llama3`: positions of the first training.
+    #[serde(default = "default_original_positions")]
+    pub original_max_position_embeddings: u32,
+}
+
+impl RopeScaling {
+    /// All frequencies divided by a factor.
+    #[must_use]
+    pub fn linear(factor: f64) -> Self {
+        Self {
+            rope_type: RopeType::Linear,
+            factor,
+            low_freq_factor: default_low_freq_factor(),
+            high_freq_factor: default_high_freq_factor(),
+            original_max_position_embeddings: default_original_positions(),
+        }
+    }
+}
+
+/// Which rotary frequencies are changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeType {
+    /// All ([Chen et al. 2023](https://arxiv.org/abs/2306.15595)).
+    Linear,
+    /// The low ones, as in Llama 3.1.
+    Llama3,
 }
 
 /// A CLIP-like vision transformer. Names are those of `CLIPVisionConfig`.
@@ -60,11 +125,31 @@ pub struct Vision {
     pub num_hidden_layers: u32,
     /// Attention heads.
     pub num_attention_heads: u32,
+    /// Activation of the MLP.
+    #[serde(default, skip_serializing_if = "VisionActivation::is_default")]
+    pub hidden_act: VisionActivation,
     /// Epsilon of LayerNorm.
     #[serde(default = "default_norm_eps")]
     pub layer_norm_eps: f64,
     /// Size of the global image feature, `e`.
     pub projection_dim: u32,
+}
+
+/// Activations of a visual encoder. Names are those of Hugging Face.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VisionActivation {
+    /// `x sigmoid(1.702 x)`: OpenAI's CLIP.
+    #[default]
+    QuickGelu,
+    /// The exact GELU: OpenCLIP's large models, such as bigG.
+    Gelu,
+}
+
+impl VisionActivation {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The text side of the bootstrap CLIP: decoder blocks read at the end token.
@@ -134,6 +219,15 @@ impl Default for Retrieval {
     }
 }
 
+fn default_low_freq_factor() -> f64 {
+    1.0
+}
+fn default_high_freq_factor() -> f64 {
+    4.0
+}
+fn default_original_positions() -> u32 {
+    8192
+}
 fn default_gain() -> f64 {
     1.0
 }

@@ -7,7 +7,7 @@
 
 mod stages;
 
-use super::{Decoder, Job, Model, TextTower, Vision};
+use super::{Decoder, Job, Model, RopeScaling, TextTower, Vision};
 use crate::failure::Failure;
 
 /// Most lanes, and with them workers, of a job: their sum has to fit into 64-bit fixed point.
@@ -281,19 +281,51 @@ fn decoder(decoder: &Decoder, rules: &mut Rules) {
     let heads = ("num_attention_heads", decoder.num_attention_heads);
     let shared = ("num_key_value_heads", decoder.num_key_value_heads);
     rules.divided_by(table, heads, shared);
-    rotary_heads(
-        rules,
-        table,
-        decoder.hidden_size,
-        decoder.num_attention_heads,
-    );
+    match decoder.head_dim {
+        None => rotary_heads(
+            rules,
+            table,
+            decoder.hidden_size,
+            decoder.num_attention_heads,
+        ),
+        Some(size) => rules.require(
+            size > 0 && size.is_multiple_of(2),
+            "model.decoder.head_dim",
+            format!("a head of {size} elements can not be turned in pairs"),
+            "set head_dim to an even number",
+        ),
+    }
+    if let Some(window) = decoder.sliding_window {
+        rules.positive(table, "sliding_window", window.into());
+    }
     rules.above_zero(table, "rope_theta", decoder.rope_theta);
+    if let Some(scaling) = &decoder.rope_scaling {
+        rope_scaling(scaling, rules);
+    }
     rules.above_zero(table, "rms_norm_eps", decoder.rms_norm_eps);
     rules.require(
         decoder.max_text_tokens >= 2,
         "model.decoder.max_text_tokens",
         "the next token can only be predicted where there are two",
         "set max_text_tokens to 2 or more",
+    );
+}
+
+fn rope_scaling(scaling: &RopeScaling, rules: &mut Rules) {
+    let table = "model.decoder.rope_scaling";
+    let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
+    rules.above_zero(table, "factor", scaling.factor);
+    rules.above_zero(table, "low_freq_factor", low);
+    rules.positive(
+        table,
+        "original_max_position_embeddings",
+        scaling.original_max_position_embeddings.into(),
+    );
+    rules.require(
+        high > low && high.is_finite(),
+        format!("{table}.high_freq_factor"),
+        format!("{high} is not above low_freq_factor = {low}"),
+        "take both from the config.json of the model",
     );
 }
 

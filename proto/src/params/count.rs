@@ -58,13 +58,13 @@ pub fn stage_cost(model: &Model, vocab: u32, stage: &Stage) -> StageCost {
     let frozen = specs::frozen_by(model, vocab, stage);
     let mut modules = by_module(&trained, true);
     modules.extend(by_module(&frozen, false));
-    let decoder = specs::decoder(model, vocab);
+    let decoder = specs::decoder(&model.decoder, vocab);
     let mlp = matching(&decoder, |name| name.contains(".mlp."));
     let rest = matching(&decoder, |name| {
         !name.contains(".mlp.") && name.starts_with("model.la")
     }) + head(model, vocab);
     let patches = u64::from(model.vision.image_size / model.vision.patch_size.max(1)).pow(2);
-    let vision = numel(&specs::vision(model));
+    let vision = numel(&specs::vision(&model.vision));
     let (flops_per_token, flops_per_image) = match stage.kind {
         StageKind::Bootstrap => (6 * (rest + mlp), 6 * vision * patches),
         StageKind::Memory => (

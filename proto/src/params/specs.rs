@@ -53,8 +53,7 @@ fn normal(std: f32) -> Init {
 }
 
 /// The language model.
-pub fn decoder(model: &Model, vocab: u32) -> Vec<ParamSpec> {
-    let shape = &model.decoder;
+pub fn decoder(shape: &Decoder, vocab: u32) -> Vec<ParamSpec> {
     let (d, vocab) = (shape.hidden_size as usize, vocab as usize);
     let mut specs = vec![ParamSpec::new(
         "model.embed_tokens.weight",
@@ -102,18 +101,23 @@ pub fn text_tower(model: &Model, vocab: u32) -> Vec<ParamSpec> {
 struct Blocks {
     layers: usize,
     hidden: usize,
+    /// All query heads together, and all key or value heads.
+    query: usize,
     key_value: usize,
     intermediate: usize,
+    qkv_bias: bool,
 }
 
 impl From<&Decoder> for Blocks {
     fn from(shape: &Decoder) -> Self {
-        let head = shape.hidden_size / shape.num_attention_heads.max(1);
+        let head = shape.head() as usize;
         Self {
             layers: shape.num_hidden_layers as usize,
             hidden: shape.hidden_size as usize,
-            key_value: (head * shape.num_key_value_heads) as usize,
+            query: head * shape.num_attention_heads as usize,
+            key_value: head * shape.num_key_value_heads as usize,
             intermediate: shape.intermediate_size as usize,
+            qkv_bias: shape.qkv_bias,
         }
     }
 }
@@ -123,8 +127,10 @@ impl From<&TextTower> for Blocks {
         Self {
             layers: shape.num_hidden_layers as usize,
             hidden: shape.hidden_size as usize,
+            query: shape.hidden_size as usize,
             key_value: shape.hidden_size as usize,
             intermediate: shape.intermediate_size as usize,
+            qkv_bias: false,
         }
     }
 }
@@ -132,12 +138,12 @@ impl From<&TextTower> for Blocks {
 impl Blocks {
     /// Name, outputs and inputs of the attention's matrices.
     fn attention(&self) -> [(&'static str, usize, usize); 4] {
-        let (d, kv) = (self.hidden, self.key_value);
+        let (d, q, kv) = (self.hidden, self.query, self.key_value);
         [
-            ("q_proj", d, d),
+            ("q_proj", q, d),
             ("k_proj", kv, d),
             ("v_proj", kv, d),
-            ("o_proj", d, d),
+            ("o_proj", d, q),
         ]
     }
 }
@@ -162,6 +168,10 @@ fn decoder_blocks(prefix: &str, blocks: &Blocks, specs: &mut Vec<ParamSpec>) {
         for (name, out, inputs) in blocks.attention() {
             let name_of = format!("{at}.self_attn.{name}.weight");
             specs.push(ParamSpec::new(name_of, &[out, inputs], init(name, inputs)));
+            if blocks.qkv_bias && name != "o_proj" {
+                let name_of = format!("{at}.self_attn.{name}.bias");
+                specs.push(ParamSpec::new(name_of, &[out], Init::Zeros));
+            }
         }
         for (name, out, inputs) in feed_forward(MemoryForm::Gated, d, blocks.intermediate) {
             let name_of = format!("{at}.mlp.{name}.weight");
@@ -178,8 +188,7 @@ fn decoder_blocks(prefix: &str, blocks: &Blocks, specs: &mut Vec<ParamSpec>) {
 }
 
 /// The visual encoder. Starts as Hugging Face's CLIP does.
-pub fn vision(model: &Model) -> Vec<ParamSpec> {
-    let shape = &model.vision;
+pub fn vision(shape: &Vision) -> Vec<ParamSpec> {
     let (v, patch) = (shape.hidden_size as usize, shape.patch_size as usize);
     let side = (shape.image_size / shape.patch_size.max(1)) as usize;
     let width_std = (v as f32).powf(-0.5);
@@ -410,8 +419,8 @@ fn adapters(at: &str, model: &Model, settings: &Experts, specs: &mut Vec<ParamSp
 pub fn trained_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
     match stage.kind {
         StageKind::Bootstrap => [
-            decoder(model, vocab),
-            vision(model),
+            decoder(&model.decoder, vocab),
+            vision(&model.vision),
             text_tower(model, vocab),
         ]
         .concat(),
@@ -429,15 +438,15 @@ pub fn trained_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
 pub fn frozen_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
     match stage.kind {
         StageKind::Bootstrap | StageKind::Evaluate => Vec::new(),
-        StageKind::Memory => [decoder(model, vocab), vision(model)].concat(),
+        StageKind::Memory => [decoder(&model.decoder, vocab), vision(&model.vision)].concat(),
         StageKind::Experts => {
-            let mut specs = decoder(model, vocab);
+            let mut specs = decoder(&model.decoder, vocab);
             let settings = stage.experts.iter();
             for name in settings.clone().flat_map(|settings| &settings.memories) {
                 specs.extend(memory(model, name));
             }
             if settings.clone().any(|settings| settings.pictures) {
-                specs.extend([vision(model), bridge(model)].concat());
+                specs.extend([vision(&model.vision), bridge(model)].concat());
             }
             specs
         }

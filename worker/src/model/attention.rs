@@ -3,14 +3,15 @@
 //! ```text
 //! q_bhnk, k_bgtk, v_bgtk = split(W_q x), split(W_k x), split(W_v x)      h / g queries per key
 //! rotary (Su et al. 2021, halves paired as Hugging Face does):
-//!   x_i, x_{i+k/2} turned by the angle position * theta^(-2i/k)
+//!   x_i, x_{i+k/2} turned by the angle position * f_i,  f_i = theta^(-2i/k), or scaled (`rotary.rs`)
 //! out = W_o concat_h softmax(q k^T / sqrt(k) + mask) v
 //! ```
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::lora::{AttentionAdapters, adapted};
 use super::ops::{attend, linear};
+use super::rotary::Rotary;
 use super::{Result, Weights};
 
 /// Sizes of an attention layer.
@@ -22,12 +23,10 @@ pub(super) struct AttentionShape {
     pub(super) heads: i64,
     /// Key and value heads.
     pub(super) groups: i64,
-}
-
-impl AttentionShape {
-    fn head(self) -> i64 {
-        self.hidden / self.heads
-    }
+    /// Elements of a head.
+    pub(super) head: i64,
+    /// Whether queries, keys and values have biases.
+    pub(super) biased: bool,
 }
 
 /// Where queries stand and what they may see; the same for all blocks of a pass.
@@ -40,56 +39,35 @@ pub(super) struct Sight {
     pub(super) mask: Option<Tensor>,
 }
 
-/// Rotary tables that broadcast over `[b, length, heads, k]`.
-pub(super) struct Rotary {
-    cos: Tensor,
-    sin_signed: Tensor,
+/// A projection, with its bias if it has one.
+#[derive(Debug)]
+struct Projection {
+    weight: Tensor,
+    bias: Option<Tensor>,
 }
 
-impl Rotary {
-    /// Tables of the positions `0 .. length`, `[1, length, 1, k]`.
-    pub(super) fn new(length: i64, head: i64, theta: f64, device: Device) -> Self {
-        let options = (Kind::Float, device);
-        let exponents = Tensor::arange_start_step(0, head, 2, (Kind::Int64, device))
-            .to_kind(Kind::Float)
-            / head as f64;
-        let frequencies = Tensor::full([1], theta, options)
-            .pow(&exponents)
-            .reciprocal();
-        let angles = Tensor::arange(length, options).unsqueeze(1) * frequencies.unsqueeze(0);
-        let (cos, sin) = (angles.cos(), angles.sin());
-        let shape = [1, length, 1, head];
-        Self {
-            cos: Tensor::cat(&[&cos, &cos], 1).view(shape),
-            sin_signed: Tensor::cat(&[&sin.neg(), &sin], 1).view(shape),
-        }
+impl Projection {
+    fn new(at: &str, shape: [i64; 2], biased: bool, weights: &Weights) -> Result<Self> {
+        let bias = || weights.shaped(&format!("{at}.bias"), &shape[..1]);
+        Ok(Self {
+            weight: weights.shaped(&format!("{at}.weight"), &shape)?,
+            bias: biased.then(bias).transpose()?,
+        })
     }
 
-    /// The tables of `length` positions from `start` on.
-    pub(super) fn narrow(&self, start: i64, length: i64) -> Self {
-        let part = |table: &Tensor| table.narrow(1, start, length);
-        Self {
-            cos: part(&self.cos),
-            sin_signed: part(&self.sin_signed),
-        }
+    /// Several on the same input as one, when they are frozen.
+    fn fused(parts: [&Self; 3], weights: &Weights) -> Option<Self> {
+        let weight = weights.fused(&parts.map(|part| &part.weight))?;
+        let biases: Vec<_> = parts.iter().flat_map(|part| &part.bias).collect();
+        let bias = match biases.is_empty() {
+            true => None,
+            false => Some(weights.fused(&biases)?),
+        };
+        Some(Self { weight, bias })
     }
 
-    /// The tables of `positions_bn`, `[b, n, 1, k]`.
-    pub(super) fn at(&self, positions_bn: &Tensor) -> Self {
-        let size = positions_bn.size();
-        let flat = positions_bn.flatten(0, -1);
-        let part = |table: &Tensor| table.index_select(1, &flat).view([size[0], size[1], 1, -1]);
-        Self {
-            cos: part(&self.cos),
-            sin_signed: part(&self.sin_signed),
-        }
-    }
-
-    /// Turns `x`, `[b, length, heads, k]`. With the sign kept in the sine's table, exchanging
-    /// the halves of a head is a roll.
-    fn turn(&self, x: &Tensor) -> Tensor {
-        let half = x.size()[3] / 2;
-        (x * &self.cos).addcmul(&x.roll([half], [3]), &self.sin_signed)
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
     }
 }
 
@@ -97,31 +75,33 @@ impl Rotary {
 #[derive(Debug)]
 pub(super) struct Attention {
     shape: AttentionShape,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Projection,
+    k: Projection,
+    v: Projection,
     o: Tensor,
     /// `q`, `k` and `v` stacked, when they are frozen.
-    qkv: Option<Tensor>,
+    qkv: Option<Projection>,
 }
 
 impl Attention {
     pub(super) fn new(at: &str, shape: AttentionShape, weights: &Weights) -> Result<Self> {
-        let (d, kv) = (shape.hidden, shape.groups * shape.head());
-        let matrix = |name: &str, out| weights.shaped(&format!("{at}.{name}.weight"), &[out, d]);
+        let (d, heads) = (shape.hidden, shape.heads * shape.head);
+        let kv = shape.groups * shape.head;
+        let projection = |name: &str, out| {
+            Projection::new(&format!("{at}.{name}"), [out, d], shape.biased, weights)
+        };
         let (q, k, v) = (
-            matrix("q_proj", d)?,
-            matrix("k_proj", kv)?,
-            matrix("v_proj", kv)?,
+            projection("q_proj", heads)?,
+            projection("k_proj", kv)?,
+            projection("v_proj", kv)?,
         );
-        let qkv = weights.fused(&[&q, &k, &v]);
         Ok(Self {
             shape,
+            qkv: Projection::fused([&q, &k, &v], weights),
             q,
             k,
             v,
-            o: matrix("o_proj", d)?,
-            qkv,
+            o: weights.shaped(&format!("{at}.o_proj.weight"), &[d, heads])?,
         })
     }
 
@@ -151,19 +131,20 @@ impl Attention {
     /// Queries, keys and values of every position: one product, one rotation where possible.
     fn all(&self, x_btd: &Tensor, sight: &Sight) -> (Tensor, Tensor, Tensor) {
         let AttentionShape {
-            hidden,
             heads,
             groups,
+            head,
+            ..
         } = self.shape;
-        let kv = groups * self.shape.head();
         let (qk, v) = match &self.qkv {
             Some(qkv) => {
-                let parts = linear(x_btd, qkv).split_with_sizes([hidden + kv, kv], -1);
+                let sizes = [(heads + groups) * head, groups * head];
+                let parts = qkv.forward(x_btd).split_with_sizes(sizes, -1);
                 (parts[0].shallow_clone(), parts[1].shallow_clone())
             }
             None => {
-                let qk = Tensor::cat(&[linear(x_btd, &self.q), linear(x_btd, &self.k)], -1);
-                (qk, linear(x_btd, &self.v))
+                let qk = [self.q.forward(x_btd), self.k.forward(x_btd)];
+                (Tensor::cat(&qk, -1), self.v.forward(x_btd))
             }
         };
         let turned = sight.keys.turn(&self.heads(&qk));
@@ -183,15 +164,15 @@ impl Attention {
         sight: &Sight,
         adapters: Option<&AttentionAdapters>,
     ) -> (Tensor, Tensor, Tensor) {
-        let q = linear(queries_bnd, &self.q);
+        let q = self.q.forward(queries_bnd);
         let q = adapted(q, queries_bnd, adapters.map(|adapters| &adapters.q));
         let k = adapted(
-            linear(x_btd, &self.k),
+            self.k.forward(x_btd),
             x_btd,
             adapters.map(|adapters| &adapters.k),
         );
         let v = adapted(
-            linear(x_btd, &self.v),
+            self.v.forward(x_btd),
             x_btd,
             adapters.map(|adapters| &adapters.v),
         );
@@ -206,6 +187,6 @@ impl Attention {
     /// `[b, t, heads k]` as `[b, t, heads, k]`.
     fn heads(&self, x: &Tensor) -> Tensor {
         let size = x.size();
-        x.view([size[0], size[1], -1, self.shape.head()])
+        x.view([size[0], size[1], -1, self.shape.head])
     }
 }

@@ -11,11 +11,12 @@
 use mks2_proto::job::MemoryForm;
 use tch::{Device, Kind, Tensor};
 
-use super::attention::{Attention, AttentionShape, Rotary, Sight};
+use super::attention::{Attention, AttentionShape, Sight};
 use super::experts::Experts;
 use super::feed_forward::FeedForward;
 use super::memory::Memory;
 use super::ops::rms_norm;
+use super::rotary::{Rotary, Turns};
 use super::weights::expect_shape;
 use super::{ModelError, Result, Weights};
 
@@ -107,12 +108,14 @@ pub struct States {
 }
 
 /// Sizes and constants of a stack.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StackShape {
     pub(super) layers: u32,
     pub(super) attention: AttentionShape,
     pub(super) intermediate: i64,
-    pub(super) theta: f64,
+    /// Positions that a query sees, its own included; none: all up to its own.
+    pub(super) window: Option<i64>,
+    pub(super) turns: Turns,
     pub(super) eps: f64,
 }
 
@@ -128,7 +131,7 @@ impl Stack {
     /// The stack `<at>.layers.*`, `<at>.norm.weight`.
     pub(super) fn new(at: &str, shape: StackShape, weights: &Weights) -> Result<Self> {
         let blocks = (0..shape.layers)
-            .map(|layer| Block::new(&format!("{at}.layers.{layer}"), shape, weights))
+            .map(|layer| Block::new(&format!("{at}.layers.{layer}"), &shape, weights))
             .collect::<Result<_>>()?;
         let norm_d = weights.shaped(&format!("{at}.norm.weight"), &[shape.attention.hidden])?;
         Ok(Self {
@@ -220,13 +223,19 @@ enum Selection {
 
 impl Plan {
     fn new(shape: &StackShape, pass: &Pass, [b, t]: [i64; 2], device: Device) -> Self {
-        let head = shape.attention.hidden / shape.attention.heads;
-        let rotary = || Rotary::new(t, head, shape.theta, device);
+        let rotary = || Rotary::new(t, shape.attention.head, &shape.turns, device);
         let options = (Kind::Int64, device);
         let all = Tensor::arange(t, options);
-        let inner_mask = pass
-            .keys_bt
-            .map(|keys_bt| allowed(&all.unsqueeze(0), &all, Some(keys_bt)));
+        let seen = Seen {
+            keys_t: &all,
+            // A window as wide as the row hides nothing.
+            window: shape.window.filter(|window| *window < t),
+            real_bt: pass.keys_bt,
+        };
+        let inner_mask = match (seen.window, seen.real_bt) {
+            (None, None) => None,
+            _ => Some(seen.by(&all.unsqueeze(0))),
+        };
         let inner = Sight {
             keys: rotary(),
             queries: None,
@@ -249,7 +258,7 @@ impl Plan {
             }
         };
         let mask = match positions {
-            Some(positions) => Some(allowed(&positions, &all, pass.keys_bt)),
+            Some(positions) => Some(seen.by(&positions)),
             None => inner.mask.as_ref().map(Tensor::shallow_clone),
         };
         let last = View {
@@ -270,18 +279,28 @@ impl Plan {
     }
 }
 
-/// Which keys each query may see, `[b or 1, 1, n, t]`.
-fn allowed(queries: &Tensor, keys_t: &Tensor, real_bt: Option<&Tensor>) -> Tensor {
-    let queries = queries.unsqueeze(-1);
-    let causal = keys_t.le_tensor(&queries);
-    let seen = match real_bt {
-        Some(real_bt) => {
-            let itself = keys_t.eq_tensor(&queries);
-            causal.logical_and(&real_bt.unsqueeze(1).logical_or(&itself))
+/// What queries may see.
+struct Seen<'a> {
+    keys_t: &'a Tensor,
+    window: Option<i64>,
+    /// Keys that are there.
+    real_bt: Option<&'a Tensor>,
+}
+
+impl Seen<'_> {
+    /// Which keys each query may see, `[b or 1, 1, n, t]`.
+    fn by(&self, queries: &Tensor) -> Tensor {
+        let queries = queries.unsqueeze(-1);
+        let mut seen = self.keys_t.le_tensor(&queries);
+        if let Some(window) = self.window {
+            seen = seen.logical_and(&self.keys_t.gt_tensor(&(&queries - window)));
         }
-        None => causal,
-    };
-    seen.unsqueeze(1)
+        if let Some(real_bt) = self.real_bt {
+            let itself = self.keys_t.eq_tensor(&queries);
+            seen = seen.logical_and(&real_bt.unsqueeze(1).logical_or(&itself));
+        }
+        seen.unsqueeze(1)
+    }
 }
 
 impl View {
@@ -307,7 +326,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(at: &str, shape: StackShape, weights: &Weights) -> Result<Self> {
+    fn new(at: &str, shape: &StackShape, weights: &Weights) -> Result<Self> {
         let d = shape.attention.hidden;
         let norm = |name: &str| weights.shaped(&format!("{at}.{name}.weight"), &[d]);
         let sizes = [d, shape.intermediate];

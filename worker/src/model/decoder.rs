@@ -1,5 +1,5 @@
-//! The language model: LLaMA's architecture ([Touvron et al. 2023](https://arxiv.org/abs/2302.13971)),
-//! with Hugging Face's names and conventions.
+//! The language model: LLaMA's architecture ([Touvron et al. 2023](https://arxiv.org/abs/2302.13971))
+//! and its relatives (Llama 3, Mistral, Qwen2), with Hugging Face's names and conventions.
 //!
 //! ```text
 //! logits_bnV = W_head states_bnd        W_head is the embedding where they are tied
@@ -11,6 +11,7 @@ use tch::Tensor;
 use super::attention::AttentionShape;
 use super::block::{Pass, Stack, StackShape, States, look_up};
 use super::ops::linear;
+use super::rotary::Turns;
 use super::weights::expect_shape;
 use super::{Result, Weights};
 
@@ -40,9 +41,15 @@ impl Decoder {
                 hidden: d,
                 heads: i64::from(shape.num_attention_heads),
                 groups: i64::from(shape.num_key_value_heads),
+                head: i64::from(shape.head()),
+                biased: shape.qkv_bias,
             },
             intermediate: i64::from(shape.intermediate_size),
-            theta: shape.rope_theta,
+            window: shape.sliding_window.map(i64::from),
+            turns: Turns {
+                theta: shape.rope_theta,
+                scaling: shape.rope_scaling.clone(),
+            },
             eps: shape.rms_norm_eps,
         };
         Ok(Self {

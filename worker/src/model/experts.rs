@@ -116,10 +116,12 @@ impl Door<'_> {
             mlp = Some(FeedForwardAdapters::new(&at, shape, lora, self.weights)?);
         }
         if adapted && self.settings.adapt_attention {
-            let head = d / i64::from(decoder.num_attention_heads);
-            let kv = head * i64::from(decoder.num_key_value_heads);
+            let head = i64::from(decoder.head());
+            let [heads, kv] = [decoder.num_attention_heads, decoder.num_key_value_heads]
+                .map(|count| head * i64::from(count));
             let at = format!("{}.self_attn", self.at);
-            attention = Some(AttentionAdapters::new(&at, [d, kv], lora, self.weights)?);
+            let sizes = [d, heads, kv];
+            attention = Some(AttentionAdapters::new(&at, sizes, lora, self.weights)?);
         }
         Ok(BlockExperts {
             scores: self.scores()?,

@@ -85,19 +85,20 @@ pub(super) struct AttentionAdapters {
 }
 
 impl AttentionAdapters {
+    /// Adapters for a residual stream `d` wide, all query heads, and all key or value heads.
     pub(super) fn new(
         at: &str,
-        [d, kv]: [i64; 2],
+        [d, heads, kv]: [i64; 3],
         settings: LoraSettings,
         weights: &Weights,
     ) -> Result<Self> {
         let adapter =
-            |name: &str, out| Lora::new(&format!("{at}.{name}"), [out, d], settings, weights);
+            |name: &str, shape| Lora::new(&format!("{at}.{name}"), shape, settings, weights);
         Ok(Self {
-            q: adapter("q_proj", d)?,
-            k: adapter("k_proj", kv)?,
-            v: adapter("v_proj", kv)?,
-            o: adapter("o_proj", d)?,
+            q: adapter("q_proj", [heads, d])?,
+            k: adapter("k_proj", [kv, d])?,
+            v: adapter("v_proj", [kv, d])?,
+            o: adapter("o_proj", [d, heads])?,
         })
     }
 }

@@ -10,6 +10,7 @@ use tch::Tensor;
 use super::attention::AttentionShape;
 use super::block::{Pass, Read, SecondHalves, Stack, StackShape, as_positions, look_up};
 use super::ops::linear;
+use super::rotary::Turns;
 use super::weights::expect_shape;
 use super::{Result, Weights};
 
@@ -43,9 +44,15 @@ impl TextTower {
                 hidden: d,
                 heads,
                 groups: heads,
+                head: d / heads,
+                biased: false,
             },
             intermediate: i64::from(shape.intermediate_size),
-            theta: THETA,
+            window: None,
+            turns: Turns {
+                theta: THETA,
+                scaling: None,
+            },
             eps: EPS,
         };
         let e = i64::from(model.vision.projection_dim);

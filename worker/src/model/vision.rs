@@ -3,14 +3,14 @@
 //!
 //! ```text
 //! h_0     = LN_pre([class, W_patch patches] + positions)         [b, 1 + p, v]
-//! block   h = h + Attention(LN_1 h);  h = h + fc2(quick_gelu(fc1(LN_2 h)))
+//! block   h = h + Attention(LN_1 h);  h = h + fc2(gelu(fc1(LN_2 h)))      quick_gelu or gelu
 //! patches = h after the last block but one, without the class position
 //! global  = W_proj LN_post(h after the last block at the class position)
 //! ```
 //!
 //! Of the last block only the class position is ever used, so only that is computed.
 
-use mks2_proto::job;
+use mks2_proto::job::{self, VisionActivation};
 use tch::Tensor;
 
 use super::ops::{attend, quick_gelu};
@@ -182,6 +182,7 @@ struct VisionBlock {
     out: Affine,
     norm2: LayerNorm,
     fc1: Affine,
+    activation: VisionActivation,
     fc2: Affine,
 }
 
@@ -207,6 +208,7 @@ impl VisionBlock {
             out: out?,
             norm2: norm("layer_norm2")?,
             fc1: affine("mlp.fc1", [w, v])?,
+            activation: shape.hidden_act,
             fc2: affine("mlp.fc2", [v, w])?,
         })
     }
@@ -234,7 +236,11 @@ impl VisionBlock {
         };
         let [q, k, v] = [q, k, v].map(|x| self.split(&x));
         let h = class(h_bpv) + self.out.forward(&attend(&q, [&k, &v], None, false));
-        let inner = quick_gelu(&self.fc1.forward(&self.norm2.forward(&h)));
+        let inner = self.fc1.forward(&self.norm2.forward(&h));
+        let inner = match self.activation {
+            VisionActivation::QuickGelu => quick_gelu(&inner),
+            VisionActivation::Gelu => inner.gelu("none"),
+        };
         h + self.fc2.forward(&inner)
     }
 

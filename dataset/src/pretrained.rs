@@ -1,0 +1,121 @@
+//! Pretrained models as Hugging Face ships them: a folder with `config.json`, safetensors in one or
+//! many files, and a tokenizer, on any object store.
+//!
+//! ```text
+//! config.json                    what the model is: [`config`]
+//! model.safetensors              its tensors, or
+//! model.safetensors.index.json   which file has which of them, beside the files: [`tensors`]
+//! ```
+//!
+//! Only what is looked for is read: the configuration, the index, the header of each file, and then
+//! tensor after tensor. Everything has a limit before it is read or believed. Files in pickle, which
+//! can run any code, are not opened.
+
+pub mod config;
+mod error;
+pub mod extras;
+pub mod tensors;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+use crate::store;
+pub use error::PretrainedError;
+
+/// Result of everything in this module.
+pub type Result<T, E = PretrainedError> = std::result::Result<T, E>;
+
+/// Largest `config.json` or index, bytes. Those of the largest models are some hundred kilobytes.
+const MOST_TEXT: u64 = 16 << 20;
+
+/// The folder of a model.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    store: Arc<dyn ObjectStore>,
+    root: Path,
+    location: String,
+}
+
+impl Folder {
+    /// The folder at a path or URL. Nothing is read yet.
+    ///
+    /// # Errors
+    /// When the location is of no known kind.
+    pub fn open(location: &str) -> Result<Self> {
+        let (store, root) = store::open(location)?;
+        Ok(Self {
+            store,
+            root,
+            location: store::shown(location),
+        })
+    }
+
+    /// What messages call it.
+    #[must_use]
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+
+    /// A file of text, if it is there.
+    ///
+    /// # Errors
+    /// When the store does, or the file is too large to be what its name says.
+    pub async fn text(&self, name: &str) -> Result<Option<Bytes>> {
+        let Some(bytes) = self.size(name).await? else {
+            return Ok(None);
+        };
+        if bytes > MOST_TEXT {
+            return Err(self.refuse(name, format!("it has {bytes} bytes, more than {MOST_TEXT}")));
+        }
+        let path = store::under(&self.root, name)?;
+        Ok(store::get_if_there(&*self.store, &path).await?)
+    }
+
+    /// The model's configuration.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn config(&self) -> Result<Bytes> {
+        let there = self.text(config::FILE_NAME).await?;
+        there.ok_or_else(|| PretrainedError::Missing {
+            file: self.name_of(config::FILE_NAME),
+        })
+    }
+
+    async fn size(&self, name: &str) -> Result<Option<u64>> {
+        let path = store::under(&self.root, name)?;
+        Ok(store::size(&*self.store, &path).await?)
+    }
+
+    async fn range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
+        let path = store::under(&self.root, name)?;
+        let wanted = range.end - range.start;
+        let read = self.store.get_range(&path, range).await;
+        let bytes = read.map_err(|error| {
+            crate::error::Error::store("read", &store::name(&*self.store, &path), &error)
+        })?;
+        if bytes.len() as u64 == wanted {
+            return Ok(bytes);
+        }
+        let why = format!("{} bytes came of {wanted}", bytes.len());
+        Err(self.refuse(name, why))
+    }
+
+    /// What messages call one of its files.
+    #[must_use]
+    pub fn name_of(&self, file: &str) -> String {
+        let path = store::under(&self.root, file);
+        path.map_or_else(|_| file.to_owned(), |path| store::name(&*self.store, &path))
+    }
+
+    fn refuse(&self, file: &str, why: impl Into<String>) -> PretrainedError {
+        PretrainedError::Damaged {
+            file: self.name_of(file),
+            why: why.into(),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What can be wrong with the folder of a model.
+
+use mks2_proto::failure::Failure;
+
+use super::tensors::Differences;
+
+/// What can be wrong with the folder of a model.
+#[derive(Debug, thiserror::Error)]
+pub enum PretrainedError {
+    /// A store failed.
+    #[error(transparent)]
+    Store(#[from] crate::error::Error),
+    /// A file is not there.
+    #[error("there is no {file}")]
+    Missing {
+        /// The file.
+        file: String,
+    },
+    /// The weights are there in pickle alone.
+    #[error("{file} is a pickle, which can run any code when it is read")]
+    Pickle {
+        /// The file.
+        file: String,
+        /// The folder.
+        folder: String,
+    },
+    /// A file is not what it should be.
+    #[error("{file} cannot be used: {why}")]
+    Damaged {
+        /// The file.
+        file: String,
+        /// What is wrong, with the tensor or key if it is known.
+        why: String,
+    },
+    /// A model of another kind.
+    #[error("{file} describes a model that is not supported: {why}")]
+    Unsupported {
+        /// The file.
+        file: String,
+        /// Which kind or setting.
+        why: String,
+        /// What is supported.
+        supported: &'static str,
+    },
+    /// The tensors are not those of the configuration.
+    #[error("the tensors in {folder} are not those of its config.json: {differences}")]
+    Tensors {
+        /// The folder.
+        folder: String,
+        /// Which are missing, unexpected or of another shape.
+        differences: Differences,
+    },
+}
+
+impl From<PretrainedError> for Failure {
+    fn from(error: PretrainedError) -> Self {
+        let what = "the pretrained model cannot be used";
+        let why = error.to_string();
+        let failure = match error {
+            PretrainedError::Store(inner) => return inner.into(),
+            PretrainedError::Missing { .. } => Self::checkpoint(
+                what,
+                why,
+                "name a folder with config.json and safetensors, as `huggingface-cli download` writes it",
+            ),
+            PretrainedError::Pickle { ref folder, .. } => Self::checkpoint(
+                what,
+                why,
+                format!(
+                    "convert it where you trust it: python -c \"from transformers import AutoModel; \
+                     AutoModel.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
+                ),
+            ),
+            PretrainedError::Damaged { .. } => {
+                Self::checkpoint(what, why, "download the folder again")
+            }
+            PretrainedError::Unsupported { supported, .. } => {
+                Self::checkpoint(what, why, format!("supported are {supported}"))
+            }
+            PretrainedError::Tensors { .. } => Self::checkpoint(
+                what,
+                why,
+                "download the folder again, or name the folder of the model that config.json describes",
+            ),
+        };
+        failure.with_source(error)
+    }
+}

@@ -1,0 +1,20 @@
+//! Tensors that a folder may hold beside those of its model.
+
+use super::config::Described;
+
+/// Whether a tensor may stand beside those of the model: tables that follow from the configuration, as
+/// older programs saved them, an output head that is tied to the embedding, and CLIP's text side.
+#[must_use]
+pub fn is_extra(described: &Described, name: &str) -> bool {
+    match described {
+        Described::Decoder(language) => {
+            let is_tied = language.shape.tie_word_embeddings && name == "lm_head.weight";
+            is_tied || name.ends_with(".rotary_emb.inv_freq")
+        }
+        Described::Vision(_) => {
+            let of_text = ["text_model.", "text_projection.", "logit_scale"];
+            of_text.iter().any(|start| name.starts_with(start))
+                || name == "vision_model.embeddings.position_ids"
+        }
+    }
+}

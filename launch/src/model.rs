@@ -1,0 +1,236 @@
+//! `mks2 model`: pretrained models as Hugging Face ships them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::{Args, Subcommand};
+use mks2_dataset::pretrained::config::{self, Described, Language};
+use mks2_dataset::pretrained::tensors::Tensors;
+use mks2_dataset::pretrained::{Folder, extras};
+use mks2_proto::failure::Failure;
+use mks2_proto::job::{RopeType, Vision};
+use mks2_proto::params::{self, ParamSpec};
+use serde::Serialize;
+
+use crate::output::Output;
+use crate::units::{bytes, count, plural, short};
+
+const SHOW_HELP: &str = "\
+Only the configuration and the headers of the files are read, from any store. A folder whose tensors
+are not those of its configuration is refused with their names (exit 8), and so is one in pickle.
+
+Examples:
+  mks2 model show models/Llama-2-7b-hf
+  mks2 model show s3://bucket/models/clip-vit-large-patch14 --json";
+
+/// What can be asked about models.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// Show what a pretrained model is, and check that all of it is there
+    #[command(after_help = SHOW_HELP)]
+    Show(ShowArgs),
+}
+
+/// `mks2 model show`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Path or URL of the folder with config.json and safetensors
+    url: String,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs one of the commands.
+///
+/// # Errors
+/// Exit 8 for a folder that cannot be used, exit 5 for trouble with a store.
+pub(crate) async fn run(command: ModelCommand, output: &Output) -> Result<(), Failure> {
+    let ModelCommand::Show(args) = command;
+    let folder = Folder::open(&args.url).map_err(Failure::from)?;
+    let json = folder.config().await?;
+    let described = config::read(&json, &folder.name_of(config::FILE_NAME))?;
+    let tensors = Tensors::open(&folder).await?;
+    let specs = wanted(&described);
+    tensors.check(&specs, |name| extras::is_extra(&described, name))?;
+    let shown = Shown::of(&folder, &described, &tensors, &specs);
+    if args.json || output.is_json() {
+        let text = serde_json::to_string_pretty(&shown)
+            .map_err(|error| Failure::internal("the model has no JSON", error.to_string()))?;
+        output.result(&text);
+    } else {
+        output.result(&shown.render(&described));
+    }
+    Ok(())
+}
+
+/// The tensors that a model of this description has.
+fn wanted(described: &Described) -> Vec<ParamSpec> {
+    match described {
+        Described::Decoder(language) => params::decoder(&language.shape, language.vocab_size),
+        Described::Vision(vision) => params::vision(vision),
+    }
+}
+
+/// What there is of a model.
+#[derive(Debug, Serialize)]
+struct Shown {
+    url: String,
+    family: String,
+    parameters: u64,
+    tensors: usize,
+    files: usize,
+    bytes: u64,
+    /// Bytes by type of element.
+    types: BTreeMap<String, u64>,
+    /// Shape, in the words of a job file.
+    shape: serde_json::Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vocab_size: Option<u32>,
+}
+
+impl Shown {
+    fn of(folder: &Folder, described: &Described, tensors: &Tensors, specs: &[ParamSpec]) -> Self {
+        let wanted: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        let places = tensors.iter().filter(|(name, _)| wanted.contains(name));
+        let places: Vec<_> = places.map(|(_, place)| place).collect();
+        let files: BTreeSet<_> = places.iter().map(|place| &place.file).collect();
+        let mut types = BTreeMap::new();
+        for place in &places {
+            let kind = format!("{:?}", place.dtype).to_lowercase();
+            *types.entry(kind).or_insert(0) += place.range.end - place.range.start;
+        }
+        let (family, shape, vocab_size) = match described {
+            Described::Decoder(language) => (
+                language.family.clone(),
+                serde_json::to_value(&language.shape),
+                Some(language.vocab_size),
+            ),
+            Described::Vision(vision) => ("clip".to_owned(), serde_json::to_value(vision), None),
+        };
+        Self {
+            url: folder.location().to_owned(),
+            family,
+            parameters: params::numel(specs),
+            tensors: places.len(),
+            files: files.len(),
+            bytes: types.values().sum(),
+            types,
+            shape: shape.unwrap_or_default(),
+            vocab_size,
+        }
+    }
+
+    fn render(&self, described: &Described) -> String {
+        let types = self.types.keys().cloned().collect::<Vec<_>>().join(", ");
+        let (kind, shape) = match described {
+            Described::Decoder(language) => ("language model", of_language(language)),
+            Described::Vision(vision) => ("visual encoder", of_vision(vision)),
+        };
+        let mut rows = vec![
+            ("model", format!("{}, {kind}", self.family)),
+            ("folder", self.url.clone()),
+        ];
+        rows.extend(shape);
+        let parameters = self.parameters;
+        rows.push((
+            "parameters",
+            format!("{} ({})", count(parameters), short(parameters).trim()),
+        ));
+        let files = plural(self.files as u64, "file");
+        let tensors = plural(self.tensors as u64, "tensor");
+        rows.push((
+            "weights",
+            format!("{tensors} in {files}, {} of {types}", bytes(self.bytes)),
+        ));
+        let lines = rows
+            .into_iter()
+            .map(|(name, value)| format!("{name:<11} {value}\n"));
+        lines.collect::<String>() + "\nall tensors of the configuration are there\n"
+    }
+}
+
+fn of_language(language: &Language) -> Vec<(&'static str, String)> {
+    let shape = &language.shape;
+    let tied = if shape.tie_word_embeddings {
+        "tied to the embedding"
+    } else {
+        "its own"
+    };
+    let biases = if shape.qkv_bias {
+        ", biases on queries, keys and values"
+    } else {
+        ""
+    };
+    let mut rows = vec![
+        (
+            "blocks",
+            format!(
+                "{}, {} wide, MLP {} wide",
+                shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
+            ),
+        ),
+        (
+            "attention",
+            format!(
+                "{} heads of {}, {} for keys and values{biases}",
+                shape.num_attention_heads,
+                shape.head(),
+                shape.num_key_value_heads
+            ),
+        ),
+        ("positions", positions(language)),
+        (
+            "vocabulary",
+            format!("{}, output head {tied}", count(language.vocab_size.into())),
+        ),
+    ];
+    if let Some(window) = shape.sliding_window {
+        rows.insert(3, ("window", format!("{} positions", count(window.into()))));
+    }
+    rows
+}
+
+fn positions(language: &Language) -> String {
+    let shape = &language.shape;
+    let scaled = match &shape.rope_scaling {
+        None => String::new(),
+        Some(scaling) => {
+            let which = match scaling.rope_type {
+                RopeType::Linear => "all frequencies",
+                RopeType::Llama3 => "low frequencies",
+            };
+            format!(", {which} stretched {} times", scaling.factor)
+        }
+    };
+    let longest = count(shape.max_text_tokens.into());
+    format!("up to {longest}, rotary, base {}{scaled}", shape.rope_theta)
+}
+
+fn of_vision(vision: &Vision) -> Vec<(&'static str, String)> {
+    let grid = vision.image_size / vision.patch_size.max(1);
+    vec![
+        (
+            "blocks",
+            format!(
+                "{}, {} wide, MLP {} wide, {} heads",
+                vision.num_hidden_layers,
+                vision.hidden_size,
+                vision.intermediate_size,
+                vision.num_attention_heads
+            ),
+        ),
+        (
+            "pictures",
+            format!(
+                "{0} x {0} pixels, {1} patches of {2} x {2}",
+                vision.image_size,
+                grid * grid,
+                vision.patch_size
+            ),
+        ),
+        (
+            "features",
+            format!("{} of a picture", vision.projection_dim),
+        ),
+    ]
+}

@@ -1,0 +1,187 @@
+//! Models in the folders that transformers writes: found, checked and read from their files, they
+//! compute what transformers does, in fp32 and in bf16.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot read its fixture has failed"
+)]
+
+use std::path::{Path, PathBuf};
+
+use mks2_dataset::pretrained::config::{self, Described, Language};
+use mks2_dataset::pretrained::tensors::Tensors;
+use mks2_dataset::pretrained::{Folder, extras};
+use mks2_proto::job;
+use mks2_proto::params::{self, ParamSpec};
+use mks2_worker::model::{Decoder, Pass, SecondHalves, Vision, Weights};
+use safetensors::{Dtype, SafeTensors};
+use tch::{Kind, Tensor};
+
+/// Types of weights, what the outputs of transformers are called, and the largest relative error per
+/// tensor: `max |a - b| / max |b|` in fp32, `|a - b| / |b|` in bf16.
+const PRECISIONS: [(Kind, &str, f64); 2] = [
+    (Kind::Float, "output", 1e-5),
+    (Kind::BFloat16, "output_bf16", 1e-2),
+];
+
+fn folders() -> PathBuf {
+    // `cargo xtask parity` makes them afresh and says where.
+    std::env::var_os("MKS2_PARITY_FIXTURES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pretrained"),
+        |fresh| Path::new(&fresh).join("pretrained"),
+    )
+}
+
+/// A model from its folder, and what is expected of it.
+struct Case {
+    described: Described,
+    weights: Weights,
+    expected: Vec<u8>,
+}
+
+impl Case {
+    fn load(name: &str) -> Self {
+        let path = folders().join(name);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (described, weights) = runtime.block_on(async {
+            let folder = Folder::open(&path.display().to_string()).unwrap();
+            let json = folder.config().await.unwrap();
+            let described = config::read(&json, "config.json").unwrap();
+            let specs = specs_of(&described);
+            let tensors = Tensors::open(&folder).await.unwrap();
+            let is_extra = |tensor: &str| extras::is_extra(&described, tensor);
+            tensors.check(&specs, is_extra).unwrap();
+            let mut weights = Weights::new();
+            for spec in &specs {
+                let (place, bytes) = tensors.read(&spec.name).await.unwrap();
+                assert_eq!(place.dtype, Dtype::F32);
+                let shape: Vec<i64> = place.shape.iter().map(|size| *size as i64).collect();
+                let tensor = Tensor::from_data_size(&bytes, &shape, Kind::Float);
+                weights.insert_frozen(&spec.name, &tensor);
+            }
+            (described, weights)
+        });
+        Self {
+            described,
+            weights,
+            expected: std::fs::read(path.join("expected.safetensors")).unwrap(),
+        }
+    }
+
+    fn get(&self, name: &str) -> Tensor {
+        let file = SafeTensors::deserialize(&self.expected).unwrap();
+        let view = file.tensor(name).unwrap();
+        let kind = match view.dtype() {
+            Dtype::F32 => Kind::Float,
+            _ => Kind::Int64,
+        };
+        let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
+        Tensor::from_data_size(view.data(), &shape, kind)
+    }
+
+    /// The weights in a type.
+    fn in_kind(&self, kind: Kind) -> Weights {
+        let mut weights = Weights::new();
+        for name in self.weights.names() {
+            let tensor = self.weights.get(name).unwrap().to_kind(kind);
+            weights.insert_frozen(name, &tensor);
+        }
+        weights
+    }
+
+    #[track_caller]
+    fn agrees(&self, (kind, group, tolerance): (Kind, &str, f64), name: &str, ours: &Tensor) {
+        let theirs = self.get(&format!("{group}/{name}"));
+        assert_eq!((ours.kind(), ours.size()), (kind, theirs.size()), "{name}");
+        let size = |x: &Tensor| match kind {
+            Kind::Float => x.abs().max().double_value(&[]),
+            // Single values of two implementations in bf16 are some units of its last place apart.
+            _ => x.norm().double_value(&[]),
+        };
+        let error = size(&(ours.to_kind(Kind::Float) - &theirs)) / size(&theirs);
+        assert!(error < tolerance, "{name} in {kind:?}: {error:e}");
+    }
+}
+
+fn specs_of(described: &Described) -> Vec<ParamSpec> {
+    match described {
+        Described::Decoder(language) => params::decoder(&language.shape, language.vocab_size),
+        Described::Vision(vision) => params::vision(vision),
+    }
+}
+
+/// Logits, and the states behind each block.
+#[track_caller]
+fn speaks_alike(name: &str) {
+    let case = Case::load(name);
+    let Described::Decoder(Language {
+        shape, vocab_size, ..
+    }) = &case.described
+    else {
+        panic!("{name} is a language model");
+    };
+    let inner: Vec<u32> = (1..shape.num_hidden_layers).collect();
+    for precision in PRECISIONS {
+        let decoder = Decoder::new(shape, *vocab_size, &case.in_kind(precision.0)).unwrap();
+        let h_btd = decoder.embed(&case.get("input/ids")).unwrap();
+        let pass = Pass::new(SecondHalves::Mlp).after_blocks(&inner);
+        let states = decoder.forward(&h_btd, &pass).unwrap();
+        for (block, state) in &states.after_blocks {
+            case.agrees(precision, &format!("block.{block}"), state);
+        }
+        // Transformers gives the last state behind the norm.
+        let last = format!("block.{}", shape.num_hidden_layers);
+        case.agrees(precision, &last, &states.last_bnd);
+        case.agrees(precision, "logits", &decoder.logits(&states.last_bnd));
+    }
+}
+
+#[track_caller]
+fn sees_alike(name: &str) -> job::Vision {
+    let case = Case::load(name);
+    let Described::Vision(shape) = &case.described else {
+        panic!("{name} is a visual encoder");
+    };
+    for precision in PRECISIONS {
+        let vision = Vision::new(shape, &case.in_kind(precision.0)).unwrap();
+        let pixels = case.get("input/pixels").to_kind(precision.0);
+        let seen = vision.forward(&pixels).unwrap();
+        case.agrees(precision, "global", &seen.global_be);
+        case.agrees(precision, "patches", &seen.patches_bpv);
+    }
+    shape.clone()
+}
+
+#[test]
+fn llama_2_agrees() {
+    speaks_alike("llama-2");
+    speaks_alike("llama-odd-heads");
+}
+
+#[test]
+fn llama_3_agrees_with_scaled_positions_in_many_files_and_with_a_tied_head() {
+    speaks_alike("llama-3");
+    speaks_alike("llama-3-tied");
+    speaks_alike("llama-stretched");
+}
+
+#[test]
+fn mistral_agrees_with_a_window_and_with_heads_of_a_width_of_their_own() {
+    speaks_alike("mistral");
+    speaks_alike("mistral-wide-heads");
+}
+
+#[test]
+fn qwen2_agrees_with_biases() {
+    speaks_alike("qwen2");
+    speaks_alike("qwen2.5");
+}
+
+#[test]
+fn visual_encoders_agree_alone_and_within_clip() {
+    sees_alike("clip-vit-b-32");
+    sees_alike("clip-vit-l-14");
+    sees_alike("clip-vit-l-14-336");
+    let big = sees_alike("clip-vit-bigg-14");
+    assert_eq!(big.hidden_act, job::VisionActivation::Gelu);
+}

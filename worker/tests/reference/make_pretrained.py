@@ -1,0 +1,166 @@
+"""Writes small random models as transformers does, and what it computes with them.
+
+    python worker/tests/reference/make_pretrained.py [worker/tests/fixtures/pretrained]
+
+Needs torch, transformers and safetensors as in requirements.txt. Each folder is one that
+`save_pretrained` wrote, beside `expected.safetensors`: `input/*`, `output/*` and `output_bf16/*`, of the
+same model in bf16. A decoder's outputs are its logits and the states behind each block, the last one normed; a visual encoder's are its
+global feature and the patch features behind the last block but one.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from make_fixtures import randomize
+from safetensors.torch import save_file
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+VOCAB = 53
+TOKENS = 24
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "attn_implementation": "eager",
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+PICTURE = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "projection_dim": 16,
+    "attn_implementation": "eager",
+}
+TEXT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 8,
+}
+
+
+def decoder(kind, config, **changes):
+    return kind(config(**(SMALL | changes)))
+
+
+def vision(**changes):
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**(PICTURE | changes)))
+
+
+def clip(**changes):
+    """Both sides in one folder, as OpenAI published them."""
+    picture = PICTURE | changes
+    return CLIPModel(
+        CLIPConfig(
+            text_config=TEXT, vision_config=picture, projection_dim=picture["projection_dim"], attn_implementation="eager"
+        )
+    )
+
+
+# Name, model, and the size of a file above which there are many.
+CASES = {
+    "llama-2": lambda: decoder(LlamaForCausalLM, LlamaConfig, num_key_value_heads=4),
+    "llama-odd-heads": lambda: decoder(
+        LlamaForCausalLM, LlamaConfig, hidden_size=30, num_attention_heads=5, num_key_value_heads=1
+    ),
+    "llama-3": lambda: decoder(LlamaForCausalLM, LlamaConfig, rope_parameters=LLAMA3),
+    "llama-3-tied": lambda: decoder(
+        LlamaForCausalLM, LlamaConfig, rope_parameters=LLAMA3, tie_word_embeddings=True, num_hidden_layers=3
+    ),
+    "llama-stretched": lambda: decoder(
+        LlamaForCausalLM,
+        LlamaConfig,
+        rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+    ),
+    "mistral": lambda: decoder(MistralForCausalLM, MistralConfig, sliding_window=7),
+    "mistral-wide-heads": lambda: decoder(
+        MistralForCausalLM, MistralConfig, sliding_window=None, head_dim=10, num_attention_heads=3, num_key_value_heads=3
+    ),
+    "qwen2": lambda: decoder(Qwen2ForCausalLM, Qwen2Config, tie_word_embeddings=True),
+    "qwen2.5": lambda: decoder(
+        Qwen2ForCausalLM, Qwen2Config, num_attention_heads=6, num_key_value_heads=2, rms_norm_eps=1e-5
+    ),
+    "clip-vit-b-32": lambda: clip(),
+    "clip-vit-l-14": lambda: vision(image_size=28, patch_size=14, num_attention_heads=3),
+    "clip-vit-l-14-336": lambda: vision(image_size=42, patch_size=14, num_hidden_layers=2),
+    "clip-vit-bigg-14": lambda: vision(
+        image_size=28, patch_size=14, hidden_size=26, num_attention_heads=2, intermediate_size=60, hidden_act="gelu"
+    ),
+}
+SHARDED = {"llama-3", "qwen2.5", "clip-vit-l-14"}
+
+
+def inputs_of(model):
+    if hasattr(model, "vision_model"):
+        config = getattr(model.config, "vision_config", model.config)
+        return {"pixels": torch.randn(2, 3, config.image_size, config.image_size)}
+    return {"ids": torch.randint(VOCAB, (2, TOKENS))}
+
+
+def outputs(model, inputs):
+    if hasattr(model, "vision_model"):
+        pixels = inputs["pixels"].to(model.dtype)
+        seen = model.vision_model(pixels, output_hidden_states=True)
+        return {
+            "global": model.visual_projection(seen.pooler_output),
+            "patches": seen.hidden_states[-2][:, 1:],
+        }
+    seen = model(inputs["ids"], output_hidden_states=True)
+    states = {f"block.{number}": state for number, state in enumerate(seen.hidden_states) if number > 0}
+    return {"logits": seen.logits} | states
+
+
+def main(out: Path) -> None:
+    for number, (name, build) in enumerate(CASES.items()):
+        model = build().eval()
+        # Half as large as usual: attention that decides sharply turns the last bits of bf16 into percents.
+        randomize(model, 100 + number, scale=0.5)
+        folder = out / name
+        size = "12KB" if name in SHARDED else "1GB"
+        model.save_pretrained(folder, max_shard_size=size)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        torch.manual_seed(number)
+        with torch.no_grad():
+            inputs = inputs_of(model)
+            found = outputs(model, inputs)
+            rounded = outputs(model.to(torch.bfloat16), inputs)
+        groups = {"input": inputs, "output": found, "output_bf16": rounded}
+        tensors = {
+            f"{group}/{key}": value.to(torch.float32 if value.is_floating_point() else value.dtype).clone().contiguous()
+            for group, values in groups.items()
+            for key, value in values.items()
+        }
+        save_file(tensors, folder / "expected.safetensors")
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else here.parent / "fixtures" / "pretrained")
