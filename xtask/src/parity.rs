@@ -70,16 +70,16 @@ pub(crate) fn compare() -> Outcome {
 /// All safetensors files in a folder and below it.
 fn names(folder: &Path) -> Outcome<Vec<String>> {
     let entries = fs::read_dir(folder).map_err(|error| Fault::file("read", folder, &error))?;
-    let mut names = Vec::new();
+    let mut found = Vec::new();
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if entry.path().is_dir() {
             let inner = names(&entry.path())?;
-            names.extend(inner.into_iter().map(|file| format!("{name}/{file}")));
+            found.extend(inner.into_iter().map(|file| format!("{name}/{file}")));
         } else if name.ends_with(".safetensors") {
-            names.push(name);
+            found.push(name);
         }
     }
-    names.sort();
-    Ok(names)
+    found.sort();
+    Ok(found)
 }

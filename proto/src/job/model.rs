@@ -36,7 +36,7 @@ pub struct Decoder {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<u32>,
     /// Biases on the projections of queries, keys and values, as Qwen2 has them.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub qkv_bias: bool,
     /// Positions that a query sees, its own included, as in Mistral; absent: all up to its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -126,7 +126,7 @@ pub struct Vision {
     /// Attention heads.
     pub num_attention_heads: u32,
     /// Activation of the MLP.
-    #[serde(default, skip_serializing_if = "VisionActivation::is_default")]
+    #[serde(default)]
     pub hidden_act: VisionActivation,
     /// Epsilon of LayerNorm.
     #[serde(default = "default_norm_eps")]
@@ -144,12 +144,6 @@ pub enum VisionActivation {
     QuickGelu,
     /// The exact GELU: OpenCLIP's large models, such as bigG.
     Gelu,
-}
-
-impl VisionActivation {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// The text side of the bootstrap CLIP: decoder blocks read at the end token.
