@@ -41,9 +41,10 @@ pub use replay::replay;
 
 /// A snapshot is written after every so many records.
 const SNAPSHOT_EVERY: u64 = 64;
-/// Attempts of an append while the store fails; the waits between them double.
+/// Attempts of an append while the store refuses; the waits between them double.
 const ATTEMPTS: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// What can be wrong with a journal.
 #[derive(Debug, thiserror::Error)]
@@ -212,12 +213,13 @@ impl Journal {
     /// successor may have written, too.
     ///
     /// # Errors
-    /// [`JournalError::Fenced`] when it is there already; [`JournalError::Store`].
+    /// [`JournalError::Fenced`] when it is there already; [`JournalError::Store`] as for
+    /// [`Journal::append`].
     pub async fn check_office(&self) -> Result<(), JournalError> {
         let number = self.number + 1;
         let path = self.place.record(number);
         let look = || store::get_if_there(&*self.place.store, &path);
-        match tried(number, look).await? {
+        match self.tried(number, look).await? {
             None => Ok(()),
             Some(bytes) => {
                 let other = serde_json::from_slice::<Record>(&bytes);
@@ -227,12 +229,14 @@ impl Journal {
         }
     }
 
-    /// Writes the next record. After an error the journal must not be used again: another
-    /// coordinator is in office, or the store does not keep what it is given.
+    /// Writes the next record. A store that does not answer is waited for, however long it takes:
+    /// the workers go on meanwhile, and nobody could do better than this coordinator. After an error
+    /// the journal must not be used again: another coordinator is in office, or the store does not
+    /// keep what it is given.
     ///
     /// # Errors
     /// [`JournalError::Fenced`] when the record is another coordinator's,
-    /// [`JournalError::Store`] when the store failed several times.
+    /// [`JournalError::Store`] when the store refused several times.
     pub async fn append(&mut self, entry: Entry) -> Result<u64, JournalError> {
         let books = self.history.books.clone();
         self.append_with(entry, books).await
@@ -268,7 +272,7 @@ impl Journal {
         let path = self.place.record(record.number);
         let bytes = Bytes::from(serde_json::to_vec(record)?);
         let put = || store::put_create_only(&*self.place.store, &path, bytes.clone());
-        match tried(record.number, put).await? {
+        match self.tried(record.number, put).await? {
             Created::New => Ok(()),
             Created::Exists if planted!(NoFence) => Ok(()),
             Created::Exists => self.check_own(record, &path, &bytes).await,
@@ -282,7 +286,8 @@ impl Journal {
         path: &Path,
         bytes: &Bytes,
     ) -> Result<(), JournalError> {
-        let there = tried(record.number, || store::get(&*self.place.store, path)).await?;
+        let read = || store::get(&*self.place.store, path);
+        let there = self.tried(record.number, read).await?;
         if there == *bytes {
             return Ok(());
         }
@@ -291,6 +296,31 @@ impl Journal {
             number: record.number,
             term,
         })
+    }
+
+    /// Asks the store about a record several times, as long as it refuses, and for ever while it does
+    /// not answer. Before the first record, which takes the term, nobody works yet, and somebody
+    /// waits to hear what is wrong: then silence is a refusal, too.
+    async fn tried<T, F: Future<Output = mks2_dataset::error::Result<T>>>(
+        &self,
+        number: u64,
+        ask: impl Fn() -> F,
+    ) -> mks2_dataset::error::Result<T> {
+        let is_in_office = self.history.term == self.term;
+        let (mut wait, mut refusals) = (FIRST_WAIT, 0);
+        loop {
+            let error = match ask().await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            refusals += u32::from(!is_in_office || !error.is_silence());
+            if refusals == ATTEMPTS {
+                return Err(error);
+            }
+            tracing::warn!(number, refusals, %error, "the journal's store fails");
+            clock::sleep(wait).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
     }
 
     /// Saves the sum so far. Without it only the next replay takes longer.
@@ -312,25 +342,6 @@ impl Journal {
             tracing::warn!(number = self.number, %error, "no snapshot of the journal");
         }
     }
-}
-
-/// Asks a store about a record several times, as long as it fails.
-async fn tried<T, F: Future<Output = mks2_dataset::error::Result<T>>>(
-    number: u64,
-    ask: impl Fn() -> F,
-) -> mks2_dataset::error::Result<T> {
-    let mut wait = FIRST_WAIT;
-    for attempt in 1..ATTEMPTS {
-        match ask().await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => {
-                tracing::warn!(number, attempt, %error, "the journal's store fails");
-            }
-        }
-        clock::sleep(wait).await;
-        wait *= 2;
-    }
-    ask().await
 }
 
 #[cfg(test)]

@@ -175,13 +175,20 @@ async fn until_over(running: Running) -> Result<Outcome, Failure> {
         signals(SignalKind::interrupt())?,
     );
     let mut watch = running.watch.clone();
+    let asked_by = tokio::select! {
+        _ = terminate.recv() => Some("the coordinator was asked to end"),
+        _ = interrupt.recv() => Some("Ctrl-C"),
+        _ = watch.wait_for(|status| is_over(status.state())) => None,
+    };
+    // To record the wish takes as long as the store wants.
+    let ended = async {
+        if let Some(reason) = asked_by {
+            running.stop(reason).await?;
+        }
+        running.join().await
+    };
     tokio::select! {
-        _ = terminate.recv() => running.stop("the coordinator was asked to end").await?,
-        _ = interrupt.recv() => running.stop("Ctrl-C").await?,
-        _ = watch.wait_for(|status| is_over(status.state())) => {}
-    }
-    tokio::select! {
-        outcome = running.join() => outcome,
+        outcome = ended => outcome,
         _ = terminate.recv() => Err(impatient()),
         _ = interrupt.recv() => Err(impatient()),
     }

@@ -173,7 +173,9 @@ pub enum Trouble {
     NotAFolder,
     /// The object was changed meanwhile.
     Changed,
-    /// The store does not answer, or anything else.
+    /// The store does not answer, or fails in a way that may pass.
+    Silent,
+    /// Anything else.
     Other,
 }
 
@@ -199,7 +201,7 @@ impl Trouble {
             }
             Self::NotAFolder => "choose a path whose parents are folders",
             Self::Changed => "wait until nothing else writes there, then start again",
-            Self::Other => "check that the store can be reached, then start again",
+            Self::Silent | Self::Other => "check that the store can be reached, then start again",
         }
     }
 }
@@ -222,6 +224,19 @@ impl Error {
             trouble,
             detail,
         }
+    }
+
+    /// Whether a store did not answer: what was asked of it may have been done, and the same question
+    /// may be answered later.
+    #[must_use]
+    pub fn is_silence(&self) -> bool {
+        matches!(
+            self,
+            Self::Store {
+                trouble: Trouble::Silent,
+                ..
+            }
+        )
     }
 
     /// Whether an object was simply not there.

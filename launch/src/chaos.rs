@@ -1,5 +1,5 @@
-//! `mks2 chaos`: a real job with real processes that are killed, stopped, cut off and replaced, before
-//! and behind it the same job undisturbed, and what the difference is.
+//! `mks2 chaos`: a real job with real processes that are killed, stopped, cut off and replaced, by
+//! turns with the same job undisturbed, and what the difference is.
 //!
 //! | module | what |
 //! |---|---|
@@ -27,6 +27,7 @@ mod spans;
 mod story;
 mod view;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -38,25 +39,30 @@ use crate::ledger;
 use crate::output::Output;
 use crate::train::signals::Signals;
 use crate::units::clock;
+use disturbed::Disturbed;
 use quiet::Quiet;
 use schedule::Rhythm;
 use setup::Setup;
 use view::Report;
 
+/// About so long is the run under fire before the quiet one goes on: the speed of a machine drifts
+/// within minutes.
+const SECTION: Duration = Duration::from_secs(100);
 /// Name of the report in the folder of a chaos.
 const REPORT: &str = "chaos.json";
 
 const EXAMPLES: &str = "\
 Examples:
   mks2 chaos examples/emoji/job.toml --kill-every 15s --coordinator-every 60s --for 10m --seed 1
-      Ten minutes under fire between two parts of the quiet run, then the score.
+      Ten minutes under fire by turns with the quiet run, then the score.
   mks2 chaos job.toml --kill-every 5s --stop-every 0 --cut-every 0 --scale-every 0 --for 2m
       Kills alone.
   mks2 chaos job.toml --for 10m --seed 7 --json | jq '.score.goodput'
 
-The same seed gives the same faults at the same times. When the time is over, the run goes on
-undisturbed to its next checkpoint. A quiet run begins before, for half of the time, and goes on after
-it to the same step. Both run directories, logs included, stay in the folder --out, with the report in
+The same seed gives the same faults at the same times. A quiet run of the same job begins before. Every
+100 s the run under fire goes on undisturbed to its next checkpoint and stops there, the quiet run goes
+on to the same step, and then the other goes on: so both have the same steps at nearly the same time, on
+machines whose speed changes, too. Both run directories, logs included, stay in the folder --out, with the report in
 chaos.json.
 
 Ends with 8 if a row was lost or used twice, if a bit differs from the quiet run, or if the ledger
@@ -113,6 +119,21 @@ impl ChaosArgs {
     }
 }
 
+/// How many sections the time under fire is cut into.
+fn sections(length: Duration) -> u32 {
+    let sections = (length.as_secs_f64() / SECTION.as_secs_f64()).round();
+    (sections as u32).max(1)
+}
+
+/// The sections' parts of a time.
+fn parts(length: Duration, sections: u32) -> impl Iterator<Item = Range<Duration>> {
+    let border = move |number: u32| match number == sections {
+        true => length,
+        false => length / sections * number,
+    };
+    (0..sections).map(move |number| border(number)..border(number + 1))
+}
+
 /// Runs a job under chaos and quietly, and compares.
 ///
 /// # Errors
@@ -131,16 +152,29 @@ pub(crate) async fn run(args: &ChaosArgs, output: &Output) -> Result<(), Failure
         args.seed,
         setup.out.display()
     ));
-    let mut quiet = Quiet::new(&setup, setup.out.join("quiet"), output);
-    output.note("the quiet run, its first part, to compare with and to measure");
-    Box::pin(quiet.before(rhythm.length / 2, &mut signals)).await?;
     let folder = setup.out.join("chaos");
-    let what = (plan.as_slice(), rhythm.length);
-    let chaos = Box::pin(disturbed::run(&setup, &folder, what, &mut signals, output)).await?;
-    let last = chaos.weights.last_key_value().map_or(0, |(step, _)| *step);
-    let itinerary = quiet::itinerary(&chaos, setup.workers);
-    output.note(&format!("the quiet run goes on, to step {last}"));
-    let quiet = Box::pin(quiet.after(&itinerary, last, &mut signals)).await?;
+    let mut quiet = Quiet::new(&setup, setup.out.join("quiet"), output);
+    let mut chaos = Disturbed::new(&setup, folder.clone(), &plan, output);
+    let sections = sections(rhythm.length);
+    output.note("the quiet run, its first part, to compare with and to measure");
+    let length = rhythm.length / sections / 2;
+    Box::pin(quiet.before(length, &mut signals)).await?;
+    for times in parts(rhythm.length, sections) {
+        output.note(&format!(
+            "the run under fire, {} to {}",
+            clock(times.start),
+            clock(times.end)
+        ));
+        let seen = Box::pin(chaos.section(times, &mut signals)).await?;
+        let last = seen.weights.last_key_value().map_or(0, |(step, _)| *step);
+        let itinerary = quiet::itinerary(seen, setup.workers);
+        output.note(&format!("the quiet run goes on, to step {last}"));
+        Box::pin(quiet.follow(&itinerary, last, &mut signals)).await?;
+        if chaos.is_done() {
+            break;
+        }
+    }
+    let (chaos, quiet) = (chaos.finish()?, quiet.finish()?);
     let violations = ledger::violations(&folder.display().to_string()).await?;
     let report = Report {
         command: std::env::args().collect(),

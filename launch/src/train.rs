@@ -269,8 +269,9 @@ impl Follow<'_> {
         self.output.note(&format!(
             "{by}: stopping at the next step boundary, with a checkpoint; once more stops at once"
         ));
-        // The run may have ended in the meantime: then its end is what counts.
-        if let Err(failure) = self.running.stop(by).await {
+        // The run may have ended in the meantime: then its end is what counts. And the store may not
+        // take the wish: then a second one must be heard.
+        if let Ok(Err(failure)) = tokio::time::timeout(FAREWELL, self.running.stop(by)).await {
             tracing::debug!(%failure, "the run could not be asked to stop");
         }
     }

@@ -31,13 +31,39 @@ impl Driver {
             self.outbox.pop_back();
         }
         let status = Box::new(self.machine.status(now));
+        if self.is_store_slow() {
+            self.show_told(&status);
+        }
         self.outbox.push_back(Effect::Publish(status));
+    }
+
+    fn is_store_slow(&self) -> bool {
+        self.busy && clock::since(self.wrote) >= STORE_PATIENCE
+    }
+
+    /// While a status waits behind a slow store: what members have told needs no record.
+    fn show_told(&self, status: &v1::StatusResponse) {
+        self.wiring.status.send_if_modified(|shown| {
+            let mut told = shown.clone();
+            told.step = status.step;
+            told.stage.clone_from(&status.stage);
+            told.metrics.clone_from(&status.metrics);
+            told.checkpoints_skipped = status.checkpoints_skipped;
+            let last = shown.notices.last().map_or(0, |notice| notice.number);
+            let news = status.notices.iter().filter(|notice| notice.number > last);
+            // That a member is lost is a decision, and others come after it.
+            let told_ones = news.take_while(|notice| notice.lost_member.is_empty());
+            told.notices.extend(told_ones.cloned());
+            let is_news = *shown != told;
+            *shown = told;
+            is_news
+        });
     }
 
     /// What is decided is not shown before it is recorded. That the store keeps it from being so can
     /// be said at once.
     pub(super) fn show_slow_store(&self) {
-        if !self.busy || clock::since(self.wrote) < STORE_PATIENCE {
+        if !self.is_store_slow() {
             return;
         }
         let words = format!(

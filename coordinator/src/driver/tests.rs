@@ -199,6 +199,39 @@ async fn a_slow_store_makes_nobody_look_dead_and_delays_no_abort() {
     assert!(abort.reason.contains("row 7 is damaged"), "{abort:?}");
 }
 
+/// What members tell needs no record: a person sees steps and alarms while the store takes its time.
+#[tokio::test]
+async fn a_slow_store_hides_nothing_that_members_tell() {
+    let mut stage = stage(Limits {
+        silence: PATIENCE,
+        ..Limits::default()
+    });
+    let (_, _first) = stage.join(0).await;
+    let (_, _second) = stage.join(1).await;
+    stage.task().await;
+    stage.done.send(Done::Fine).await.expect("listening");
+    let committed = |step| {
+        let metrics = Some(v1::StepMetrics::default());
+        v1::report::Kind::StepCommitted(v1::StepCommitted { step, metrics })
+    };
+    let skipped = v1::CheckpointSkipped {
+        step: 1,
+        failure: Some((&Failure::run_failed("it is not stored", "no answer", "")).into()),
+    };
+    let skipped = v1::report::Kind::CheckpointSkipped(skipped);
+    for kind in [committed(1), skipped, committed(2)] {
+        let report = Command::Report(who(0), Generation(1), kind);
+        stage.handle.tell(report).await;
+    }
+    let _unanswered = stage.task().await;
+    let mut status = stage.handle.status();
+    let told = |status: &v1::StatusResponse| {
+        status.step == 2 && status.checkpoints_skipped == 1 && status.notices.len() == 1
+    };
+    let seen = tokio::time::timeout(PATIENCE, status.wait_for(told)).await;
+    assert!(seen.expect("in time").is_ok());
+}
+
 /// A process that was told that it may come, and was replaced before it did.
 #[tokio::test]
 async fn a_stream_that_is_refused_takes_no_directives_from_the_one_that_counts() {

@@ -249,6 +249,21 @@ async fn a_store_that_stays_broken_is_said() {
     assert!(matches!(error, JournalError::Store(_)), "{error}");
 }
 
+/// As long as it takes, where a coordinator before its first record gives up.
+#[tokio::test]
+async fn in_office_a_silent_store_is_waited_for() {
+    let store = Unreliable::new(0, 0);
+    let place = Place {
+        store: store.clone(),
+        root: Path::from("run"),
+    };
+    let mut journal = office(&place, 1).await;
+    store.refusals.store(ATTEMPTS + 1, Ordering::SeqCst);
+    journal.append(created()).await.expect("written");
+    assert_eq!(store.refusals.load(Ordering::SeqCst), 0);
+    assert_eq!(replay(place).await.expect("whole").number, 2);
+}
+
 #[tokio::test]
 async fn a_gap_and_a_change_are_found() {
     let place = memory();

@@ -182,7 +182,9 @@ impl PictureFolder {
             }) => refuse(reason::PICTURE_MISSING, "it does not exist".into()),
             Err(Error::Store {
                 trouble, detail, ..
-            }) if !matches!(trouble, Trouble::Other) => refuse(reason::PICTURE_UNREADABLE, detail),
+            }) if !matches!(trouble, Trouble::Silent | Trouble::Other) => {
+                refuse(reason::PICTURE_UNREADABLE, detail)
+            }
             Err(error) => Err(error),
         }
     }

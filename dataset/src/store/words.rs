@@ -145,6 +145,7 @@ pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
             _,
         ) => Trouble::Denied,
         (_, Some(kind)) => of_system(kind),
+        (object_store::Error::Generic { .. }, None) => Trouble::Silent,
         _ => Trouble::Other,
     };
     let words = match (trouble, io) {
@@ -170,6 +171,16 @@ fn of_system(kind: ErrorKind) -> Trouble {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Trouble::Full,
         ErrorKind::FileTooLarge => Trouble::TooLarge,
         ErrorKind::NotADirectory => Trouble::NotAFolder,
+        ErrorKind::BrokenPipe
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::ConnectionRefused
+        | ErrorKind::ConnectionReset
+        | ErrorKind::HostUnreachable
+        | ErrorKind::NetworkDown
+        | ErrorKind::NetworkUnreachable
+        | ErrorKind::NotConnected
+        | ErrorKind::TimedOut
+        | ErrorKind::UnexpectedEof => Trouble::Silent,
         _ => Trouble::Other,
     }
 }

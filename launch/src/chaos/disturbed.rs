@@ -4,7 +4,8 @@
 mod inflict;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::ops::Range;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -64,15 +65,25 @@ enum Act {
     Grow(usize),
 }
 
-/// A run under chaos.
-struct Disturbed<'a> {
+/// A run under chaos. It takes place in sections, each with processes of its own.
+pub(super) struct Disturbed<'a> {
     setup: &'a Setup,
-    cluster: Cluster<'a>,
+    folder: PathBuf,
     observer: Observer,
     story: Story,
     output: &'a Output,
-    length: Duration,
     plan: &'a [Planned],
+    /// Faults of which nothing more is awaited.
+    told: BTreeSet<usize>,
+}
+
+/// A section of it, from the start of its processes to their end.
+struct Section<'d, 'a> {
+    run: &'d mut Disturbed<'a>,
+    cluster: Cluster<'a>,
+    /// Its part of the time in which faults are made.
+    times: Range<Duration>,
+    started: Duration,
     phase: Phase,
     due: Vec<(Duration, Act)>,
     places: Vec<Place>,
@@ -80,8 +91,6 @@ struct Disturbed<'a> {
     headless: Option<Duration>,
     /// The run is to have one worker fewer.
     is_smaller: bool,
-    /// Faults of which nothing more is awaited.
-    told: BTreeSet<usize>,
 }
 
 /// A worker's place.
@@ -98,64 +107,89 @@ struct Place {
     restarts: u32,
 }
 
-/// Runs the job under chaos.
-///
-/// # Errors
-/// Programs or ports are missing, the run fails or stands still, Ctrl-C.
-pub(super) async fn run(
-    setup: &Setup,
-    folder: &Path,
-    (plan, length): (&[Planned], Duration),
-    signals: &mut Signals,
-    output: &Output,
-) -> Result<Story, Failure> {
-    let observer = Observer::new(folder);
-    let cluster = Cluster::start(setup, folder).await?;
-    let mut story = Story::default();
-    for place in 0..setup.workers {
-        story.lives.push((observer.now(), name(place), Life::Up));
+impl<'a> Disturbed<'a> {
+    /// A run that has not begun.
+    pub(super) fn new(
+        setup: &'a Setup,
+        folder: PathBuf,
+        plan: &'a [Planned],
+        output: &'a Output,
+    ) -> Self {
+        Self {
+            setup,
+            observer: Observer::new(&folder),
+            folder,
+            story: Story::default(),
+            output,
+            plan,
+            told: BTreeSet::new(),
+        }
     }
-    let mut disturbed = Disturbed {
-        setup,
-        cluster,
-        observer,
-        story,
-        output,
-        length,
-        plan,
-        phase: Phase::Gathering,
-        due: Vec::new(),
-        places: vec![Place::default(); setup.workers as usize],
-        headless: None,
-        is_smaller: false,
-        told: BTreeSet::new(),
-    };
-    let ended = disturbed.until_over(signals).await;
-    let Disturbed {
-        cluster,
-        mut observer,
-        mut story,
-        ..
-    } = disturbed;
-    let patience = if ended.is_ok() {
-        PATIENCE
-    } else {
-        Duration::ZERO
-    };
-    cluster.end(patience).await;
-    ended?;
-    observer.finish(&mut story)?;
-    Ok(story)
+
+    /// Runs, or goes on, with the faults of a part of the plan's time, and then undisturbed to the next
+    /// checkpoint.
+    ///
+    /// # Errors
+    /// Programs or ports are missing, the run fails or stands still, Ctrl-C.
+    pub(super) async fn section(
+        &mut self,
+        times: Range<Duration>,
+        signals: &mut Signals,
+    ) -> Result<&Story, Failure> {
+        let setup = self.setup;
+        let cluster = Cluster::start(setup, &self.folder).await?;
+        let started = self.observer.now();
+        for place in 0..setup.workers {
+            self.story.lives.push((started, name(place), Life::Up));
+        }
+        let mut section = Section {
+            run: self,
+            cluster,
+            times,
+            started,
+            phase: Phase::Gathering,
+            due: Vec::new(),
+            places: vec![Place::default(); setup.workers as usize],
+            headless: None,
+            is_smaller: false,
+        };
+        let ended = section.until_over(signals).await;
+        let patience = if ended.is_ok() {
+            PATIENCE
+        } else {
+            Duration::ZERO
+        };
+        section.cluster.end(patience).await;
+        ended?;
+        self.story.all_down(self.observer.now());
+        self.observer.look(&mut self.story)?;
+        Ok(&self.story)
+    }
+
+    /// Whether all steps of the job are done.
+    pub(super) fn is_done(&self) -> bool {
+        let last = self.story.commits.last();
+        last.is_some_and(|last| last.step >= self.setup.course.total_steps())
+    }
+
+    /// What was seen of all sections.
+    ///
+    /// # Errors
+    /// The run directory cannot be read.
+    pub(super) fn finish(mut self) -> Result<Story, Failure> {
+        self.observer.finish(&mut self.story)?;
+        Ok(self.story)
+    }
 }
 
 fn name(place: u32) -> String {
     format!("worker-{place}")
 }
 
-impl Disturbed<'_> {
+impl Section<'_, '_> {
     async fn until_over(&mut self, signals: &mut Signals) -> Result<(), Failure> {
         while self.phase != Phase::Over {
-            self.observer.look(&mut self.story)?;
+            self.run.observer.look(&mut self.run.story)?;
             self.tell();
             self.advance().await?;
             while let Some(act) = self.next_due() {
@@ -174,7 +208,7 @@ impl Disturbed<'_> {
     }
 
     fn now(&self) -> Duration {
-        self.observer.now()
+        self.run.observer.now()
     }
 
     fn next_due(&mut self) -> Option<Act> {
@@ -190,10 +224,10 @@ impl Disturbed<'_> {
 
     /// Goes on to the next phase when it is time.
     async fn advance(&mut self) -> Result<(), Failure> {
-        let now = self.now();
-        let last = self.story.commits.last();
-        let is_done = last.is_some_and(|last| last.step >= self.setup.course.total_steps());
-        let since_step = now.saturating_sub(last.map_or(Duration::ZERO, |last| last.at));
+        let (now, is_done) = (self.now(), self.run.is_done());
+        let last = self.run.story.commits.last();
+        let last = last.map_or(self.started, |last| last.at.max(self.started));
+        let since_step = now.saturating_sub(last);
         match self.phase {
             Phase::Gathering if self.is_warm() => self.begin(now),
             Phase::Chaos { until } if is_done || now >= until => self.end_chaos(now, is_done),
@@ -212,39 +246,46 @@ impl Disturbed<'_> {
     }
 
     fn is_warm(&self) -> bool {
-        let all = |workers: u32| workers == self.setup.workers;
-        let of_all = self.story.commits.iter().filter(|c| all(c.workers));
-        of_all.count() >= WARM_UP
+        let all = |workers: u32| workers == self.run.setup.workers;
+        let commits = self.run.story.commits.iter().rev();
+        let of_section = commits.take_while(|commit| commit.at >= self.started);
+        of_section.filter(|commit| all(commit.workers)).count() >= WARM_UP
     }
 
     fn begin(&mut self, now: Duration) {
-        let until = now + self.length;
+        let Range { start, end } = self.times;
+        let until = now + end.saturating_sub(start);
         self.phase = Phase::Chaos { until };
-        self.story.began = now;
-        self.story.load[0] = load();
-        let plan = self.plan.iter();
+        if self.run.story.scored.is_empty() {
+            self.run.story.load[0] = load();
+        }
+        self.run.story.scored.push((now, until));
+        let plan = self.run.plan.iter();
+        let plan = plan.filter(|planned| self.times.contains(&planned.at));
         self.due
-            .extend(plan.map(|planned| (now + planned.at, Act::Inject(*planned))));
+            .extend(plan.map(|planned| (now + planned.at - start, Act::Inject(*planned))));
     }
 
     fn end_chaos(&mut self, now: Duration, is_done: bool) {
         self.due.retain(|(_, act)| !matches!(act, Act::Inject(_)));
         self.phase = Phase::Calm { since: now };
-        self.story.ended = now;
-        self.story.load[1] = load();
-        let last = self.story.commits.last();
-        self.output.note(&match (is_done, last) {
+        if let Some((_, until)) = self.run.story.scored.last_mut() {
+            *until = now;
+        }
+        self.run.story.load[1] = load();
+        let last = self.run.story.commits.last();
+        self.run.output.note(&match (is_done, last) {
             (true, _) => "all steps of the job are done: no more faults".to_owned(),
             (false, Some(last)) => format!(
-                "the chaos is over at step {}: the run goes on undisturbed to its next checkpoint",
+                "no more faults at step {}: the run goes on undisturbed to its next checkpoint",
                 last.step
             ),
-            (false, None) => "the chaos is over".to_owned(),
+            (false, None) => "no more faults".to_owned(),
         });
     }
 
     fn has_checkpoint_after(&self, since: Duration) -> bool {
-        let mut later = self.story.notes.iter().filter(|note| note.at > since);
+        let mut later = self.run.story.notes.iter().filter(|note| note.at > since);
         later.any(|note| matches!(note.entry, Entry::CheckpointCommitted { .. }))
     }
 
@@ -252,7 +293,7 @@ impl Disturbed<'_> {
     fn worker_ended(&mut self, exit: &Exit) -> Result<(), Failure> {
         let now = self.now();
         let place = exit.rank;
-        self.story.lives.push((now, name(place), Life::Down));
+        self.run.story.lives.push((now, name(place), Life::Down));
         let mark = *self.mark(place);
         let is_ending = matches!(self.phase, Phase::Stopping | Phase::Over);
         // While the run is to be smaller it may also refuse one that was about to come.
@@ -263,9 +304,7 @@ impl Disturbed<'_> {
         if !(mark.killed || is_aftermath || was_let_go || is_ending) {
             self.ended_by_itself(exit)?;
         }
-        let is_done = self.story.commits.last().map_or(0, |last| last.step)
-            >= self.setup.course.total_steps();
-        if is_ending || (was_let_go && is_done) {
+        if is_ending || (was_let_go && self.run.is_done()) {
             return Ok(());
         }
         if was_let_go && self.is_smaller {
@@ -283,13 +322,13 @@ impl Disturbed<'_> {
 
     fn ended_by_itself(&mut self, exit: &Exit) -> Result<(), Failure> {
         let (whom, how) = (name(exit.rank), cause::ending(exit.status));
-        let at = clock(self.now().saturating_sub(self.story.began));
-        self.output.warning(
+        let at = clock(self.run.story.scored_until(self.now()));
+        self.run.output.warning(
             &format!("{at}  {whom} ended though nothing was done to it"),
             &how,
         );
-        self.story.by_itself.push(format!("{at} {whom}: {how}"));
-        if self.story.by_itself.len() > MOST_BY_ITSELF {
+        self.run.story.by_itself.push(format!("{at} {whom}: {how}"));
+        if self.run.story.by_itself.len() > MOST_BY_ITSELF {
             let log = self.cluster.fleet.workers().get(exit.rank as usize);
             let log = log.map_or_else(String::new, |worker| worker.log.display().to_string());
             return Err(Failure::run_failed(
@@ -310,12 +349,13 @@ impl Disturbed<'_> {
         }
         let failed = |note: &super::story::Note| matches!(note.entry, Entry::RunFailed { .. });
         let failure = cause::of_coordinator(&self.cluster.coordinator_log(), status);
-        self.observer.look(&mut self.story)?;
-        if self.story.notes.last().is_some_and(failed) {
+        self.run.observer.look(&mut self.run.story)?;
+        if self.run.story.notes.last().is_some_and(failed) {
             return Err(failure);
         }
-        self.output.warning(&failure.what, &failure.why);
-        self.story
+        self.run.output.warning(&failure.what, &failure.why);
+        self.run
+            .story
             .by_itself
             .push(format!("the coordinator: {}", failure.why));
         self.cluster.start_coordinator(false).await
@@ -323,24 +363,25 @@ impl Disturbed<'_> {
 
     /// One line for each fault of which everything is known.
     fn tell(&mut self) {
-        let (now, began) = (self.now(), self.story.began);
-        for (number, injected) in self.story.injected.iter().enumerate() {
-            if self.told.contains(&number) {
+        let (now, story) = (self.now(), &self.run.story);
+        for (number, injected) in story.injected.iter().enumerate() {
+            if self.run.told.contains(&number) {
                 continue;
             }
-            let found = outcome(injected, &self.story.notes, &self.story.commits, began);
+            let found = outcome(injected, story);
             if found.is_settled(injected, now) {
-                let at = clock(injected.at.saturating_sub(began));
+                let at = clock(story.scored_until(injected.at));
                 let what = injected.fault.words(&injected.whom);
-                self.output
+                self.run
+                    .output
                     .note(&format!("{at}  {what}: {}", found.words()));
-                self.told.insert(number);
+                self.run.told.insert(number);
             }
         }
     }
 
     fn stands_still(&self, time: Duration) -> Failure {
-        let last = self.story.injected.last();
+        let last = self.run.story.injected.last();
         let last = last.map(|injected| injected.fault.words(&injected.whom));
         Failure::run_failed(
             "the run stands still",

@@ -6,7 +6,7 @@ use mks2_coordinator::journal::Entry;
 use serde::Serialize;
 
 use super::schedule::{Fault, Link};
-use super::story::{Commit, Injected, Note};
+use super::story::{Commit, Injected, Note, Story};
 
 /// How long after its end a fault may still be noticed.
 const LATE: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ const HEADLESS_LATE: Duration = Duration::from_secs(30);
 pub(super) struct Outcome {
     pub(super) kind: &'static str,
     pub(super) whom: String,
-    /// Since the beginning of the scored time; negative: before it.
+    /// Scored time that had passed.
     pub(super) at_seconds: f64,
     /// The members went on without it.
     pub(super) lost: bool,
@@ -34,13 +34,8 @@ pub(super) struct Outcome {
 }
 
 /// What became of a fault, as far as it is known.
-pub(super) fn outcome(
-    injected: &Injected,
-    notes: &[Note],
-    commits: &[Commit],
-    began: Duration,
-) -> Outcome {
-    let noticed = noticed(injected, notes);
+pub(super) fn outcome(injected: &Injected, story: &Story) -> Outcome {
+    let noticed = noticed(injected, &story.notes);
     let since = noticed.map_or(injected.at, |note| note.at);
     // The news of a loss comes before the step that it interrupts.
     // What was made before is no recovery, though it may be written down later.
@@ -48,7 +43,7 @@ pub(super) fn outcome(
         Fault::Coordinator { .. } => commit.seen,
         _ => commit.at,
     };
-    let next = commits.iter().find(|commit| made(commit) > since);
+    let next = story.commits.iter().find(|commit| made(commit) > since);
     let lost = noticed.is_some_and(|note| is_lost(&note.entry, &injected.whom));
     let from = match injected.fault {
         Fault::Coordinator { away, .. } => injected.at + away,
@@ -58,7 +53,7 @@ pub(super) fn outcome(
     Outcome {
         kind: injected.fault.kind(),
         whom: injected.whom.clone(),
-        at_seconds: apart(injected.at, began),
+        at_seconds: story.scored_until(injected.at).as_secs_f64(),
         lost,
         headless: injected.is_headless,
         noticed_seconds: noticed.map(|note| apart(note.at, from).max(0.0)),
@@ -177,9 +172,12 @@ mod tests {
     #[test]
     fn a_loss_is_noticed_by_its_record_and_healed_by_the_next_step() {
         let injected = hit(Fault::Kill, Some(1000));
-        let notes = [note(500, &["worker-1"]), note(1060, &["worker-1"])];
-        let commits = [commit(1020), commit(1400)];
-        let outcome = outcome(&injected, &notes, &commits, Duration::ZERO);
+        let story = Story {
+            notes: vec![note(500, &["worker-1"]), note(1060, &["worker-1"])],
+            commits: vec![commit(1020), commit(1400)],
+            ..Story::default()
+        };
+        let outcome = outcome(&injected, &story);
         assert!(outcome.lost && outcome.is_settled(&injected, Duration::from_secs(2)));
         let close = |found: Option<f64>, right: f64| {
             assert!(found.is_some_and(|f| (f - right).abs() < 1e-9), "{found:?}");
@@ -191,8 +189,12 @@ mod tests {
     #[test]
     fn a_short_pause_loses_nobody() {
         let injected = hit(Fault::Stop(Duration::from_millis(400)), Some(1400));
-        let notes = [note(1200, &["worker-2"]), note(9000, &["worker-1"])];
-        let outcome = outcome(&injected, &notes, &[commit(1700)], Duration::ZERO);
+        let story = Story {
+            notes: vec![note(1200, &["worker-2"]), note(9000, &["worker-1"])],
+            commits: vec![commit(1700)],
+            ..Story::default()
+        };
+        let outcome = outcome(&injected, &story);
         assert!(!outcome.lost && outcome.noticed_seconds.is_none());
         assert!(!outcome.is_settled(&injected, Duration::from_secs(3)));
         assert!(outcome.is_settled(&injected, Duration::from_secs(7)));

@@ -53,7 +53,7 @@ pub(super) fn itinerary(chaos: &Story, workers: u32) -> Itinerary {
         .collect()
 }
 
-/// The quiet run: one half of the time before the run under chaos and the rest behind it, so that a
+/// The quiet run: a part before the run under chaos and one behind each section of it, so that a
 /// machine that is faster at one time than at another has less of a say in the score.
 pub(super) struct Quiet<'a> {
     setup: &'a Setup,
@@ -102,7 +102,7 @@ impl<'a> Quiet<'a> {
         }
     }
 
-    /// Runs for so long, at most half of the job.
+    /// Runs for so long before the chaos begins, at most half of the job.
     ///
     /// # Errors
     /// As for a run under chaos.
@@ -119,22 +119,46 @@ impl<'a> Quiet<'a> {
         self.part(&itinerary, until, signals).await
     }
 
-    /// Goes on until the checkpoint of a step is there; what was seen of both parts.
+    /// Goes on until the checkpoint of a step is there.
     ///
     /// # Errors
     /// As for a run under chaos.
-    pub(super) async fn after(
-        mut self,
+    pub(super) async fn follow(
+        &mut self,
         itinerary: &Itinerary,
         step: u64,
         signals: &mut Signals,
-    ) -> Result<Story, Failure> {
-        self.part(itinerary, Until::Checkpoint(step), signals)
-            .await?;
+    ) -> Result<(), Failure> {
+        let until = Until::Checkpoint(step);
+        if self.is_beyond(until) {
+            return Ok(());
+        }
+        self.part(itinerary, until, signals).await
+    }
+
+    /// What was seen of all parts.
+    ///
+    /// # Errors
+    /// The run directory cannot be read.
+    pub(super) fn finish(mut self) -> Result<Story, Failure> {
         self.story.load[1] = load();
         self.observer.finish(&mut self.story)?;
-        self.story.ended = self.observer.now();
         Ok(self.story)
+    }
+
+    /// Whether it has gone as far as that.
+    fn is_beyond(&self, until: Until) -> bool {
+        let story = &self.story;
+        match until {
+            Until::Time(at, step) => {
+                let has_come = |commit: &Commit| commit.step >= step;
+                self.observer.now() >= at || story.commits.last().is_some_and(has_come)
+            }
+            Until::Checkpoint(step) => story.notes.iter().any(|note| match &note.entry {
+                Entry::CheckpointCommitted { checkpoint, .. } => checkpoint.step >= step,
+                _ => false,
+            }),
+        }
     }
 
     async fn part(
@@ -167,6 +191,7 @@ impl<'a> Quiet<'a> {
         };
         part.cluster.end(patience).await;
         ended?;
+        self.story.all_down(self.observer.now());
         // What was written last belongs to this part's time.
         self.observer.look(&mut self.story)
     }
@@ -199,23 +224,8 @@ impl Part<'_, '_> {
         }
     }
 
-    /// Whether this part has gone as far as it is to go.
-    fn is_over(&self) -> bool {
-        let story = &self.quiet.story;
-        match self.until {
-            Until::Time(at, step) => {
-                let has_come = |commit: &Commit| commit.step >= step;
-                self.quiet.observer.now() >= at || story.commits.last().is_some_and(has_come)
-            }
-            Until::Checkpoint(step) => story.notes.iter().any(|note| match &note.entry {
-                Entry::CheckpointCommitted { checkpoint, .. } => checkpoint.step >= step,
-                _ => false,
-            }),
-        }
-    }
-
     async fn advance(&mut self) -> Result<(), Failure> {
-        if !self.stopping && self.is_over() {
+        if !self.stopping && self.quiet.is_beyond(self.until) {
             // It may have finished by itself; otherwise it is asked again.
             self.stopping = self.cluster.stop().await.is_ok();
         }

@@ -94,7 +94,7 @@ pub(super) fn score(chaos: &Story, quiet: &Story, course: &Course) -> Score {
     let outcomes: Vec<_> = chaos
         .injected
         .iter()
-        .map(|injected| outcome(injected, &chaos.notes, &chaos.commits, chaos.began))
+        .map(|injected| outcome(injected, chaos))
         .collect();
     let calm = calm_steps(chaos);
     let quiet_rate = |stage: &str, workers, _: Duration| rates.step_seconds(stage, workers);
@@ -146,12 +146,12 @@ struct Work {
     lost_to: BTreeMap<&'static str, f64>,
 }
 
-/// Adds up the stretches between commits, from the first behind the beginning to the one in which
-/// the scored time ends. Those are left out of which the quiet run knows nothing.
+/// Adds up the stretches between commits, from the first behind the beginning of a scored time to
+/// the one in which it ends. Those are left out of which the quiet run knows nothing.
 fn work(chaos: &Story, quiet: &Rates, rate: &Rate<'_>) -> Work {
     let (alive, causes) = (chaos.alive(), Causes::of(chaos));
     let mut work = Work::default();
-    let is_scored = |pair: &&[Commit]| pair[0].at >= chaos.began && pair[0].at < chaos.ended;
+    let is_scored = |pair: &&[Commit]| chaos.is_scored(pair[0].at);
     for pair in chaos.commits.windows(2).filter(is_scored) {
         let [before, commit] = pair else { continue };
         let found = possible(before, commit, &alive, (quiet, rate));

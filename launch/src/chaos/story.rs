@@ -77,8 +77,9 @@ pub(super) struct Story {
     pub(super) lines: BTreeMap<u64, u32>,
     /// Processes that ended though nothing had been done to them.
     pub(super) by_itself: Vec<String>,
-    /// The time that is scored.
-    pub(super) began: Duration,
+    /// The times that are scored, one behind the other.
+    pub(super) scored: Vec<(Duration, Duration)>,
+    /// When it was seen last.
     pub(super) ended: Duration,
     /// Load of the machine (one minute) at the beginning and at the end.
     pub(super) load: [f64; 2],
@@ -111,6 +112,32 @@ impl Curve {
 }
 
 impl Story {
+    /// Scored time that had passed at a moment.
+    pub(super) fn scored_until(&self, at: Duration) -> Duration {
+        let passed = |(from, to): &(Duration, Duration)| at.min(*to).saturating_sub(*from);
+        self.scored.iter().map(passed).sum()
+    }
+
+    pub(super) fn is_scored(&self, at: Duration) -> bool {
+        self.scored
+            .iter()
+            .any(|(from, to)| (*from..*to).contains(&at))
+    }
+
+    /// All processes have ended.
+    pub(super) fn all_down(&mut self, now: Duration) {
+        let mut last = BTreeMap::new();
+        for (_, whom, life) in &self.lives {
+            if matches!(life, Life::Up | Life::Down) {
+                last.insert(whom.clone(), *life);
+            }
+        }
+        let up = last.into_iter().filter(|(_, life)| *life == Life::Up);
+        self.lives
+            .extend(up.map(|(whom, _)| (now, whom, Life::Down)));
+        self.ended = now;
+    }
+
     /// How many workers were alive: their processes ran, and were neither stopped nor cut off.
     pub(super) fn alive(&self) -> Curve {
         let (mut up, mut hindered) = (BTreeSet::new(), BTreeMap::<&str, u32>::new());

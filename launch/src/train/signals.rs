@@ -1,4 +1,5 @@
-//! Requests to end: Ctrl-C, SIGTERM from a scheduler, SIGHUP from a closed terminal.
+//! Requests to end: Ctrl-C, SIGTERM from a scheduler, SIGHUP from a closed terminal unless `nohup`
+//! was asked to keep it away.
 
 use mks2_proto::failure::Failure;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -8,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    hangup: Signal,
+    hangup: Option<Signal>,
 }
 
 impl Signals {
@@ -25,16 +26,39 @@ impl Signals {
         Ok(Self {
             interrupt: open(SignalKind::interrupt())?,
             terminate: open(SignalKind::terminate())?,
-            hangup: open(SignalKind::hangup())?,
+            hangup: match ignores_hangups() {
+                true => None,
+                false => Some(open(SignalKind::hangup())?),
+            },
         })
     }
 
     /// The next request, as words.
     pub(crate) async fn next(&mut self) -> &'static str {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => "Ctrl-C",
             _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hangup.recv() => "the terminal was closed",
+            _ = hangup => "the terminal was closed",
         }
     }
+}
+
+/// Whether this process was started to live on when its terminal is closed. A handler of its own
+/// would undo what `nohup` did.
+fn ignores_hangups() -> bool {
+    // proc(5): the mask of ignored signals in hex; SIGHUP is signal 1, its lowest bit.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut masks = status
+        .lines()
+        .filter_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = masks
+        .next()
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 == 1)
 }

@@ -1,6 +1,7 @@
 //! Whole runs, with workers that join and report but train nothing.
 
 use std::io::{BufRead, BufReader};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::pretender::script;
@@ -136,6 +137,34 @@ fn ctrl_c_in_a_run_stops_at_a_step_border() {
         place.run(&["status", "run"]).done().out.contains("stopped"),
         "the journal knows"
     );
+}
+
+#[test]
+fn a_closed_terminal_stops_a_run_unless_nohup_keeps_it_away() {
+    let place = Place::new();
+    // Whatever holds for the process of the tests itself.
+    let start_with = |signals: &str| {
+        let plain = place.train(&script("linger"), &["--workers", "2"]);
+        let mut command = Command::new("env");
+        command.arg(signals).arg(plain.get_program());
+        command.args(plain.get_args());
+        place.settle(&mut command);
+        let set = plain.get_envs();
+        command.envs(set.filter_map(|(name, value)| Some((name, value?))));
+        start(command)
+    };
+    let launcher = start_with("--default-signal=HUP");
+    wait_for_steps(&place, 3);
+    signal(launcher.id(), "HUP");
+    ended(launcher).stopped(&[]);
+    // As `nohup` does it.
+    let launcher = start_with("--ignore-signal=HUP");
+    let done = steps(&place);
+    wait_for_steps(&place, done + 3);
+    signal(launcher.id(), "HUP");
+    wait_for_steps(&place, done + 20);
+    signal(launcher.id(), "INT");
+    ended(launcher).stopped(&[]);
 }
 
 #[test]

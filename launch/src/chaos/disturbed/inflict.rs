@@ -5,11 +5,11 @@ use std::time::Duration;
 use mks2_coordinator::journal::Entry;
 use mks2_proto::failure::Failure;
 
-use super::{Act, Disturbed, Place, name};
+use super::{Act, Place, Section, name};
 use crate::chaos::schedule::{Fault, Link, Planned};
 use crate::chaos::story::{Injected, Life};
 
-impl Disturbed<'_> {
+impl Section<'_, '_> {
     pub(super) async fn act(&mut self, act: Act) -> Result<(), Failure> {
         match act {
             Act::Inject(planned) => self.inject(&planned).await,
@@ -52,7 +52,7 @@ impl Disturbed<'_> {
                 }
             }
             Fault::Scale(time) => {
-                let fewer = self.setup.workers - 1;
+                let fewer = self.run.setup.workers - 1;
                 if !self.is_smaller && self.cluster.scale(fewer).await.is_ok() {
                     self.is_smaller = true;
                     let fault = self.record(planned.fault, "", false);
@@ -77,27 +77,30 @@ impl Disturbed<'_> {
     /// Writes a fault down; its number.
     fn record(&mut self, fault: Fault, whom: &str, is_over: bool) -> usize {
         let at = self.now();
-        self.story.injected.push(Injected {
+        self.run.story.injected.push(Injected {
             at,
             over: is_over.then_some(at),
             fault,
             whom: whom.to_owned(),
             is_headless: self.headless.is_some(),
         });
-        self.story.injected.len() - 1
+        self.run.story.injected.len() - 1
     }
 
     fn hinder(&mut self, place: u32, fault: Fault) -> usize {
         self.mark(place).hindered += 1;
         let now = self.now();
-        self.story.lives.push((now, name(place), Life::Hindered));
+        self.run
+            .story
+            .lives
+            .push((now, name(place), Life::Hindered));
         self.record(fault, &name(place), false)
     }
 
     /// A worker is not hindered by a fault any more.
     fn free(&mut self, place: u32, fault: usize) {
         let now = self.now();
-        if let Some(injected) = self.story.injected.get_mut(fault) {
+        if let Some(injected) = self.run.story.injected.get_mut(fault) {
             injected.over = Some(now);
         }
         let mark = self.mark(place);
@@ -105,7 +108,7 @@ impl Disturbed<'_> {
         if mark.hindered > 0 {
             mark.hindered -= 1;
             mark.freed = Some(now);
-            self.story.lives.push((now, name(place), Life::Free));
+            self.run.story.lives.push((now, name(place), Life::Free));
         }
     }
 
@@ -119,14 +122,15 @@ impl Disturbed<'_> {
         let victim = among.get(usize::try_from(at).unwrap_or_default()).copied();
         if victim.is_none() {
             let what = planned.fault.words("a worker");
-            self.output
+            self.run
+                .output
                 .note(&format!("{what}: nobody is there to be hit"));
         }
         victim
     }
 
     fn there(&self) -> Vec<u32> {
-        let places = 0..self.setup.workers;
+        let places = 0..self.run.setup.workers;
         places
             .filter(|place| self.cluster.is_alive(*place) && !self.places[*place as usize].killed)
             .collect()
@@ -142,15 +146,11 @@ impl Disturbed<'_> {
     fn within_reach(&self, link: Link) -> Vec<u32> {
         let mut within = self.unhindered();
         if link == Link::Peers {
-            let formed = self
-                .story
-                .notes
-                .iter()
-                .rev()
-                .find_map(|note| match &note.entry {
-                    Entry::GenerationFormed { members, .. } => Some(members),
-                    _ => None,
-                });
+            let mut notes = self.run.story.notes.iter().rev();
+            let formed = notes.find_map(|note| match &note.entry {
+                Entry::GenerationFormed { members, .. } => Some(members),
+                _ => None,
+            });
             let members = formed.map_or(&[][..], |members| members.as_slice());
             let dialed = &members[..members.len().saturating_sub(1)];
             within.retain(|place| dialed.iter().any(|m| m.member.as_str() == name(*place)));
@@ -162,9 +162,9 @@ impl Disturbed<'_> {
         self.cluster.start_coordinator(moves).await?;
         let now = self.now();
         if let Some(from) = self.headless.take() {
-            self.story.headless.push((from, now));
+            self.run.story.headless.push((from, now));
         }
-        if let Some(injected) = self.story.injected.get_mut(fault) {
+        if let Some(injected) = self.run.story.injected.get_mut(fault) {
             injected.over = Some(now);
         }
         // It does not know that the run was to be smaller.
@@ -176,18 +176,18 @@ impl Disturbed<'_> {
     async fn grow(&mut self, fault: usize) -> Result<(), Failure> {
         if self.is_smaller {
             // If there is no coordinator now, its successor wants all workers by itself.
-            let _successor_wants_them = self.cluster.scale(self.setup.workers).await;
+            let _successor_wants_them = self.cluster.scale(self.run.setup.workers).await;
         }
         self.is_smaller = false;
         let now = self.now();
-        if let Some(injected) = self.story.injected.get_mut(fault) {
+        if let Some(injected) = self.run.story.injected.get_mut(fault) {
             injected.over = Some(now);
         }
         self.fill_places()
     }
 
     fn fill_places(&mut self) -> Result<(), Failure> {
-        for place in 0..self.setup.workers {
+        for place in 0..self.run.setup.workers {
             if std::mem::take(&mut self.mark(place).vacant) {
                 self.cluster.join_worker(place)?;
                 self.came(place);
@@ -203,6 +203,6 @@ impl Disturbed<'_> {
             restarts: mark.restarts + 1,
             ..Place::default()
         };
-        self.story.lives.push((now, name(place), Life::Up));
+        self.run.story.lives.push((now, name(place), Life::Up));
     }
 }

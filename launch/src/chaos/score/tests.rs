@@ -111,7 +111,7 @@ fn killed() -> Story {
             up(1300, "worker-1"),
         ],
         weights: BTreeMap::from([(20, "w".to_owned())]),
-        began: millis(500),
+        scored: vec![(millis(500), millis(2300))],
         ended: millis(2300),
         ..Story::default()
     }
@@ -165,4 +165,34 @@ fn a_stopped_worker_is_not_alive() {
         alive.stretches(millis(1600), millis(2000)),
         [(2, 0.1), (1, 0.2), (2, 0.1)]
     );
+}
+
+/// What lies between two sections under fire counts neither as work nor as time.
+#[test]
+fn only_the_sections_under_fire_are_scored() {
+    let mut story = killed();
+    story.scored = vec![(millis(200), millis(500)), (millis(1700), millis(2000))];
+    let score = score(&story, &quiet(), &course());
+    assert_eq!(score.steps_useful, 6);
+    assert!((score.scored_seconds - 0.6).abs() < 1e-9, "{score:?}");
+    assert!((score.goodput - 1.0).abs() < 1e-9, "{score:?}");
+    assert_eq!(story.scored_until(millis(1000)), millis(300));
+    assert_eq!(story.scored_until(millis(1800)), millis(400));
+}
+
+#[test]
+fn all_that_ran_are_down_at_the_end_of_a_section() {
+    let mut story = killed();
+    story.all_down(millis(2500));
+    let alive = story.alive();
+    assert_eq!(
+        alive.stretches(millis(2400), millis(2600)),
+        [(2, 0.1), (0, 0.1)]
+    );
+    story.all_down(millis(2700));
+    let downs = story
+        .lives
+        .iter()
+        .filter(|(_, _, life)| *life == Life::Down);
+    assert_eq!(downs.count(), 3, "nobody ends twice");
 }
