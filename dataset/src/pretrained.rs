@@ -5,16 +5,21 @@
 //! config.json                    what the model is: [`config`]
 //! model.safetensors              its tensors, or
 //! model.safetensors.index.json   which file has which of them, beside the files: [`tensors`]
+//! tokenizer.json                 the tokenizer of a language model: [`tokens`]
 //! ```
+//!
+//! [`base`] holds what a job says of its models against all of that.
 //!
 //! Only what is looked for is read: the configuration, the index, the header of each file, and then
 //! tensor after tensor. Everything has a limit before it is read or believed. Files in pickle, which
 //! can run any code, are not opened.
 
+pub mod base;
 pub mod config;
 mod error;
 pub mod extras;
 pub mod tensors;
+pub mod tokens;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,8 +34,8 @@ pub use error::PretrainedError;
 /// Result of everything in this module.
 pub type Result<T, E = PretrainedError> = std::result::Result<T, E>;
 
-/// Largest `config.json` or index, bytes. Those of the largest models are some hundred kilobytes.
-const MOST_TEXT: u64 = 16 << 20;
+/// Largest file of text, bytes: vocabularies of a quarter of a million tokens have 30 million.
+const MOST_TEXT: u64 = 64 << 20;
 
 /// The folder of a model.
 #[derive(Clone, Debug)]
@@ -110,6 +115,14 @@ impl Folder {
     pub fn name_of(&self, file: &str) -> String {
         let path = store::under(&self.root, file);
         path.map_or_else(|_| file.to_owned(), |path| store::name(&*self.store, &path))
+    }
+
+    fn other_kind(&self, found: &str, wanted: &'static str) -> PretrainedError {
+        PretrainedError::OtherKind {
+            file: self.name_of(config::FILE_NAME),
+            found: found.to_owned(),
+            wanted,
+        }
     }
 
     fn refuse(&self, file: &str, why: impl Into<String>) -> PretrainedError {

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::{Args, Subcommand};
-use mks2_dataset::pretrained::config::{self, Described, Language};
-use mks2_dataset::pretrained::tensors::Tensors;
-use mks2_dataset::pretrained::{Folder, extras};
+use mks2_dataset::pretrained::Folder;
+use mks2_dataset::pretrained::base::{self, Part};
+use mks2_dataset::pretrained::config::{Described, Language};
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{RopeType, Vision};
-use mks2_proto::params::{self, ParamSpec};
+use mks2_proto::job::{Decoder, RopeType, Vision};
+use mks2_proto::params;
 use serde::Serialize;
 
 use crate::output::Output;
@@ -20,7 +20,9 @@ are not those of its configuration is refused with their names (exit 8), and so 
 
 Examples:
   mks2 model show models/Llama-2-7b-hf
-  mks2 model show s3://bucket/models/clip-vit-large-patch14 --json";
+  mks2 model show s3://bucket/models/clip-vit-large-patch14 --json
+  mks2 model show models/Llama-2-7b-hf --job
+      The tables of a job file that starts from this model.";
 
 /// What can be asked about models.
 #[derive(Clone, Debug, Subcommand)]
@@ -38,6 +40,9 @@ pub(crate) struct ShowArgs {
     /// Print as JSON
     #[arg(long)]
     json: bool,
+    /// Print the tables of a job file that starts from this model
+    #[arg(long, conflicts_with = "json")]
+    job: bool,
 }
 
 /// Runs one of the commands.
@@ -47,13 +52,12 @@ pub(crate) struct ShowArgs {
 pub(crate) async fn run(command: ModelCommand, output: &Output) -> Result<(), Failure> {
     let ModelCommand::Show(args) = command;
     let folder = Folder::open(&args.url).map_err(Failure::from)?;
-    let json = folder.config().await?;
-    let described = config::read(&json, &folder.name_of(config::FILE_NAME))?;
-    let tensors = Tensors::open(&folder).await?;
-    let specs = wanted(&described);
-    tensors.check(&specs, |name| extras::is_extra(&described, name))?;
-    let shown = Shown::of(&folder, &described, &tensors, &specs);
-    if args.json || output.is_json() {
+    let described = base::read(&folder).await?;
+    let part = Part::open(&folder, &described).await?;
+    let shown = Shown::of(&folder, &described, &part);
+    if args.job {
+        output.result(&tables(described)?);
+    } else if args.json || output.is_json() {
         let text = serde_json::to_string_pretty(&shown)
             .map_err(|error| Failure::internal("the model has no JSON", error.to_string()))?;
         output.result(&text);
@@ -63,12 +67,49 @@ pub(crate) async fn run(command: ModelCommand, output: &Output) -> Result<(), Fa
     Ok(())
 }
 
-/// The tensors that a model of this description has.
-fn wanted(described: &Described) -> Vec<ParamSpec> {
-    match described {
-        Described::Decoder(language) => params::decoder(&language.shape, language.vocab_size),
-        Described::Vision(vision) => params::vision(vision),
-    }
+/// Tables of a job file.
+#[derive(Debug, Serialize)]
+struct Tables {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokenizer: Option<TokenizerTable>,
+    model: ModelTables,
+}
+
+#[derive(Debug, Serialize)]
+struct TokenizerTable {
+    vocab_size: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct ModelTables {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoder: Option<Decoder>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vision: Option<Vision>,
+}
+
+/// What a job file says of a model.
+fn tables(described: Described) -> Result<String, Failure> {
+    let tables = match described {
+        Described::Decoder(language) => Tables {
+            tokenizer: Some(TokenizerTable {
+                vocab_size: language.vocab_size,
+            }),
+            model: ModelTables {
+                decoder: Some(language.shape),
+                vision: None,
+            },
+        },
+        Described::Vision(vision) => Tables {
+            tokenizer: None,
+            model: ModelTables {
+                decoder: None,
+                vision: Some(vision),
+            },
+        },
+    };
+    toml::to_string(&tables)
+        .map_err(|error| Failure::internal("the model has no TOML", error.to_string()))
 }
 
 /// What there is of a model.
@@ -89,7 +130,8 @@ struct Shown {
 }
 
 impl Shown {
-    fn of(folder: &Folder, described: &Described, tensors: &Tensors, specs: &[ParamSpec]) -> Self {
+    fn of(folder: &Folder, described: &Described, part: &Part) -> Self {
+        let (tensors, specs) = (&part.tensors, &part.specs);
         let wanted: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
         let places = tensors.iter().filter(|(name, _)| wanted.contains(name));
         let places: Vec<_> = places.map(|(_, place)| place).collect();

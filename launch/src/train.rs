@@ -22,7 +22,7 @@ pub(crate) mod signals;
 pub(crate) mod spawn;
 mod supervise;
 
-pub(crate) use prepare::{located, open_corpora, program_beside, used_corpora, worker_program};
+pub(crate) use prepare::{located, open_inputs, program_beside, used_corpora, worker_program};
 
 use std::time::Duration;
 

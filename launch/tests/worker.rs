@@ -38,6 +38,8 @@ mod patience;
 mod ports;
 #[path = "../src/chaos/proxy.rs"]
 mod proxy;
+#[path = "worker/published.rs"]
+mod published;
 #[path = "worker/recovery.rs"]
 mod recovery;
 #[path = "worker/refusals.rs"]

@@ -42,7 +42,7 @@ pub struct Job {
     /// Corpora by name: what `[[stage.data]]` refers to.
     #[serde(default)]
     pub data: BTreeMap<String, Corpus>,
-    /// The tokenizer that a bootstrap stage trains.
+    /// The tokenizer that a bootstrap stage trains, or that comes with a pretrained model.
     #[serde(default)]
     pub tokenizer: Tokenizer,
     /// Shapes of the model.
@@ -76,11 +76,12 @@ pub struct Corpus {
     pub url: String,
 }
 
-/// The byte-level BPE tokenizer trained by a bootstrap stage.
+/// The byte-level BPE tokenizer trained by a bootstrap stage, or that of a pretrained model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Tokenizer {
-    /// Entries of the vocabulary, the special tokens included.
+    /// Entries of the vocabulary, the special tokens included; of a pretrained model what its
+    /// config.json says, which may be more than its tokenizer has.
     pub vocab_size: u32,
     /// Rows of each corpus, from its beginning, whose texts the tokenizer is trained on.
     pub sample_rows: u64,
@@ -158,7 +159,7 @@ pub struct Stage {
     /// Stages from whose last checkpoints this one starts, oldest first.
     #[serde(default)]
     pub from: Vec<String>,
-    /// Steps of the optimizer; 0 for `evaluate`.
+    /// Steps of the optimizer; 0 for `pretrained` and `evaluate`.
     #[serde(default)]
     pub steps: u64,
     /// Samples of a step over all lanes; `lanes` divides it.
@@ -170,6 +171,9 @@ pub struct Stage {
     /// Optimizer and schedule.
     #[serde(default)]
     pub optimizer: Optimizer,
+    /// Settings of a `pretrained` stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pretrained: Option<Pretrained>,
     /// Settings of a `bootstrap` stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap: Option<Bootstrap>,
@@ -188,6 +192,8 @@ pub struct Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StageKind {
+    /// Takes a published language model and visual encoder; trains nothing.
+    Pretrained,
     /// No pretrained weights at hand: tokenizer, small LLM and small CLIP from scratch.
     Bootstrap,
     /// Stage 1 of the paper: visual information storage.
@@ -203,11 +209,24 @@ impl StageKind {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Pretrained => "pretrained",
             Self::Bootstrap => "bootstrap",
             Self::Memory => "memory",
             Self::Experts => "experts",
             Self::Evaluate => "evaluate",
         }
+    }
+
+    /// Whether such a stage has steps.
+    #[must_use]
+    pub fn trains(self) -> bool {
+        !matches!(self, Self::Pretrained | Self::Evaluate)
+    }
+
+    /// Whether such a stage brings the language model, the visual encoder and the tokenizer.
+    #[must_use]
+    pub fn is_base(self) -> bool {
+        matches!(self, Self::Pretrained | Self::Bootstrap)
     }
 }
 
@@ -256,6 +275,18 @@ impl Default for Optimizer {
             clip_norm: 1.0,
         }
     }
+}
+
+/// Settings of a `pretrained` stage: folders as Hugging Face ships them, with `config.json` and
+/// safetensors. `[model]` and `tokenizer.vocab_size` say what their config.json says:
+/// `mks2 model show URL --job` prints the tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Pretrained {
+    /// The language model with its tokenizer: a path or any object store URL.
+    pub decoder: String,
+    /// The visual encoder, likewise.
+    pub vision: String,
 }
 
 /// Settings of a `bootstrap` stage.

@@ -11,6 +11,7 @@
 //!        ├─ audit      whether the members' copies of the state are alike
 //!        ├─ saver      checkpoints behind the trainer's back ─► checkpoint
 //!        ├─ lineage    what finished stages have left
+//!        ├─ pretrained models that were published elsewhere
 //!        ├─ vocabulary the tokenizer that a stage trains
 //!        └─ evaluate   retrieval, captions, questions, probes
 //!
@@ -36,6 +37,7 @@ pub mod model;
 pub mod objective;
 pub mod optim;
 mod pixels;
+mod pretrained;
 mod rehearsal;
 pub mod replica;
 pub mod run;

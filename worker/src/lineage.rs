@@ -36,9 +36,10 @@ pub(crate) fn leaves(weights: &mut Weights, state: &FlatState) -> Result<Vec<Ten
 pub struct StageResult {
     /// What it trained, frozen.
     pub weights: Weights,
-    /// blake3 of these weights in name order.
+    /// blake3 of these weights in name order; for how pretrained ones are read, see
+    /// [`pretrained`](crate::pretrained).
     pub weights_digest: String,
-    /// The tokenizer that it trained.
+    /// The tokenizer that it brings.
     pub encoder: Option<Arc<TextEncoder>>,
 }
 
@@ -93,7 +94,7 @@ impl Lineage {
     /// The tokenizer of the stages in `from`.
     ///
     /// # Errors
-    /// When none of them has trained one.
+    /// When none of them brings one.
     pub fn encoder(&self, from: &[String]) -> Result<Arc<TextEncoder>, Failure> {
         for name in from {
             if let Some(encoder) = &self.stage(name)?.encoder {
@@ -103,10 +104,10 @@ impl Lineage {
         Err(Failure::settings(
             "a stage has no tokenizer",
             format!(
-                "none of the stages it starts from ({}) has trained one",
+                "none of the stages it starts from ({}) brings one",
                 from.join(", ")
             ),
-            "name a bootstrap stage in its `from`",
+            "name a bootstrap or pretrained stage in its `from`",
         ))
     }
 

@@ -22,12 +22,13 @@ use crate::app;
 use crate::evaluate::ancestry;
 use crate::exact::Reducer;
 use crate::flat::{Buffer, FlatLayout, FlatState};
-use crate::lineage;
+use crate::lineage::{self, StageResult};
 use crate::model::Weights;
 use crate::objective::Objective;
 use crate::objective::bootstrap::BootstrapObjective;
 use crate::objective::experts::ExpertsObjective;
 use crate::objective::memory::MemoryObjective;
+use crate::pretrained;
 use crate::replica::Replica;
 use crate::sources::{Sources, open_corpora};
 use crate::team::Team;
@@ -152,8 +153,12 @@ impl Scene<'_> {
     /// When the stage cannot be built, or what `act` says.
     pub(crate) fn play<A: Act>(&self, act: A) -> Result<A::Output, Failure> {
         let (job, stage, device) = (self.job(), &self.stage, self.device);
-        let encoder = self.encoder()?;
-        let (weights, (state, leaves)) = self.weights(encoder.vocab_size())?;
+        let published = self.published()?;
+        let encoder = match published.as_ref().and_then(|models| models.encoder.clone()) {
+            Some(encoder) => encoder,
+            None => Arc::new(self.encoder()?),
+        };
+        let (weights, (state, leaves)) = self.weights(encoder.vocab_size(), published)?;
         // What a model makes of frozen weights is known once it is there.
         let trained = |weights: &Weights| (state, (leaves, weights.frozen()));
         match stage.kind {
@@ -169,7 +174,7 @@ impl Scene<'_> {
                 let objective = ExpertsObjective::new(job, stage, &encoder, &weights, device)?;
                 act.play(self.trainer(objective, trained(&weights))?, self.team())
             }
-            StageKind::Evaluate => Err(missing(job, stage.kind)),
+            StageKind::Pretrained | StageKind::Evaluate => Err(missing(job, stage.kind)),
         }
     }
 
@@ -202,6 +207,15 @@ impl Scene<'_> {
         }
     }
 
+    /// The models of the `pretrained` stage that this one builds on, if there is one.
+    fn published(&self) -> Result<Option<StageResult>, Failure> {
+        let models = self.base.iter().find_map(|stage| stage.pretrained.as_ref());
+        let runtime = self.rehearsal.runtime.handle();
+        models
+            .map(|models| pretrained::load(self.job(), models, self.device, runtime))
+            .transpose()
+    }
+
     /// The tokenizer that the job's run would train.
     fn encoder(&self) -> Result<TextEncoder, Failure> {
         let mut lineage = self.base.iter().chain([&self.stage]);
@@ -210,8 +224,8 @@ impl Scene<'_> {
             .ok_or_else(|| {
                 Failure::settings(
                     format!("stage '{}' has no tokenizer", self.stage.name),
-                    "none of the stages it starts from is a bootstrap",
-                    "name a bootstrap stage in its `from`",
+                    "none of the stages it starts from brings one",
+                    "name a bootstrap or pretrained stage in its `from`",
                 )
             })?;
         let texts = self.sources().tokenizer_texts(first)?;
@@ -223,10 +237,15 @@ impl Scene<'_> {
         )
     }
 
-    /// Initial values of the stage's lineage, frozen, and of the stage itself, to be trained: its
-    /// buffers and their leaves.
-    fn weights(&self, vocab_size: u32) -> Result<(Weights, (FlatState, Vec<Tensor>)), Failure> {
-        let (job, mut weights) = (self.job(), Weights::new());
+    /// Initial values of the stage's lineage, frozen, but for what is published; and of the stage
+    /// itself, to be trained: its buffers and their leaves.
+    fn weights(
+        &self,
+        vocab_size: u32,
+        published: Option<StageResult>,
+    ) -> Result<(Weights, (FlatState, Vec<Tensor>)), Failure> {
+        let job = self.job();
+        let mut weights = published.map_or_else(Weights::new, |models| models.weights);
         for stage in &self.base {
             let specs = trained_by(&job.model, vocab_size, stage);
             weights.extend(Weights::initial(&specs, job.seed, self.device));

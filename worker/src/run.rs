@@ -119,6 +119,15 @@ impl Run {
             }
             let finished = start.finished.iter().find(|done| done.stage == stage.name);
             let end = match (stage.kind, finished) {
+                (StageKind::Pretrained, _) => {
+                    self.session
+                        .stage_changed(&stage.name, first_step, last_step)?;
+                    self.take_pretrained(stage)?;
+                    match self.come_to(stage, None)? {
+                        true => self.cross_alone(last_step)?,
+                        false => End::Overtaken,
+                    }
+                }
                 (StageKind::Evaluate, _) => {
                     self.session
                         .stage_changed(&stage.name, first_step, last_step)?;
@@ -217,7 +226,7 @@ impl Run {
                     ExpertsObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
                 self.drive(stage, first_step, objective, prepared)
             }
-            StageKind::Evaluate => Ok(End::Complete),
+            StageKind::Pretrained | StageKind::Evaluate => Ok(End::Complete),
         }
     }
 

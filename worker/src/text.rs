@@ -4,6 +4,7 @@
 //! shape, and so no schedule of collectives, depends on the data. Longer texts are cut before
 //! their end token.
 
+use mks2_dataset::pretrained::tokens::{EndToken, TokenizerFiles};
 use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::splitmix;
@@ -11,12 +12,8 @@ use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer, models::TrainerWrapper};
 
-/// Stands where a row has no token.
-pub const PAD: i64 = 0;
-/// Opens every text.
-pub const BOS: i64 = 1;
-/// Closes a text: `</s>`, where the retrieval head reads.
-pub const EOS: i64 = 2;
+/// The special tokens of a tokenizer that is trained here, with the ids 0, 1 and 2.
+const SPECIAL: [&str; 3] = ["<pad>", "<s>", "</s>"];
 /// Label of a position that has no loss (PyTorch's convention).
 pub const IGNORE: i64 = -100;
 
@@ -27,6 +24,8 @@ pub struct Tokens {
     pub ids: Vec<i64>,
     /// `labels[t]` is the token that position `t` predicts, or [`IGNORE`]; `[T]`.
     pub labels: Vec<i64>,
+    /// How many tokens open the text.
+    pub opening: usize,
     /// Position of the last end token.
     pub end: usize,
 }
@@ -42,6 +41,13 @@ impl Tokens {
 pub struct TextEncoder {
     tokenizer: Tokenizer,
     max_tokens: usize,
+    vocab_size: u32,
+    /// What stands before every text: one begin token, mostly.
+    opening: Vec<i64>,
+    /// Closes a text: `</s>`, where the retrieval head reads.
+    end: i64,
+    /// Stands where a row has no token. Nothing reads it: it is behind the end, and has no loss.
+    pad: i64,
 }
 
 impl TextEncoder {
@@ -55,11 +61,7 @@ impl TextEncoder {
         tokenizer.with_decoder(Some(ByteLevel::default()));
         let mut trainer: TrainerWrapper = BpeTrainerBuilder::new()
             .vocab_size(vocab_size)
-            .special_tokens(
-                ["<pad>", "<s>", "</s>"]
-                    .map(|t| AddedToken::from(t, true))
-                    .to_vec(),
-            )
+            .special_tokens(SPECIAL.map(|t| AddedToken::from(t, true)).to_vec())
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .show_progress(false)
             .build()
@@ -67,18 +69,63 @@ impl TextEncoder {
         tokenizer
             .train(&mut trainer, texts.iter())
             .map_err(|e| broken("train", &e))?;
-        Ok(Self {
-            tokenizer,
-            max_tokens,
-        })
+        Ok(Self::own(tokenizer, max_tokens))
     }
 
-    /// Reads a `tokenizer.json`.
+    /// Reads the `tokenizer.json` of a tokenizer that was trained here.
     pub fn from_json(json: &[u8], max_tokens: usize) -> Result<Self, Failure> {
         let tokenizer = Tokenizer::from_bytes(json).map_err(|e| broken("read", &e))?;
-        Ok(Self {
+        Ok(Self::own(tokenizer, max_tokens))
+    }
+
+    fn own(tokenizer: Tokenizer, max_tokens: usize) -> Self {
+        Self {
+            vocab_size: tokenizer.get_vocab_size(true) as u32,
             tokenizer,
             max_tokens,
+            pad: 0,
+            opening: vec![1],
+            end: 2,
+        }
+    }
+
+    /// The tokenizer of a pretrained model whose embedding has `vocab_size` rows. What its
+    /// post-processor puts before a text opens every text here, too.
+    ///
+    /// # Errors
+    /// When the file is damaged, has no such end token, or more tokens than the embedding has rows.
+    pub fn pretrained(
+        files: &TokenizerFiles,
+        vocab_size: u32,
+        max_tokens: usize,
+    ) -> Result<Self, Failure> {
+        let mut tokenizer = Tokenizer::from_bytes(&files.json).map_err(unusable)?;
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(unusable)?;
+        let end = match &files.end {
+            EndToken::Numbered(id) => *id,
+            EndToken::Named(text) => tokenizer
+                .token_to_id(text)
+                .ok_or_else(|| unusable(format!("it has no end token '{text}'")))?,
+        };
+        let largest = tokenizer.get_vocab(true).into_values().max();
+        let largest = largest.unwrap_or_default().max(end);
+        if largest >= vocab_size {
+            return Err(unusable(format!(
+                "it has a token {largest}, and the model's embedding {vocab_size} rows"
+            )));
+        }
+        let end = i64::from(end);
+        let opened = tokenizer.encode("", true).map_err(unusable)?;
+        let opened = opened.get_ids().iter().map(|&id| i64::from(id));
+        Ok(Self {
+            // Some close a text, too: that is done here.
+            opening: opened.take_while(|id| *id != end).collect(),
+            tokenizer,
+            max_tokens,
+            vocab_size,
+            end,
+            pad: end,
         })
     }
 
@@ -91,9 +138,20 @@ impl TextEncoder {
         Ok(json.into_bytes())
     }
 
-    /// Entries of the vocabulary, the special tokens included.
+    /// Rows of the embedding: entries of the vocabulary, the special tokens included, and in a
+    /// pretrained model maybe some more.
     pub fn vocab_size(&self) -> u32 {
-        self.tokenizer.get_vocab_size(true) as u32
+        self.vocab_size
+    }
+
+    /// What opens every text.
+    pub fn opening(&self) -> &[i64] {
+        &self.opening
+    }
+
+    /// What closes a text.
+    pub fn end(&self) -> i64 {
+        self.end
     }
 
     /// Length `T` of every row of tokens.
@@ -110,13 +168,13 @@ impl TextEncoder {
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
-    /// `<s> text </s>`, every token after the first being a target.
+    /// `<s> text </s>`, every token after the opening being a target, but for the first of all.
     pub fn sentence(&self, text: &str) -> Result<Tokens, Failure> {
-        let mut ids = vec![BOS];
+        let mut ids = self.opening.clone();
         ids.extend(self.ids(text)?);
         ids.truncate(self.max_tokens - 1);
-        ids.push(EOS);
-        Ok(self.pad(ids, 1))
+        ids.push(self.end);
+        Ok(self.pad(ids, self.opening.len()))
     }
 
     /// `<s> question answer </s>`, or `<s> question </s> answer </s>` when `after_end`; the
@@ -128,7 +186,7 @@ impl TextEncoder {
         after_end: bool,
     ) -> Result<Tokens, Failure> {
         let answer = self.ids(answer)?;
-        let mut ids = vec![BOS];
+        let mut ids = self.opening.clone();
         ids.extend(self.ids(question)?);
         let closing = 1 + usize::from(after_end);
         ids.truncate(
@@ -137,12 +195,12 @@ impl TextEncoder {
                 .max(1),
         );
         if after_end {
-            ids.push(EOS);
+            ids.push(self.end);
         }
         let first_target = ids.len();
         ids.extend(answer);
         ids.truncate(self.max_tokens - 1);
-        ids.push(EOS);
+        ids.push(self.end);
         Ok(self.pad(ids, first_target))
     }
 
@@ -162,9 +220,16 @@ impl TextEncoder {
     fn pad(&self, mut ids: Vec<i64>, first_target: usize) -> Tokens {
         let end = ids.len() - 1;
         let mut labels = vec![IGNORE; self.max_tokens];
+        // Nothing predicts the first token of all.
+        let first_target = first_target.max(1);
         labels[first_target - 1..end].copy_from_slice(&ids[first_target..]);
-        ids.resize(self.max_tokens, PAD);
-        Tokens { ids, labels, end }
+        ids.resize(self.max_tokens, self.pad);
+        Tokens {
+            ids,
+            labels,
+            opening: self.opening.len(),
+            end,
+        }
     }
 }
 
@@ -205,6 +270,14 @@ fn stirred(mut number: u64) -> u64 {
     splitmix::next(&mut number)
 }
 
+fn unusable(why: impl std::fmt::Display) -> Failure {
+    Failure::checkpoint(
+        "the pretrained model's tokenizer.json cannot be used",
+        why.to_string(),
+        "name the folder of a model with the tokenizer that it was trained with",
+    )
+}
+
 fn broken(verb: &str, cause: &dyn std::fmt::Display) -> Failure {
     Failure::new(
         ExitCode::Checkpoint,
@@ -234,7 +307,7 @@ mod tests {
     fn a_sentence_predicts_each_of_its_tokens_once() {
         let tokens = encoder().sentence("the fox").unwrap();
         assert_eq!(tokens.ids.len(), 12);
-        assert_eq!(tokens.ids[tokens.end], EOS);
+        assert_eq!(tokens.ids[tokens.end], 2);
         assert_eq!(tokens.targets(), tokens.end);
         assert_eq!(tokens.labels[..tokens.end], tokens.ids[1..=tokens.end]);
     }
@@ -242,7 +315,7 @@ mod tests {
     #[test]
     fn a_long_text_is_cut_before_its_end_token() {
         let tokens = encoder().sentence(&"whale ".repeat(40)).unwrap();
-        assert_eq!((tokens.end, tokens.ids[11]), (11, EOS));
+        assert_eq!((tokens.end, tokens.ids[11]), (11, 2));
     }
 
     #[test]
@@ -253,7 +326,7 @@ mod tests {
             let tokens = encoder.dialogue("the fox", "red", after_end).unwrap();
             assert_eq!(tokens.targets(), answer + 1);
             let first = tokens.labels.iter().position(|&l| l != IGNORE).unwrap();
-            assert_eq!(tokens.ids[first] == EOS, after_end);
+            assert_eq!(tokens.ids[first] == 2, after_end);
         }
     }
 

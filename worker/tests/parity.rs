@@ -74,7 +74,12 @@ fn the_visual_encoder_agrees_with_transformers_clip() {
 fn the_text_tower_agrees() {
     let fixture = Fixture::load("text_tower");
     let weights = fixture.weights();
-    let tower = TextTower::new(fixture.model(), fixture.case.vocab_size, &weights).unwrap();
+    let model = fixture.model();
+    let (shape, features) = (
+        model.text_tower.as_ref().unwrap(),
+        model.vision.projection_dim,
+    );
+    let tower = TextTower::new(shape, features, fixture.case.vocab_size, &weights).unwrap();
     let features = tower
         .forward(&fixture.input("ids"), &fixture.input("end"))
         .unwrap();

@@ -170,19 +170,17 @@ pub fn check_part(step: u64, part: &Part, found: Option<&Found>) -> Option<Viola
     Some(Violation::new(&part.path, what, RESTORE))
 }
 
-/// Holds against each other what stages have left and what later ones say that they started from.
+/// Holds against each other what stages have left and what later ones say that they started from. What
+/// a stage of published models has left is in no checkpoint: all must have started from the same.
 pub fn check_bases(manifests: &[Manifest], violations: &mut Vec<Violation>) {
-    let results: BTreeMap<&str, &str> = manifests
+    let mut results: BTreeMap<&str, &str> = manifests
         .iter()
         .filter(|manifest| manifest.is_final)
         .map(|manifest| (manifest.stage.as_str(), manifest.weights_digest.as_str()))
         .collect();
     for manifest in manifests {
         for (base, digest) in &manifest.bases {
-            if results
-                .get(base.as_str())
-                .is_some_and(|result| result != digest)
-            {
+            if results.entry(base.as_str()).or_insert(digest.as_str()) != digest {
                 violations.push(Violation::new(
                     format!("checkpoints/step-{:08}/manifest.json", manifest.step),
                     format!(

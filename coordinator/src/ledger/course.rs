@@ -1,6 +1,6 @@
 //! The course of a job: its training stages on the line of global steps.
 
-use mks2_proto::job::{Job, StageKind};
+use mks2_proto::job::Job;
 
 /// All steps of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl Course {
         let mut before = 0;
         let mut legs = Vec::new();
         for stage in &job.stages {
-            if stage.kind != StageKind::Evaluate {
+            if stage.kind.trains() {
                 legs.push(Leg {
                     name: stage.name.clone(),
                     from: stage.from.clone(),

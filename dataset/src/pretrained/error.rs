@@ -42,6 +42,34 @@ pub enum PretrainedError {
         /// What is supported.
         supported: &'static str,
     },
+    /// A model of a supported kind, in the place of another kind.
+    #[error("{file} describes {found}, and a {wanted} is wanted")]
+    OtherKind {
+        /// The file.
+        file: String,
+        /// What it describes.
+        found: String,
+        /// What was to be there.
+        wanted: &'static str,
+    },
+    /// A model of another shape than the job says.
+    #[error("{file} describes another model than [{table}] of the job: {differences}")]
+    Shape {
+        /// The file.
+        file: String,
+        /// Its folder.
+        location: String,
+        /// The table of the job.
+        table: &'static str,
+        /// Both values of each field that differs.
+        differences: String,
+    },
+    /// A language model without its tokenizer.
+    #[error("there is no tokenizer.json in {folder}")]
+    NoTokenizer {
+        /// The folder.
+        folder: String,
+    },
     /// The tensors are not those of the configuration.
     #[error("the tensors in {folder} are not those of its config.json: {differences}")]
     Tensors {
@@ -77,6 +105,24 @@ impl From<PretrainedError> for Failure {
             PretrainedError::Unsupported { supported, .. } => {
                 Self::checkpoint(what, why, format!("supported are {supported}"))
             }
+            PretrainedError::OtherKind { .. } => Self::settings(
+                what,
+                why,
+                "in [stage.pretrained], decoder is a language model and vision a visual encoder",
+            ),
+            PretrainedError::Shape { ref location, .. } => Self::settings(
+                what,
+                why,
+                format!("take the tables that `mks2 model show {location} --job` prints"),
+            ),
+            PretrainedError::NoTokenizer { ref folder } => Self::checkpoint(
+                what,
+                why,
+                format!(
+                    "write it from what is there: python -c \"from transformers import AutoTokenizer; \
+                     AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')\""
+                ),
+            ),
             PretrainedError::Tensors { .. } => Self::checkpoint(
                 what,
                 why,

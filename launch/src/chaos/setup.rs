@@ -10,7 +10,7 @@ use mks2_proto::ids::Token;
 use mks2_proto::job::load;
 
 use super::ChaosArgs;
-use crate::train::{open_corpora, program_beside, worker_program};
+use crate::train::{open_inputs, program_beside, worker_program};
 
 /// Fewest workers: one of them may always be lost.
 const FEWEST: u32 = 2;
@@ -52,7 +52,7 @@ impl Setup {
                 "use --set reduction=exact",
             ));
         }
-        open_corpora(&resolved.job).await?;
+        open_inputs(&resolved.job).await?;
         let name = &resolved.job.name;
         let out = args.out.clone();
         let out = out.unwrap_or_else(|| format!("runs/chaos-{name}-{}", args.seed).into());

@@ -57,6 +57,9 @@ impl Memory {
 }
 
 fn activations(job: &Job, stage: &Stage, samples: u64, tokens: u64) -> u64 {
+    if stage.kind == StageKind::Pretrained {
+        return 0;
+    }
     let text = decoder(&job.model.decoder, tokens, job.tokenizer.vocab_size.into());
     let image = match stage.kind {
         StageKind::Bootstrap => vision(&job.model.vision, job.model.vision.num_hidden_layers),

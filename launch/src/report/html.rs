@@ -208,6 +208,10 @@ fn stage_row(stage: &Stage, sources: &Sources, report: &Report) -> String {
             done.loss.map_or_else(|| "–".into(), short),
             escape(done.weights_digest.get(..12).unwrap_or_default()),
         ),
+        None if stage.kind == StageKind::Pretrained => write!(
+            row,
+            "<td class=n>–<td class=n>–<td class=n>–<td class=soft>published"
+        ),
         None if stage.kind == StageKind::Evaluate => {
             let state = if sources.evaluation.is_some() {
                 "measured"

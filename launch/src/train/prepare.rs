@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mks2_coordinator::lock::{self, RunLock};
 use mks2_coordinator::{Limits, Running, Settings};
+use mks2_dataset::pretrained::base::Base;
 use mks2_dataset::reader::Corpus;
 use mks2_dataset::store;
 use mks2_proto::env;
@@ -44,7 +45,7 @@ pub(crate) async fn prepare(args: &TrainArgs) -> Result<Prepared, Failure> {
     let resolved = load::load(&args.job.job, &args.job.overrides())?;
     args.workers.check(resolved.job.lanes)?;
     let program = worker_program()?;
-    let corpora = open_corpora(&resolved.job).await?;
+    let corpora = open_inputs(&resolved.job).await?;
     let named = args
         .run
         .clone()
@@ -193,11 +194,13 @@ pub(crate) fn used_corpora(job: &Job) -> BTreeSet<&str> {
     names
 }
 
-/// Opens each corpus that is used; its digest ties the run to it.
+/// Opens each corpus that is used, whose digest ties the run to it, and looks whether pretrained models
+/// are what the job says of them.
 ///
 /// # Errors
-/// The first that is not there or not whole (exit 4).
-pub(crate) async fn open_corpora(job: &Job) -> Result<BTreeMap<String, String>, Failure> {
+/// The first corpus that is not there or not whole (exit 4), the first model that is not (exit 8) or is
+/// another than the job says (exit 3).
+pub(crate) async fn open_inputs(job: &Job) -> Result<BTreeMap<String, String>, Failure> {
     let mut digests = BTreeMap::new();
     for name in used_corpora(job) {
         let Some(corpus) = job.data.get(name) else {
@@ -205,6 +208,13 @@ pub(crate) async fn open_corpora(job: &Job) -> Result<BTreeMap<String, String>, 
         };
         let opened = Corpus::open(&corpus.url).await?;
         digests.insert(name.to_owned(), opened.manifest().digest());
+    }
+    for models in job
+        .stages
+        .iter()
+        .filter_map(|stage| stage.pretrained.as_ref())
+    {
+        Base::open(job, models).await?;
     }
     Ok(digests)
 }

@@ -9,7 +9,7 @@
 //! 4. the tree becomes a [`Job`], defaults are filled in, and
 //!    [`validate`](super::validate) checks the relations between values.
 //!
-//! A relative corpus URL is relative to the folder of the job file, whatever the working
+//! A relative URL of a corpus or model is relative to the folder of the job file, whatever the working
 //! directory and wherever the value came from. The resolved job holds absolute ones.
 
 mod overlay;
@@ -147,7 +147,8 @@ pub fn parse(text: &str) -> Result<Job, Failure> {
 }
 
 /// blake3 of what makes two jobs the same run: everything but when checkpoints and comparisons are
-/// made and where the corpora lie. What is in the corpora is held against their own digests.
+/// made and where corpora and pretrained models lie. What is in them is held against their own
+/// digests.
 ///
 /// # Errors
 /// When the job cannot be encoded.
@@ -156,6 +157,9 @@ pub fn digest(job: &Job) -> Result<String, Failure> {
     same.checkpoint = super::Checkpoint::default();
     same.audit = super::Audit::default();
     same.data.clear();
+    for pretrained in same.stages.iter_mut().filter_map(|s| s.pretrained.as_mut()) {
+        *pretrained = super::Pretrained::default();
+    }
     let bytes = serde_json::to_vec(&same)
         .map_err(|error| Failure::internal("the job cannot be encoded", error.to_string()))?;
     Ok(blake3::hash(&bytes).to_hex().to_string())
@@ -225,9 +229,17 @@ fn resolve(tree: &Node, file: &str, base: Option<&Path>) -> Result<Resolved, Fai
             )
         })?;
     fill_in(&mut job);
-    for corpus in job.data.values_mut() {
-        if let Some(base) = base {
+    if let Some(base) = base {
+        for corpus in job.data.values_mut() {
             corpus.url = absolute(&corpus.url, base);
+        }
+        for models in job
+            .stages
+            .iter_mut()
+            .filter_map(|stage| stage.pretrained.as_mut())
+        {
+            models.decoder = absolute(&models.decoder, base);
+            models.vision = absolute(&models.vision, base);
         }
     }
     let body = toml::to_string_pretty(&job).map_err(|error| {
@@ -242,6 +254,9 @@ fn resolve(tree: &Node, file: &str, base: Option<&Path>) -> Result<Resolved, Fai
 fn fill_in(job: &mut Job) {
     for stage in &mut job.stages {
         match stage.kind {
+            StageKind::Pretrained => {
+                stage.pretrained.get_or_insert_default();
+            }
             StageKind::Bootstrap => {
                 stage.bootstrap.get_or_insert_default();
             }

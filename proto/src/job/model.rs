@@ -10,8 +10,9 @@ pub struct Model {
     pub decoder: Decoder,
     /// The visual encoder.
     pub vision: Vision,
-    /// The text side of the small CLIP that a bootstrap stage trains.
-    pub text_tower: TextTower,
+    /// The text side of the small CLIP that a bootstrap stage trains; no other job needs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_tower: Option<TextTower>,
     /// The modular visual memory.
     pub memory: Memory,
     /// The retrieval head.

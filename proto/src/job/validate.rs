@@ -7,7 +7,7 @@
 
 mod stages;
 
-use super::{Decoder, Job, Model, RopeScaling, TextTower, Vision};
+use super::{Decoder, Job, Model, RopeScaling, Stage, StageKind, TextTower, Vision};
 use crate::failure::Failure;
 
 /// Most lanes, and with them workers, of a job: their sum has to fit into 64-bit fixed point.
@@ -176,8 +176,9 @@ fn run(job: &Job, rules: &mut Rules) {
         format!("'{}' is no device", job.device),
         "write \"cpu\", \"cuda\" or \"cuda:N\" with N the number of the GPU",
     );
+    let trains_one = |stage: &Stage| stage.kind == StageKind::Bootstrap;
     rules.require(
-        job.tokenizer.vocab_size >= SMALLEST_VOCABULARY,
+        job.tokenizer.vocab_size >= SMALLEST_VOCABULARY || !job.stages.iter().any(trains_one),
         "tokenizer.vocab_size",
         format!(
             "{} entries do not hold the 256 bytes and the special tokens",
@@ -185,6 +186,7 @@ fn run(job: &Job, rules: &mut Rules) {
         ),
         format!("set vocab_size to {SMALLEST_VOCABULARY} or more"),
     );
+    rules.positive("tokenizer", "vocab_size", job.tokenizer.vocab_size.into());
     rules.positive("tokenizer", "sample_rows", job.tokenizer.sample_rows);
     rules.positive("checkpoint", "every_steps", job.checkpoint.every_steps);
     rules.require(
@@ -232,7 +234,9 @@ fn is_name(text: &str) -> bool {
 fn model(model: &Model, rules: &mut Rules) {
     decoder(&model.decoder, rules);
     vision(&model.vision, rules);
-    text_tower(&model.text_tower, rules);
+    if let Some(tower) = &model.text_tower {
+        text_tower(tower, rules);
+    }
     rules.positive("model.memory", "width", model.memory.width.into());
     rules.above_zero("model.memory", "gain", model.memory.gain);
     let table = "model.retrieval";

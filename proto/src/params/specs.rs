@@ -73,9 +73,12 @@ pub fn decoder(shape: &Decoder, vocab: u32) -> Vec<ParamSpec> {
 }
 
 /// The text side of the bootstrap CLIP: its own embedding and decoder blocks, its projection
-/// into the space of the global image feature, and CLIP's `logit_scale`.
+/// into the space of the global image feature, and CLIP's `logit_scale`. Nothing where the model has
+/// none.
 pub fn text_tower(model: &Model, vocab: u32) -> Vec<ParamSpec> {
-    let shape = &model.text_tower;
+    let Some(shape) = &model.text_tower else {
+        return Vec::new();
+    };
     let (t, e) = (
         shape.hidden_size as usize,
         model.vision.projection_dim as usize,
@@ -430,7 +433,7 @@ pub fn trained_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
             .as_ref()
             .map(|settings| experts(model, settings))
             .unwrap_or_default(),
-        StageKind::Evaluate => Vec::new(),
+        StageKind::Pretrained | StageKind::Evaluate => Vec::new(),
     }
 }
 
@@ -438,6 +441,7 @@ pub fn trained_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
 pub fn frozen_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
     match stage.kind {
         StageKind::Bootstrap | StageKind::Evaluate => Vec::new(),
+        StageKind::Pretrained => [decoder(&model.decoder, vocab), vision(&model.vision)].concat(),
         StageKind::Memory => [decoder(&model.decoder, vocab), vision(&model.vision)].concat(),
         StageKind::Experts => {
             let mut specs = decoder(&model.decoder, vocab);

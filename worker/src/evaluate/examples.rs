@@ -5,14 +5,13 @@ use base64::engine::general_purpose::STANDARD;
 use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::Failure;
 use serde::Serialize;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::Evaluator;
 use super::pairs::{Pairs, Reader};
 use super::recall::nearest;
 use crate::model::{Pass, Read, SecondHalves};
 use crate::pixels::to_pixels;
-use crate::text::{BOS, EOS};
 
 /// Pictures listed for a text.
 const NEAREST: i64 = 5;
@@ -99,8 +98,9 @@ fn generate(evaluator: &Evaluator, reader: &Reader, rows: &[&Row]) -> Result<Vec
         .vision
         .forward(&to_pixels(&pictures, side, evaluator.device))?;
     let soft_bpd = reader.bridge.forward(&seen.patches_bpv)?;
-    let options = (Kind::Int64, evaluator.device);
-    let mut ids_bt = Tensor::full([rows.len() as i64, 1], BOS, options);
+    let opening = reader.encoder.opening();
+    let opening_t = Tensor::from_slice(opening).to_device(evaluator.device);
+    let mut ids_bt = opening_t.repeat([rows.len() as i64, 1]);
     while ids_bt.size()[1] < reader.encoder.max_tokens() as i64 {
         let h_btd = Tensor::cat(&[&soft_bpd, &reader.decoder.embed(&ids_bt)?], 1);
         let last = h_btd.size()[1] - 1;
@@ -115,8 +115,8 @@ fn generate(evaluator: &Evaluator, reader: &Reader, rows: &[&Row]) -> Result<Vec
         })?;
         let written: Vec<i64> = ids
             .into_iter()
-            .skip(1)
-            .take_while(|&id| id != EOS)
+            .skip(opening.len())
+            .take_while(|&id| id != reader.encoder.end())
             .collect();
         reader.encoder.decode(&written)
     });

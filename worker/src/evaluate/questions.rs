@@ -15,7 +15,7 @@ use crate::model::{Decoder, Experts, Pass, Read, SecondHalves};
 use crate::objective::experts::experts;
 use crate::objective::{Share, TokenBatch, to_floats};
 use crate::team::Setback;
-use crate::text::{EOS, IGNORE, TextEncoder, Tokens};
+use crate::text::{IGNORE, TextEncoder, Tokens};
 
 /// Name under which `compare` gives the full method.
 pub(super) const MKS2: &str = "mks2";
@@ -302,10 +302,11 @@ fn kinds(row: &Tokens) -> Vec<Token> {
         .unwrap_or(row.end);
     (0..row.ids.len())
         .map(|at| match at {
-            0 => Token::Begin,
+            at if at < row.opening => Token::Begin,
             at if at > row.end => Token::Padding,
             at if at > first_label => Token::Answer,
-            at if row.ids[at] == EOS => Token::End,
+            // All rows close with it.
+            at if row.ids[at] == row.ids[row.end] => Token::End,
             _ => Token::Question,
         })
         .collect()

@@ -28,12 +28,17 @@ pub struct TextTower {
 }
 
 impl TextTower {
-    /// The tower `text_tower.*`, `text_projection.weight`, `logit_scale`.
+    /// The tower `text_tower.*`, `text_projection.weight`, `logit_scale`, into a space of `features`
+    /// elements.
     ///
     /// # Errors
     /// If a weight is missing or has another shape.
-    pub fn new(model: &job::Model, vocab: u32, weights: &Weights) -> Result<Self> {
-        let shape = &model.text_tower;
+    pub fn new(
+        shape: &job::TextTower,
+        features: u32,
+        vocab: u32,
+        weights: &Weights,
+    ) -> Result<Self> {
         let (d, heads) = (
             i64::from(shape.hidden_size),
             i64::from(shape.num_attention_heads),
@@ -55,7 +60,7 @@ impl TextTower {
             },
             eps: EPS,
         };
-        let e = i64::from(model.vision.projection_dim);
+        let e = i64::from(features);
         let table = [i64::from(vocab), d];
         Ok(Self {
             embedding: weights.shaped("text_tower.embed_tokens.weight", &table)?,

@@ -65,6 +65,14 @@ pub struct Global {
     grad_logit_scale: Tensor,
 }
 
+fn no_text_tower() -> Failure {
+    Failure::settings(
+        "model.text_tower is missing",
+        "a bootstrap stage trains a small CLIP, which has a text side",
+        "add [model.text_tower]",
+    )
+}
+
 impl<'a> BootstrapObjective<'a> {
     /// The objective of `stage`, over `weights` that hold what it trains.
     pub fn new(
@@ -74,14 +82,17 @@ impl<'a> BootstrapObjective<'a> {
         weights: &Weights,
         device: Device,
     ) -> Result<Self, Failure> {
+        let vocab = encoder.vocab_size();
+        let features = job.model.vision.projection_dim;
+        let tower = job.model.text_tower.as_ref().ok_or_else(no_text_tower)?;
         Ok(Self {
             settings: stage.bootstrap.clone().unwrap_or_default(),
             encoder,
-            decoder: Decoder::new(&job.model.decoder, encoder.vocab_size(), weights)?,
+            decoder: Decoder::new(&job.model.decoder, vocab, weights)?,
             vision: Vision::new(&job.model.vision, weights)?,
-            tower: TextTower::new(&job.model, encoder.vocab_size(), weights)?,
+            tower: TextTower::new(tower, features, vocab, weights)?,
             side: job.model.vision.image_size as usize,
-            feature_width: i64::from(job.model.vision.projection_dim),
+            feature_width: i64::from(features),
             device,
         })
     }

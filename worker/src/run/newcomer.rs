@@ -16,8 +16,10 @@ impl Run {
 
     /// Takes up what a stage has left that was finished without this worker.
     pub(super) fn catch_up(&mut self, stage: &Stage) -> Result<(), Failure> {
-        if stage.kind == StageKind::Evaluate {
-            return Ok(());
+        match stage.kind {
+            StageKind::Evaluate => return Ok(()),
+            StageKind::Pretrained => return self.take_pretrained(stage),
+            StageKind::Bootstrap | StageKind::Memory | StageKind::Experts => {}
         }
         let invitation = self.invitation.as_ref();
         let finished = invitation.and_then(|invitation| {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Stage, StageKind};
 use mks2_proto::params::{ParamSpec, trained_by};
-use mks2_proto::v1::CheckpointRef;
+use mks2_proto::v1::{CheckpointRef, Phase};
 use tch::{Device, Tensor};
 use tracing::info;
 
@@ -22,7 +22,7 @@ use crate::replica::Replica;
 use crate::saver::{BUFFERS, REDUCER, TOKENIZER, table_of};
 use crate::text::TextEncoder;
 use crate::train::Progress;
-use crate::{vocabulary, whiten};
+use crate::{pretrained, vocabulary, whiten};
 
 /// Pictures of each corpus that the strength of the features' directions is measured on.
 const WHITEN_ROWS: u64 = 2048;
@@ -50,6 +50,18 @@ impl Run {
             "stage was finished before"
         );
         self.keep(stage, &prepared.replica.state, prepared.encoder)
+    }
+
+    /// Reads the models of a `pretrained` stage, unless they are there.
+    pub(super) fn take_pretrained(&mut self, stage: &Stage) -> Result<(), Failure> {
+        if self.lineage.stage(&stage.name).is_ok() {
+            return Ok(());
+        }
+        self.session.set_phase(Phase::Starting, 0);
+        let models = stage.pretrained.clone().unwrap_or_default();
+        let result = pretrained::load(&self.job, &models, self.device, &self.runtime)?;
+        self.lineage.insert(&stage.name, result);
+        Ok(())
     }
 
     pub(super) fn read(
@@ -150,7 +162,7 @@ impl Run {
         Ok(())
     }
 
-    /// The tokenizer of a stage: a bootstrap stage trains it, the others inherit it.
+    /// The tokenizer of a stage that trains: a bootstrap stage makes it, the others inherit it.
     fn encoder(
         &self,
         stage: &Stage,

@@ -5,15 +5,18 @@
 Needs torch, transformers and safetensors as in requirements.txt. Each folder is one that
 `save_pretrained` wrote, beside `expected.safetensors`: `input/*`, `output/*` and `output_bf16/*`, of the
 same model in bf16. A decoder's outputs are its logits and the states behind each block, the last one normed; a visual encoder's are its
-global feature and the patch features behind the last block but one.
+global feature and the patch features behind the last block but one. `base-decoder` and `base-vision` are there to be trained on: in
+half precision, with a tokenizer, and `tokens.json` with what it makes of some texts.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import torch
 from make_fixtures import randomize
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -23,6 +26,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -138,7 +142,54 @@ def outputs(model, inputs):
     return {"logits": seen.logits} | states
 
 
+BEGIN, END = "<|begin|>", "<|end|>"
+TEXTS = [
+    "the red fox",
+    "a picture of the blue whale",
+    "What color is the grapes emoji?",
+    "What color is the fox?",
+    "naïve café, 12,345.67 €",
+    "  two spaces,\ttab\nand line",
+    "日本語 and 🦊🏳️‍🌈",
+    f"a text with {END} in it",
+    "",
+]
+
+
+def tokenizer():
+    """Byte-level, as Llama 3's: the begin token comes from the post-processor."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[BEGIN, END], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    begin = made.token_to_id(BEGIN)
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B", special_tokens=[(BEGIN, begin)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=BEGIN, eos_token=END)
+
+
+def base(out: Path) -> None:
+    wide = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 320, "max_position_embeddings": 128}
+    for name, model, dtype in [
+        ("base-decoder", decoder(LlamaForCausalLM, LlamaConfig, **wide), torch.bfloat16),
+        ("base-vision", vision(), torch.float16),
+    ]:
+        randomize(model, len(name), scale=0.5)
+        model.to(dtype).save_pretrained(out / name, max_shard_size="30KB")
+        (out / name / "generation_config.json").unlink(missing_ok=True)
+    made = tokenizer()
+    made.save_pretrained(out / "base-decoder")
+    expected = [{"text": text, "ids": made(text)["input_ids"]} for text in TEXTS]
+    (out / "base-decoder" / "tokens.json").write_text(json.dumps(expected, ensure_ascii=False, indent=1) + "\n")
+
+
 def main(out: Path) -> None:
+    base(out)
     for number, (name, build) in enumerate(CASES.items()):
         model = build().eval()
         # Half as large as usual: attention that decides sharply turns the last bits of bf16 into percents.

@@ -1,7 +1,9 @@
 //! Rules of the stages, and of what one stage takes from another.
 
 use super::{Rules, is_name};
-use crate::job::{Bootstrap, Evaluate, Experts, Job, MemoryStage, Optimizer, Stage, StageKind};
+use crate::job::{
+    Bootstrap, Evaluate, Experts, Job, MemoryStage, Optimizer, Pretrained, Stage, StageKind,
+};
 use crate::params::RESERVED_EXPERT_NAMES;
 
 /// What `evaluate.compare` may hold.
@@ -39,17 +41,23 @@ impl Check<'_> {
         self.name(rules);
         self.own_table_only(rules);
         self.origin(rules);
-        if self.stage.kind == StageKind::Evaluate {
+        if self.stage.kind.trains() {
+            self.training(rules);
+        } else {
             rules.require(
                 self.stage.steps == 0,
                 self.at("steps"),
-                "an evaluate stage trains nothing",
+                format!(
+                    "a stage of kind \"{}\" trains nothing",
+                    self.stage.kind.name()
+                ),
                 "leave steps out",
             );
-        } else {
-            self.training(rules);
         }
         match self.stage.kind {
+            StageKind::Pretrained => {
+                self.pretrained(rules, &self.stage.pretrained.clone().unwrap_or_default());
+            }
             StageKind::Bootstrap => {
                 self.bootstrap(rules, &self.stage.bootstrap.clone().unwrap_or_default());
             }
@@ -88,6 +96,11 @@ impl Check<'_> {
     fn own_table_only(&self, rules: &mut Rules) {
         let stage = self.stage;
         for (kind, word, present) in [
+            (
+                StageKind::Pretrained,
+                "pretrained",
+                stage.pretrained.is_some(),
+            ),
             (StageKind::Bootstrap, "bootstrap", stage.bootstrap.is_some()),
             (StageKind::Memory, "memory", stage.memory.is_some()),
             (StageKind::Experts, "experts", stage.experts.is_some()),
@@ -112,7 +125,13 @@ impl Check<'_> {
             !needs || !self.stage.from.is_empty(),
             self.at("from"),
             "the language model and the visual encoder must come from an earlier stage",
-            "name the bootstrap stage, for example from = [\"bootstrap\"]",
+            "name the bootstrap or pretrained stage, for example from = [\"bootstrap\"]",
+        );
+        rules.require(
+            !self.stage.kind.is_base() || self.stage.from.is_empty(),
+            self.at("from"),
+            "such a stage brings all weights itself and starts from none",
+            "leave from out",
         );
     }
 
@@ -187,7 +206,31 @@ impl Check<'_> {
         optimizer(rules, &self.at("optimizer"), &stage.optimizer);
     }
 
+    fn pretrained(&self, rules: &mut Rules, settings: &Pretrained) {
+        for (name, url) in [("decoder", &settings.decoder), ("vision", &settings.vision)] {
+            rules.require(
+                !url.trim().is_empty(),
+                self.at(&format!("pretrained.{name}")),
+                "it is empty",
+                "write where the folder with config.json and safetensors is: a path, or s3://..., \
+                 gs://..., az://...",
+            );
+        }
+        rules.require(
+            self.stage.data.is_empty(),
+            self.at("data"),
+            "a stage of kind \"pretrained\" reads no samples",
+            "leave data out",
+        );
+    }
+
     fn bootstrap(&self, rules: &mut Rules, settings: &Bootstrap) {
+        rules.require(
+            self.job.model.text_tower.is_some(),
+            "model.text_tower",
+            "a bootstrap stage trains a small CLIP, which has a text side",
+            "add [model.text_tower]; examples/emoji/job.toml has one",
+        );
         self.templates(rules, "bootstrap.texts", &settings.texts);
         self.templates(rules, "bootstrap.clip_texts", &settings.clip_texts);
         let table = self.at("bootstrap");
