@@ -47,7 +47,7 @@ use view::Report;
 
 /// About so long is the run under fire before the quiet one goes on: the speed of a machine drifts
 /// within minutes.
-const SECTION: Duration = Duration::from_secs(100);
+const SECTION: Duration = Duration::from_secs(60);
 /// Name of the report in the folder of a chaos.
 const REPORT: &str = "chaos.json";
 
@@ -60,7 +60,7 @@ Examples:
   mks2 chaos job.toml --for 10m --seed 7 --json | jq '.score.goodput'
 
 The same seed gives the same faults at the same times. A quiet run of the same job begins before. Every
-100 s the run under fire goes on undisturbed to its next checkpoint and stops there, the quiet run goes
+minute the run under fire goes on undisturbed to its next checkpoint and stops there, the quiet run goes
 on to the same step, and then the other goes on: so both have the same steps at nearly the same time, on
 machines whose speed changes, too. Both run directories, logs included, stay in the folder --out, with the report in
 chaos.json.

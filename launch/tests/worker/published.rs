@@ -204,8 +204,8 @@ fn models_that_are_not_what_the_job_says_are_refused_before_anything_starts() {
     let lab = Lab::enter();
     let models = Models::published();
     let refused = |models: &Models, more: &[&str], code, words: &[&str]| {
-        ended(models.train(&lab, "refused", 1, more)).refused(code, words);
-        assert!(!lab.path("refused").exists(), "nothing was begun");
+        ended(models.train(&lab, "never-begun", 1, more)).refused(code, words);
+        assert!(!lab.path("never-begun").exists(), "nothing was begun");
     };
     refused(
         &models,
