@@ -39,7 +39,8 @@ use crate::{
 
 /// Commands that may wait before callers do.
 pub(crate) const COMMANDS: usize = 256;
-/// Actions that may wait for the store before the driver stops taking commands.
+/// Actions that may wait for the store before the driver stops taking commands. Lines of metrics do not
+/// count: workers go on with their steps while the store does not answer, for hours if need be.
 const MAX_OUTBOX: usize = 4096;
 /// How often a coordinator that has nothing to write looks whether another one is in office.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -76,6 +77,8 @@ pub(crate) struct Driver {
     wiring: Wiring,
     started: Instant,
     outbox: VecDeque<Effect>,
+    /// Lines of metrics in it.
+    lines: usize,
     /// The scribe is at work.
     busy: bool,
     /// When it had its last task.
@@ -107,6 +110,7 @@ impl Driver {
             wiring,
             started: clock::now(),
             outbox: VecDeque::new(),
+            lines: 0,
             busy: false,
             wrote: clock::now(),
             broken: false,
@@ -125,7 +129,8 @@ impl Driver {
             if self.may_leave(&mut over_since) {
                 break;
             }
-            let listening = self.outbox.len() < MAX_OUTBOX + self.machine.size();
+            let waiting = self.outbox.len() - self.lines;
+            let listening = waiting < MAX_OUTBOX + self.machine.size();
             tokio::select! {
                 biased;
                 done = self.wiring.done.recv(), if !self.broken => match done {
@@ -186,7 +191,10 @@ impl Driver {
                     self.outbox
                         .push_back(Effect::Do(Action::Refuse(ticket, refused)));
                 }
-                other => self.outbox.push_back(Effect::Do(other)),
+                other => {
+                    self.lines += usize::from(matches!(other, Action::Measure { .. }));
+                    self.outbox.push_back(Effect::Do(other));
+                }
             }
         }
         self.show(now);
@@ -284,6 +292,7 @@ impl Driver {
         tracing::error!(what = %failure.what, why = %failure.why, "the journal is lost");
         self.broken = true;
         self.outbox.clear();
+        self.lines = 0;
         self.pending.clear();
         self.streams.clear();
         self.apply(Event::Broken(failure));
@@ -318,6 +327,7 @@ impl Driver {
                     self.publish(*status);
                 }
                 Effect::Do(action) => {
+                    self.lines -= usize::from(matches!(action, Action::Measure { .. }));
                     if let Some(task) = self.perform(action) {
                         self.order(task).await;
                         self.busy &= !planted!(AnnouncedBeforeRecorded);

@@ -179,6 +179,7 @@ impl Replayed {
             history: self.history,
             number: self.number,
             last: self.last,
+            is_patient: false,
         };
         journal.append(Entry::TermTaken).await?;
         Ok(journal)
@@ -194,9 +195,16 @@ pub struct Journal {
     history: History,
     number: u64,
     last: String,
+    /// A store that does not answer is waited for.
+    is_patient: bool,
 }
 
 impl Journal {
+    /// From now on members work, and a store that does not answer is waited for, however long it takes.
+    pub(crate) fn be_patient(&mut self) {
+        self.is_patient = true;
+    }
+
     /// The term.
     #[must_use]
     pub fn term(&self) -> Term {
@@ -229,10 +237,9 @@ impl Journal {
         }
     }
 
-    /// Writes the next record. A store that does not answer is waited for, however long it takes:
-    /// the workers go on meanwhile, and nobody could do better than this coordinator. After an error
-    /// the journal must not be used again: another coordinator is in office, or the store does not
-    /// keep what it is given.
+    /// Writes the next record. While members work, a store that does not answer is waited for, however
+    /// long it takes: they go on meanwhile. After an error the journal must not be used again:
+    /// another coordinator is in office, or the store does not keep what it is given.
     ///
     /// # Errors
     /// [`JournalError::Fenced`] when the record is another coordinator's,
@@ -299,21 +306,23 @@ impl Journal {
     }
 
     /// Asks the store about a record several times, as long as it refuses, and for ever while it does
-    /// not answer. Before the first record, which takes the term, nobody works yet, and somebody
-    /// waits to hear what is wrong: then silence is a refusal, too.
+    /// not answer. Before members work somebody waits to hear what is wrong: then silence is a
+    /// refusal, too.
     async fn tried<T, F: Future<Output = mks2_dataset::error::Result<T>>>(
         &self,
         number: u64,
         ask: impl Fn() -> F,
     ) -> mks2_dataset::error::Result<T> {
-        let is_in_office = self.history.term == self.term;
         let (mut wait, mut refusals) = (FIRST_WAIT, 0);
         loop {
             let error = match ask().await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            refusals += u32::from(!is_in_office || !error.is_silence());
+            refusals = match self.is_patient && error.is_silence() {
+                true => 0,
+                false => refusals + 1,
+            };
             if refusals == ATTEMPTS {
                 return Err(error);
             }

@@ -51,6 +51,7 @@ pub(crate) struct Scribe {
 impl Scribe {
     /// Writes until nobody sends any more, then makes the metrics durable.
     pub(crate) async fn run(mut self, mut tasks: mpsc::Receiver<Task>, done: mpsc::Sender<Done>) {
+        self.journal.be_patient();
         while let Some(task) = tasks.recv().await {
             let written = self.write(task).await;
             let is_broken = matches!(written, Done::Broken(_));

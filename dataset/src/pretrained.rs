@@ -24,7 +24,7 @@ pub mod tokens;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
@@ -36,6 +36,8 @@ pub type Result<T, E = PretrainedError> = std::result::Result<T, E>;
 
 /// Largest file of text, bytes: vocabularies of a quarter of a million tokens have 30 million.
 const MOST_TEXT: u64 = 64 << 20;
+/// Bytes that are asked for at a time.
+const PIECE: u64 = 32 << 20;
 
 /// The folder of a model.
 #[derive(Clone, Debug)]
@@ -96,7 +98,22 @@ impl Folder {
         Ok(store::size(&*self.store, &path).await?)
     }
 
+    /// A range of a file, in pieces: a store has so and so long to answer one question.
     async fn range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
+        if range.end - range.start <= PIECE {
+            return self.piece(name, range).await;
+        }
+        let mut bytes = BytesMut::with_capacity((range.end - range.start) as usize);
+        let mut at = range.start;
+        while at < range.end {
+            let end = (at + PIECE).min(range.end);
+            bytes.extend_from_slice(&self.piece(name, at..end).await?);
+            at = end;
+        }
+        Ok(bytes.freeze())
+    }
+
+    async fn piece(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
         let path = store::under(&self.root, name)?;
         let wanted = range.end - range.start;
         let read = self.store.get_range(&path, range).await;

@@ -108,7 +108,15 @@ fn tables(described: Described) -> Result<String, Failure> {
             },
         },
     };
+    let comment = match tables.tokenizer {
+        Some(_) => {
+            "# max_text_tokens is the longest text that the model was made for. Every text is padded to\n\
+                    # it: choose what yours need.\n"
+        }
+        None => "",
+    };
     toml::to_string(&tables)
+        .map(|text| format!("{comment}{text}"))
         .map_err(|error| Failure::internal("the model has no TOML", error.to_string()))
 }
 

@@ -289,7 +289,9 @@ impl Follow<'_> {
             return Ok(());
         };
         let ending = cause::ending(exit.status);
-        self.running.member_exited(&worker.member, &ending).await;
+        // A coordinator that hears nobody must not keep the next signal from being heard.
+        let told = self.running.member_exited(&worker.member, &ending);
+        let _late = tokio::time::timeout(FAREWELL, told).await;
         if has_begun || watch.borrow().state() != RunState::WaitingForMembers {
             if !exit.status.success() && worker.unprompted {
                 let (member, log) = (&worker.member, worker.log.display());

@@ -42,6 +42,8 @@ pub(crate) fn load(
     runtime.block_on(reader.take(&base.decoder))?;
     runtime.block_on(reader.take(&base.vision))?;
     reader.hasher.update(&base.tokenizer.json);
+    let around = format!("{:?} {}", encoder.opening(), encoder.end());
+    reader.hasher.update(around.as_bytes());
     let weights_digest = reader.hasher.finalize().to_hex().to_string();
     info!(
         decoder = stage.decoder,
@@ -60,7 +62,8 @@ pub(crate) fn load(
 struct Reader {
     weights: Weights,
     /// blake3 of the name, type, shape and bytes of each tensor in the order of their names, first of
-    /// the language model and then of the visual encoder, and of the tokenizer's file.
+    /// the language model and then of the visual encoder, of the tokenizer's file, and of the tokens
+    /// around a text.
     hasher: blake3::Hasher,
     device: Device,
 }

@@ -270,6 +270,7 @@ impl Scene<'_> {
         let reducer = Reducer::new(layout, job.reduction, job.lanes, self.device)?;
         let settings = Settings {
             stage: &stage.name,
+            bases: blake3::hash(&[]),
             seed: job.seed,
             steps: stage.steps,
             first_step: 0,

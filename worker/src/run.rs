@@ -180,6 +180,15 @@ impl Run {
         Ok(names)
     }
 
+    /// Digest of what these stages have left.
+    fn bases(&self, stage: &Stage) -> Result<blake3::Hash, Failure> {
+        let mut hasher = blake3::Hasher::new();
+        for (name, digest) in self.lineage.digests(&self.base(stage)?)? {
+            hasher.update(format!("{name} {digest}\n").as_bytes());
+        }
+        Ok(hasher.finalize())
+    }
+
     fn sources(&self) -> Sources<'_> {
         Sources {
             job: &self.job,
@@ -250,6 +259,7 @@ impl Run {
         let job = self.job.clone();
         let settings = Settings {
             stage: &stage.name,
+            bases: self.bases(stage)?,
             seed: job.seed,
             steps: stage.steps,
             first_step,

@@ -111,9 +111,14 @@ enum Leaving {
 }
 
 /// Digest of what a newcomer and those who are there must have in common.
-pub fn identity(stage: &str, plan: &Plan, layout: &FlatLayout) -> blake3::Hash {
+pub fn identity(
+    (stage, bases): (&str, &blake3::Hash),
+    plan: &Plan,
+    layout: &FlatLayout,
+) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(stage.as_bytes());
+    hasher.update(bases.as_bytes());
     hasher.update(plan.digest().as_bytes());
     hasher.update(layout.digest().as_bytes());
     hasher.finalize()

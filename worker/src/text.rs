@@ -90,7 +90,8 @@ impl TextEncoder {
     }
 
     /// The tokenizer of a pretrained model whose embedding has `vocab_size` rows. What its
-    /// post-processor puts before a text opens every text here, too.
+    /// post-processor puts before a text opens every text here, too; where that is nothing, the end
+    /// token does.
     ///
     /// # Errors
     /// When the file is damaged, has no such end token, or more tokens than the embedding has rows.
@@ -118,9 +119,20 @@ impl TextEncoder {
         let end = i64::from(end);
         let opened = tokenizer.encode("", true).map_err(unusable)?;
         let opened = opened.get_ids().iter().map(|&id| i64::from(id));
+        // Some close a text, too: that is done here.
+        let mut opening: Vec<i64> = opened.take_while(|id| *id != end).collect();
+        if opening.is_empty() {
+            // A text begins where another one has ended. Something must predict its first token.
+            opening.push(end);
+        }
+        if opening.len() + 2 > max_tokens {
+            return Err(unusable(format!(
+                "it opens a text with {} tokens, and max_text_tokens is {max_tokens}",
+                opening.len()
+            )));
+        }
         Ok(Self {
-            // Some close a text, too: that is done here.
-            opening: opened.take_while(|id| *id != end).collect(),
+            opening,
             tokenizer,
             max_tokens,
             vocab_size,
@@ -168,7 +180,7 @@ impl TextEncoder {
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
-    /// `<s> text </s>`, every token after the opening being a target, but for the first of all.
+    /// `<s> text </s>`, every token after the opening being a target.
     pub fn sentence(&self, text: &str) -> Result<Tokens, Failure> {
         let mut ids = self.opening.clone();
         ids.extend(self.ids(text)?);
@@ -220,8 +232,6 @@ impl TextEncoder {
     fn pad(&self, mut ids: Vec<i64>, first_target: usize) -> Tokens {
         let end = ids.len() - 1;
         let mut labels = vec![IGNORE; self.max_tokens];
-        // Nothing predicts the first token of all.
-        let first_target = first_target.max(1);
         labels[first_target - 1..end].copy_from_slice(&ids[first_target..]);
         ids.resize(self.max_tokens, self.pad);
         Tokens {

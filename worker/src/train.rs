@@ -53,6 +53,8 @@ const MAX_OVERFLOWS: u32 = 8;
 pub struct Settings<'a> {
     /// Name of the stage.
     pub stage: &'a str,
+    /// Digest of all that it builds on.
+    pub bases: blake3::Hash,
     /// Seed of the job.
     pub seed: u64,
     /// Steps of the stage.

@@ -6,6 +6,7 @@ use mks2_proto::v1;
 
 use super::{Driver, Effect};
 use crate::clock;
+use crate::state::Action;
 
 /// How often the status shows what heartbeats say and how long they have been missing.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -27,8 +28,12 @@ impl Driver {
             return;
         }
         (self.shown, self.is_stale) = (now, false);
-        if matches!(self.outbox.back(), Some(Effect::Publish(_))) {
-            self.outbox.pop_back();
+        // An older one that waits shows nothing that this one does not, unless something was decided
+        // since.
+        let is_line = |effect: &Effect| matches!(effect, Effect::Do(Action::Measure { .. }));
+        let last = self.outbox.iter().rposition(|effect| !is_line(effect));
+        if let Some(at) = last.filter(|at| matches!(self.outbox[*at], Effect::Publish(_))) {
+            self.outbox.remove(at);
         }
         let status = Box::new(self.machine.status(now));
         if self.is_store_slow() {

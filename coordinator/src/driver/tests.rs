@@ -230,6 +230,14 @@ async fn a_slow_store_hides_nothing_that_members_tell() {
     };
     let seen = tokio::time::timeout(PATIENCE, status.wait_for(told)).await;
     assert!(seen.expect("in time").is_ok());
+    // However long it takes.
+    let last = 3 * MAX_OUTBOX as u64;
+    for step in 3..=last {
+        let report = Command::Report(who(0), Generation(1), committed(step));
+        stage.handle.tell(report).await;
+    }
+    let seen = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.step == last)).await;
+    assert!(seen.expect("in time").is_ok());
 }
 
 /// A process that was told that it may come, and was replaced before it did.

@@ -7,6 +7,7 @@ use std::{
 
 use futures::stream::BoxStream;
 use mks2_proto::ids::{Generation, RunId};
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStoreExt,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, memory::InMemory,
@@ -40,9 +41,10 @@ fn count_down(counter: &AtomicU32) -> bool {
 }
 
 fn trouble() -> object_store::Error {
+    let silence = std::io::Error::from(std::io::ErrorKind::TimedOut);
     object_store::Error::Generic {
         store: "unreliable",
-        source: "out of order".into(),
+        source: Box::new(HttpError::new(HttpErrorKind::Timeout, silence)),
     }
 }
 
@@ -249,15 +251,15 @@ async fn a_store_that_stays_broken_is_said() {
     assert!(matches!(error, JournalError::Store(_)), "{error}");
 }
 
-/// As long as it takes, where a coordinator before its first record gives up.
 #[tokio::test]
-async fn in_office_a_silent_store_is_waited_for() {
+async fn while_members_work_a_silent_store_is_waited_for() {
     let store = Unreliable::new(0, 0);
     let place = Place {
         store: store.clone(),
         root: Path::from("run"),
     };
     let mut journal = office(&place, 1).await;
+    journal.be_patient();
     store.refusals.store(ATTEMPTS + 1, Ordering::SeqCst);
     journal.append(created()).await.expect("written");
     assert_eq!(store.refusals.load(Ordering::SeqCst), 0);

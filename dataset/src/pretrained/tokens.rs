@@ -50,7 +50,7 @@ struct Ends {
 enum Ids {
     One(u32),
     /// The first one ends a text, the others a turn of a dialogue.
-    Some(Vec<u32>),
+    Several(Vec<u32>),
 }
 
 /// Reads the tokenizer of a folder. The end token is the one that `tokenizer_config.json` names, or
@@ -76,7 +76,7 @@ pub async fn read(folder: &Folder) -> Result<TokenizerFiles> {
     let ends: Ends = parse(folder, config::FILE_NAME, &folder.config().await?)?;
     let end = ends.eos_token_id.and_then(|ids| match ids {
         Ids::One(id) => Some(id),
-        Ids::Some(ids) => ids.first().copied(),
+        Ids::Several(ids) => ids.first().copied(),
     });
     match end {
         Some(id) => Ok(TokenizerFiles {

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::OnceLock;
 
+use object_store::client::{HttpError, HttpErrorKind};
 use url::Url;
 
 use crate::error::Trouble;
@@ -134,6 +135,7 @@ pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
     let own_words = error.to_string();
     let says = |words: &[&str]| words.iter().any(|word| own_words.contains(word));
     let trouble = match (error, io.map(std::io::Error::kind)) {
+        _ if is_silence(error, &own_words) => Trouble::Silent,
         _ if says(&CREDENTIAL_SERVICES) => Trouble::NoCredentials,
         _ if says(&NO_BUCKET) => Trouble::NoBucket,
         (object_store::Error::NotFound { .. }, _) => Trouble::Missing,
@@ -145,7 +147,6 @@ pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
             _,
         ) => Trouble::Denied,
         (_, Some(kind)) => of_system(kind),
-        (object_store::Error::Generic { .. }, None) => Trouble::Silent,
         _ => Trouble::Other,
     };
     let words = match (trouble, io) {
@@ -164,6 +165,27 @@ pub fn diagnose(error: &object_store::Error) -> (Trouble, String) {
     (trouble, line.chars().take(MAX_DETAIL_CHARS).collect())
 }
 
+/// Whether no answer came, or one that says "later": a server that is overloaded or out of order.
+fn is_silence(error: &object_store::Error, own_words: &str) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(http) = current.downcast_ref::<HttpError>() {
+            return matches!(
+                http.kind(),
+                HttpErrorKind::Connect
+                    | HttpErrorKind::Request
+                    | HttpErrorKind::Timeout
+                    | HttpErrorKind::Interrupted
+            );
+        }
+        cause = current.source();
+    }
+    // Statuses have no variant of their own (RFC 9110, section 15).
+    let status = own_words.split_once("non-2xx status code: ");
+    let status = status.and_then(|(_, rest)| rest.get(..3)?.parse::<u16>().ok());
+    matches!(status, Some(408 | 429 | 500 | 502..=506 | 508..=599))
+}
+
 /// The trouble behind an error of the operating system.
 fn of_system(kind: ErrorKind) -> Trouble {
     match kind {
@@ -171,16 +193,6 @@ fn of_system(kind: ErrorKind) -> Trouble {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Trouble::Full,
         ErrorKind::FileTooLarge => Trouble::TooLarge,
         ErrorKind::NotADirectory => Trouble::NotAFolder,
-        ErrorKind::BrokenPipe
-        | ErrorKind::ConnectionAborted
-        | ErrorKind::ConnectionRefused
-        | ErrorKind::ConnectionReset
-        | ErrorKind::HostUnreachable
-        | ErrorKind::NetworkDown
-        | ErrorKind::NetworkUnreachable
-        | ErrorKind::NotConnected
-        | ErrorKind::TimedOut
-        | ErrorKind::UnexpectedEof => Trouble::Silent,
         _ => Trouble::Other,
     }
 }
@@ -211,6 +223,51 @@ fn deepest_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a st
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silence_is_told_from_refusal() {
+        let of = |source: Box<dyn std::error::Error + Send + Sync>| {
+            let error = object_store::Error::Generic {
+                store: "S3",
+                source,
+            };
+            diagnose(&error).0
+        };
+        let http = |kind, io| of(Box::new(HttpError::new(kind, std::io::Error::from(io))));
+        // A name that is not found has an io error of no kind of its own.
+        for (kind, io) in [
+            (HttpErrorKind::Connect, ErrorKind::Other),
+            (HttpErrorKind::Connect, ErrorKind::ConnectionRefused),
+            (HttpErrorKind::Timeout, ErrorKind::TimedOut),
+            (HttpErrorKind::Interrupted, ErrorKind::UnexpectedEof),
+        ] {
+            assert_eq!(http(kind, io), Trouble::Silent, "{kind:?} {io:?}");
+        }
+        assert_eq!(
+            http(HttpErrorKind::Decode, ErrorKind::Other),
+            Trouble::Other
+        );
+        let answered =
+            |status: &str| of(format!("Server returned non-2xx status code: {status}: x").into());
+        for status in [
+            "500 Internal Server Error",
+            "503 Slow Down",
+            "429 Too Many Requests",
+        ] {
+            assert_eq!(answered(status), Trouble::Silent, "{status}");
+        }
+        // Credentials that have expired, a method that is not known, a full disk.
+        for status in [
+            "400 Bad Request",
+            "501 Not Implemented",
+            "507 Insufficient Storage",
+        ] {
+            assert_eq!(answered(status), Trouble::Other, "{status}");
+        }
+        let full = std::io::Error::from(ErrorKind::StorageFull);
+        assert_eq!(of(Box::new(full)), Trouble::Full);
+        assert_eq!(of("out of order".into()), Trouble::Other);
+    }
 
     #[test]
     fn stores_are_named_by_their_urls() {

@@ -231,7 +231,9 @@ impl Section<'_, '_> {
         match self.phase {
             Phase::Gathering if self.is_warm() => self.begin(now),
             Phase::Chaos { until } if is_done || now >= until => self.end_chaos(now, is_done),
-            Phase::Calm { since } if self.has_checkpoint_after(since) => self.stop().await,
+            Phase::Calm { since } if self.due.is_empty() && self.has_checkpoint_after(since) => {
+                self.stop().await;
+            }
             _ if since_step > STANDSTILL && !is_done => return Err(self.stands_still(since_step)),
             _ => {}
         }

@@ -36,6 +36,9 @@ pub(super) fn itinerary(chaos: &Story, workers: u32) -> Itinerary {
     let mut had: BTreeMap<&str, BTreeMap<u32, f64>> = BTreeMap::new();
     for pair in chaos.commits.windows(2) {
         let [before, commit] = pair else { continue };
+        if !chaos.is_scored(before.at) {
+            continue;
+        }
         let of_stage = had.entry(&commit.stage).or_default();
         for (number, seconds) in alive.stretches(before.at, commit.at) {
             *of_stage.entry(number).or_default() += seconds;

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::fleet::{Exit, Fleet};
 use super::supervise::{Fate, Supervisor};
-use super::{Follow, LAST_WORDS, is_over, resume_words};
+use super::{FAREWELL, Follow, LAST_WORDS, is_over, resume_words};
 
 impl Follow<'_> {
     /// Another process for one that ended, if the run wants it.
@@ -41,7 +41,8 @@ impl Follow<'_> {
             self.output
                 .note("too few workers are left, and no others are started");
             // What the others know is saved.
-            let _over = self.running.stop("too few workers are left").await;
+            let stop = self.running.stop("too few workers are left");
+            let _late = tokio::time::timeout(FAREWELL, stop).await;
         }
         if there > 0 {
             return Ok(());

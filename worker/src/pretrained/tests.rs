@@ -118,6 +118,14 @@ fn another_tokenizer_is_another_base() {
     let json = std::fs::read_to_string(copy.path().join("tokenizer.json")).expect("there");
     std::fs::write(copy.path().join("tokenizer.json"), json.clone() + "\n").expect("written");
     assert_ne!(read(&copied).expect("read").weights_digest, same);
+    // Where nothing opens a text, the end token does: that is Qwen2's manner.
+    let mut plain: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    plain["post_processor"] = serde_json::Value::Null;
+    std::fs::write(copy.path().join("tokenizer.json"), plain.to_string()).expect("written");
+    let encoder = read(&copied).expect("read").encoder.expect("a tokenizer");
+    assert_eq!(encoder.opening(), [encoder.end()]);
+    let tokens = encoder.sentence("the fox").expect("encoded");
+    assert_eq!(tokens.targets(), tokens.end);
     let without = json.replace("<|end|>", "<|fin|>");
     std::fs::write(copy.path().join("tokenizer.json"), without).expect("written");
     let failure = read(&copied).err().expect("no such token");

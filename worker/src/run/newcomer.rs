@@ -43,7 +43,8 @@ impl Run {
         state: &FlatState,
     ) -> Result<blake3::Hash, Failure> {
         let (plan, _) = self.sources().plan(stage)?;
-        Ok(identity(&stage.name, &plan, state.layout()))
+        let what = (stage.name.as_str(), &self.bases(stage)?);
+        Ok(identity(what, &plan, state.layout()))
     }
 
     /// Takes part in the stage from here on. False when the run has gone on to another one. Nothing

@@ -38,9 +38,7 @@ impl Run {
         hasher.update(plan.digest().as_bytes());
         hasher.update(state.layout().digest().as_bytes());
         hasher.update(state.weights_digest()?.as_bytes());
-        for (name, base) in self.lineage.digests(&self.base(stage)?)? {
-            hasher.update(format!("{name} {base}\n").as_bytes());
-        }
+        hasher.update(self.bases(stage)?.as_bytes());
         let (digest, what) = (
             hasher.finalize(),
             format!("start of stage '{}'", stage.name),

@@ -58,9 +58,10 @@ impl<O: Objective> Trainer<'_, O> {
 
     /// What a newcomer needs of this worker.
     pub fn original(&self) -> Original<'_> {
-        let (stage, layout) = (self.settings.stage, self.replica.state.layout());
+        let (settings, layout) = (&self.settings, self.replica.state.layout());
+        let what = (settings.stage, &settings.bases);
         Original {
-            identity: identity(stage, &self.plan, layout),
+            identity: identity(what, &self.plan, layout),
             replica: &self.replica,
         }
     }

@@ -127,12 +127,38 @@ impl Check<'_> {
             "the language model and the visual encoder must come from an earlier stage",
             "name the bootstrap or pretrained stage, for example from = [\"bootstrap\"]",
         );
+        let bases = self.bases();
+        rules.require(
+            bases.len() < 2,
+            self.at("from"),
+            format!(
+                "it builds on several language models: those of {}",
+                bases.join(", ")
+            ),
+            "let it build on one bootstrap or pretrained stage",
+        );
         rules.require(
             !self.stage.kind.is_base() || self.stage.from.is_empty(),
             self.at("from"),
             "such a stage brings all weights itself and starts from none",
             "leave from out",
         );
+    }
+
+    /// Stages that bring a language model, among those that a stage that trains builds on.
+    fn bases(&self) -> Vec<&str> {
+        let mut wanted: Vec<&str> = self.stage.from.iter().map(String::as_str).collect();
+        let mut bases = Vec::new();
+        // Stages stand behind those that they start from, so one look back at each is enough.
+        for stage in self.earlier.iter().rev() {
+            if wanted.contains(&stage.name.as_str()) {
+                wanted.extend(stage.from.iter().map(String::as_str));
+                if stage.kind.is_base() && self.stage.kind.trains() {
+                    bases.push(stage.name.as_str());
+                }
+            }
+        }
+        bases
     }
 
     /// `name` is a stage before this one, of the given kind if one is asked for.
