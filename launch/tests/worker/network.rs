@@ -10,7 +10,7 @@ use mks2_proto::env::{self, WorkerEnv};
 use tokio::runtime::Runtime;
 
 use crate::cluster::coordinator;
-use crate::lab::{Lab, TOTAL, awaited, program};
+use crate::lab::{Lab, TOTAL, awaited, mks2, program};
 use crate::ports::free;
 use crate::proxy::{Proxy, Weather};
 
@@ -112,6 +112,26 @@ impl<'a> Network<'a> {
     pub(crate) fn reaches(&mut self, step: usize) {
         let reached = self.lab.reaches(self.run, step, &mut self.coordinator);
         assert!(reached, "the coordinator has ended");
+    }
+
+    /// Waits until the coordinator hears all workers, or the run is over. The first one that is back
+    /// tells the steps of all.
+    fn hears_all(&mut self) {
+        let run = self.lab.path(self.run).display().to_string();
+        while self.coordinator.try_wait().expect("waited").is_none() {
+            let shown = mks2(&["status", &run, "--json"]).output();
+            let shown = serde_json::from_slice(&shown.expect("mks2 runs").stdout);
+            let shown: serde_json::Value = shown.unwrap_or_default();
+            let members = shown["members"].as_array().map_or(&[][..], Vec::as_slice);
+            let is_heard = |member: &serde_json::Value| {
+                let silent = member["silent_ms"].as_u64();
+                member["connected"] == true && silent.is_some_and(|silent| silent < 500)
+            };
+            if members.len() == self.workers.len() && members.iter().all(is_heard) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// How many members each generation had.
@@ -321,6 +341,7 @@ fn a_coordinator_that_nobody_reaches_for_a_while_loses_nobody() {
         }
         std::thread::sleep(Duration::from_millis(2500));
         network.control.iter().for_each(Proxy::heal);
+        network.hears_all();
     }
     network.ends_like_the_quiet_run();
     assert_eq!(network.lost(), [""; 0]);
