@@ -337,8 +337,8 @@ pub struct MemoryStage {
     pub caption_weight: f64,
     /// Weight of the retrieval loss.
     pub retrieval_weight: f64,
-    /// Every worker keeps in memory what the frozen encoder makes of a picture, which is
-    /// `4 * ((image_size / patch_size)^2 * hidden_size + projection_dim)` bytes, for later epochs.
+    /// Each machine keeps in shared memory what the frozen encoder makes of a picture, for later
+    /// epochs: `4 * ((image_size / patch_size)^2 * hidden_size + projection_dim) + 32` bytes.
     pub keep_features: bool,
 }
 

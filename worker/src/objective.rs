@@ -14,6 +14,7 @@
 
 pub mod bootstrap;
 pub mod experts;
+pub mod kept;
 pub mod memory;
 
 use mks2_dataset::loader::Sample;
@@ -110,6 +111,9 @@ pub trait Objective {
 
     /// The losses of the step from the lanes' sums, added in lane order.
     fn losses(&self, sums: &[f64], global: &Self::Global) -> Losses;
+
+    /// The members' copies of all weights were alike just now.
+    fn compared(&self) {}
 }
 
 /// Token rows of a lane as tensors.

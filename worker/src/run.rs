@@ -227,7 +227,8 @@ impl Run {
             }
             StageKind::Memory => {
                 let objective =
-                    MemoryObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
+                    MemoryObjective::new(&job, stage, &encoder, &prepared.weights, device)?
+                        .keeping(self.kept_features(stage)?);
                 self.drive(stage, first_step, objective, prepared)
             }
             StageKind::Experts => {

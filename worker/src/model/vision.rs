@@ -26,6 +26,19 @@ pub struct VisionFeatures {
     pub global_be: Tensor,
 }
 
+impl VisionFeatures {
+    /// Numbers that one picture has: `p * v + e`.
+    pub fn numbers(shape: &job::Vision) -> usize {
+        let grid = (shape.image_size / shape.patch_size) as usize;
+        grid * grid * shape.hidden_size as usize + shape.projection_dim as usize
+    }
+
+    /// All of them in one row for each picture, `[b, p * v + e]`.
+    pub fn pack(&self) -> Tensor {
+        Tensor::cat(&[&self.patches_bpv.flatten(1, -1), &self.global_be], 1)
+    }
+}
+
 /// A CLIP-like vision transformer.
 #[derive(Debug)]
 pub struct Vision {
@@ -97,6 +110,23 @@ impl Vision {
             patches_bpv: patches_bpv.narrow(1, 1, patches_bpv.size()[1] - 1),
             global_be: global.linear(&self.projection_ev, None::<Tensor>),
         })
+    }
+
+    /// The features that [`VisionFeatures::pack`] has put into `all_bf`.
+    pub fn unpack(&self, all_bf: &Tensor) -> VisionFeatures {
+        let (b, v, e) = (
+            all_bf.size()[0],
+            self.class_v.size()[0],
+            self.projection_ev.size()[0],
+        );
+        let of_patches = all_bf.size()[1] - e;
+        VisionFeatures {
+            patches_bpv: all_bf
+                .narrow(1, 0, of_patches)
+                .contiguous()
+                .view([b, -1, v]),
+            global_be: all_bf.narrow(1, of_patches, e).contiguous(),
+        }
     }
 
     /// Class and patch embeddings with positions. The convolution's stride is its size, so it is

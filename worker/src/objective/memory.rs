@@ -1,15 +1,12 @@
 //! Stage 1, visual information storage: `L = L_c + L_t2i` (paper, section "Visual Information
 //! Storage"), trained into the modular visual memory of every block.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-
 use mks2_dataset::loader::Sample;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, MemoryStage, Stage};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::kept::KeptFeatures;
 use super::{
     LaneLoss, Losses, Objective, Place, Share, TokenBatch, gathered, pictures, to_floats, total,
 };
@@ -36,8 +33,8 @@ pub struct MemoryObjective<'a> {
     feature_width: i64,
     batch: f64,
     device: Device,
-    /// What the encoder has made of pictures, by source and row, if the stage keeps it.
-    seen: RefCell<HashMap<(u16, u64), (Tensor, Tensor)>>,
+    /// What the encoder has made of pictures, if the stage keeps it.
+    kept: Option<KeptFeatures>,
 }
 
 /// Inputs of one lane.
@@ -56,7 +53,8 @@ pub struct Global {
 }
 
 impl<'a> MemoryObjective<'a> {
-    /// The objective of `stage`, over `weights` that hold what it trains and what it reads.
+    /// The objective of `stage`, over `weights` that hold what it trains and what it reads. Features
+    /// of pictures are computed anew for each step, unless they are [`keeping`](Self::keeping).
     pub fn new(
         job: &Job,
         stage: &Stage,
@@ -76,8 +74,14 @@ impl<'a> MemoryObjective<'a> {
             feature_width: i64::from(job.model.vision.projection_dim),
             batch: f64::from(stage.batch_size),
             device,
-            seen: RefCell::default(),
+            kept: None,
         })
+    }
+
+    /// Features are looked up in `kept` from now on.
+    #[must_use]
+    pub fn keeping(self, kept: Option<KeptFeatures>) -> Self {
+        Self { kept, ..self }
     }
 
     /// Features of the frozen encoder.
@@ -87,28 +91,26 @@ impl<'a> MemoryObjective<'a> {
             no_grad(|| self.vision.forward(&pixels_bcyx))
         };
         let pictures = pictures(samples)?;
-        if !self.settings.keep_features {
+        let Some(kept) = &self.kept else {
             return Ok(forward(&pictures)?);
-        }
+        };
         // One picture at a time: its bits must not depend on which others were new with it.
-        let mut kept = self.seen.borrow_mut();
-        let (mut patches, mut globals) = (Vec::new(), Vec::new());
+        let mut features = Vec::new();
         for (picture, sample) in pictures.iter().zip(samples) {
-            let key = (sample.at.source, sample.at.row);
-            let (patches_1pv, global_1e) = match kept.entry(key) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => {
+            match kept.get(sample.at) {
+                Some(known) => features.extend(known),
+                None => {
                     let new = forward(std::slice::from_ref(picture))?;
-                    place.insert((new.patches_bpv, new.global_be))
+                    let values = to_floats(&new.pack())?;
+                    kept.put(sample.at, &values);
+                    features.extend(values);
                 }
-            };
-            patches.push(patches_1pv.shallow_clone());
-            globals.push(global_1e.shallow_clone());
+            }
         }
-        Ok(VisionFeatures {
-            patches_bpv: Tensor::cat(&patches, 0),
-            global_be: Tensor::cat(&globals, 0),
-        })
+        let all_bf = Tensor::from_slice(&features)
+            .view([samples.len() as i64, -1])
+            .to_device(self.device);
+        Ok(self.vision.unpack(&all_bf))
     }
 
     /// How many of a lane's samples are captioned.
@@ -193,6 +195,12 @@ impl Objective for MemoryObjective<'_> {
             loss: loss.to_kind(Kind::Float),
             sums,
         })
+    }
+
+    fn compared(&self) {
+        if let Some(kept) = &self.kept {
+            kept.compared();
+        }
     }
 
     fn losses(&self, sums: &[f64], global: &Global) -> Losses {

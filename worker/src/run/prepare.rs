@@ -3,20 +3,23 @@
 
 use std::sync::Arc;
 
+use mks2_dataset::reader::Corpus;
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{Stage, StageKind};
+use mks2_proto::job::{MemoryStage, Stage, StageKind};
 use mks2_proto::params::{ParamSpec, trained_by};
 use mks2_proto::v1::{CheckpointRef, Phase};
 use tch::{Device, Tensor};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Run;
 use crate::checkpoint::{Checkpoint, Expected, Facts, Kind, Table};
+use crate::device::made_with;
 use crate::evaluate::picture_of;
 use crate::exact::Reducer;
 use crate::flat::{Buffer, FlatLayout, FlatState};
 use crate::lineage;
-use crate::model::{Vision, Weights};
+use crate::model::{Vision, VisionFeatures, Weights};
+use crate::objective::kept::{Keep, KeptFeatures};
 use crate::pixels::to_pixels;
 use crate::replica::Replica;
 use crate::saver::{BUFFERS, REDUCER, TOKENIZER, table_of};
@@ -50,6 +53,43 @@ impl Run {
             "stage was finished before"
         );
         self.keep(stage, &prepared.replica.state, prepared.encoder)
+    }
+
+    /// Where a `memory` stage keeps features of pictures, if it does.
+    pub(super) fn kept_features(&self, stage: &Stage) -> Result<Option<KeptFeatures>, Failure> {
+        let keeps = |settings: &MemoryStage| settings.keep_features;
+        if !stage.memory.as_ref().is_some_and(keeps) {
+            return Ok(None);
+        }
+        let (_, corpora) = self.sources().plan(stage)?;
+        let manifests = corpora.iter().map(Corpus::manifest);
+        let mut hasher = blake3::Hasher::new();
+        for part in [
+            &self.run_url,
+            &self.session.welcome().run_id,
+            &self.config_digest,
+            &stage.name,
+            &made_with(self.device),
+            &self.bases(stage)?.to_hex().to_string(),
+        ] {
+            hasher.update(part.as_bytes()).update(b"\n");
+        }
+        for manifest in manifests.clone() {
+            hasher.update(manifest.digest().as_bytes()).update(b"\n");
+        }
+        let keep = Keep {
+            key: hasher.finalize(),
+            width: VisionFeatures::numbers(&self.job.model.vision),
+            rows: manifests.map(|manifest| manifest.rows).collect(),
+            is_cautious: self.job.audit.every_steps > 0,
+        };
+        KeptFeatures::open(&keep).map(Some).or_else(|error| {
+            warn!(
+                %error,
+                "features of pictures cannot be kept, and are computed again for each step"
+            );
+            Ok(None)
+        })
     }
 
     /// Reads the models of a `pretrained` stage, unless they are there.

@@ -37,10 +37,15 @@ impl<O: Objective> Trainer<'_, O> {
             };
             // Whoever is past it has seen that all were alike.
             if all.iter().any(is_past) {
-                team.set_compared(standing.committed);
+                self.alike(standing.committed, team);
             }
         }
         Ok(())
+    }
+
+    fn alike(&self, step: u64, team: &mut Team) {
+        team.set_compared(step);
+        self.objective.compared();
     }
 
     /// Compares the copies of all members once.
@@ -59,7 +64,7 @@ impl<O: Objective> Trainer<'_, O> {
                 Verdict::Split => return Err(differ(step, team, Vec::new())),
             }
         }
-        team.set_compared(step);
+        self.alike(step, team);
         Ok(())
     }
 
