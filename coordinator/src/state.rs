@@ -38,6 +38,7 @@ pub use event::{
 };
 use member::Member;
 use newcomers::Candidate;
+pub(crate) use recovery::NOTICES;
 use run::Run;
 pub use workers::Workers;
 

@@ -149,3 +149,24 @@ impl Folder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_range_of_several_pieces_comes_as_a_whole() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let size = PIECE as usize + 9;
+        let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        std::fs::write(folder.path().join("large"), &bytes).expect("written");
+        let folder = Folder::open(folder.path().to_str().expect("UTF-8")).expect("a folder");
+        for range in [2..size, 0..PIECE as usize, 7..PIECE as usize + 8] {
+            let wanted = range.start as u64..range.end as u64;
+            let read = folder.range("large", wanted).await.expect("read");
+            assert!(read == bytes[range.clone()], "{range:?}");
+        }
+        let behind = folder.range("large", 3..size as u64 + 1).await;
+        assert!(behind.is_err(), "{behind:?}");
+    }
+}

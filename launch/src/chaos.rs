@@ -61,9 +61,9 @@ Examples:
 
 The same seed gives the same faults at the same times. A quiet run of the same job begins before. Every
 minute the run under fire goes on undisturbed to its next checkpoint and stops there, the quiet run goes
-on to the same step, and then the other goes on: so both have the same steps at nearly the same time, on
-machines whose speed changes, too. Both run directories, logs included, stay in the folder --out, with the report in
-chaos.json.
+on to the same step, and then the other goes on: so both have the same steps at nearly the same time,
+also on machines whose speed changes. Both run directories, logs included, stay in the folder --out,
+with the report in chaos.json.
 
 Ends with 8 if a row was lost or used twice, if a bit differs from the quiet run, or if the ledger
 does not hold.";
@@ -198,4 +198,24 @@ pub(crate) async fn run(args: &ChaosArgs, output: &Output) -> Result<(), Failure
         false => output.result(&view::text(&report)),
     }
     view::verdict(&report, &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_of_about_a_minute_are_the_whole_time_without_gaps() {
+        for (seconds, wanted) in [(5, 1), (60, 1), (89, 1), (91, 2), (200, 3), (600, 10)] {
+            let length = Duration::from_secs(seconds);
+            let count = sections(length);
+            assert_eq!(count, wanted, "{seconds} s");
+            let parts: Vec<_> = parts(length, count).collect();
+            assert_eq!(parts.len(), count as usize);
+            assert_eq!(parts[0].start, Duration::ZERO);
+            assert_eq!(parts.last().map(|part| part.end), Some(length));
+            assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert!(parts.iter().all(|part| part.start < part.end));
+        }
+    }
 }

@@ -6,7 +6,7 @@ use mks2_proto::v1;
 
 use super::{Driver, Effect};
 use crate::clock;
-use crate::state::Action;
+use crate::state::{Action, NOTICES};
 
 /// How often the status shows what heartbeats say and how long they have been missing.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -59,6 +59,8 @@ impl Driver {
             // That a member is lost is a decision, and others come after it.
             let told_ones = news.take_while(|notice| notice.lost_member.is_empty());
             told.notices.extend(told_ones.cloned());
+            let surplus = told.notices.len().saturating_sub(NOTICES);
+            told.notices.drain(..surplus);
             let is_news = *shown != told;
             *shown = told;
             is_news

@@ -93,6 +93,15 @@ impl Checkpoints {
         self.kept.get(&step)
     }
 
+    /// The newest one of a stage: its last one, once it is finished.
+    #[must_use]
+    pub fn newest_of(&self, stage: &str) -> Option<&Checkpoint> {
+        let newest = self.kept.values().rev();
+        newest
+            .into_iter()
+            .find(|checkpoint| checkpoint.stage == stage)
+    }
+
     /// Steps of all, oldest first.
     pub fn steps(&self) -> impl Iterator<Item = u64> {
         self.kept.keys().copied()

@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Notices that a status shows.
-const NOTICES: usize = 16;
+pub(crate) const NOTICES: usize = 16;
 
 impl Machine {
     /// A stream broke. Its member has a moment to open another one: its machine may have stood still,

@@ -31,6 +31,8 @@ const LISTENS: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(5);
 /// How long a request to the coordinator may take.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long the workers of a run that is over may take to leave.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The processes of one run.
 #[derive(Debug)]
@@ -303,8 +305,12 @@ impl<'a> Cluster<'a> {
         target.connect().await
     }
 
-    /// Ends everything that is still there.
-    pub(super) async fn end(mut self, patience: Duration) {
+    /// Ends everything that is still there. Workers whose run went `well` have time to leave.
+    pub(super) async fn end(mut self, well: bool) {
+        let patience = match well {
+            true => PATIENCE,
+            false => Duration::ZERO,
+        };
         self.fleet.end(patience, patience).await;
         self.kill_coordinator().await;
         self.fleet.join().await;

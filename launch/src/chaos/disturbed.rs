@@ -36,8 +36,6 @@ const AFTERMATH: Duration = Duration::from_secs(20);
 const MOST_BY_ITSELF: usize = 60;
 /// How a worker ends that the run has no room for.
 const REFUSED: i32 = 3;
-/// How long the processes of a run that is over may take to end.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,12 +152,7 @@ impl<'a> Disturbed<'a> {
             is_smaller: false,
         };
         let ended = section.until_over(signals).await;
-        let patience = if ended.is_ok() {
-            PATIENCE
-        } else {
-            Duration::ZERO
-        };
-        section.cluster.end(patience).await;
+        section.cluster.end(ended.is_ok()).await;
         ended?;
         self.story.all_down(self.observer.now());
         self.observer.look(&mut self.story)?;

@@ -25,7 +25,6 @@ const STEPS: u64 = 40;
 const WORTH: f64 = 0.01;
 /// No quiet run has more ends of processes than these.
 const MOST_BY_ITSELF: usize = 20;
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Which numbers of workers each stage is to be run with, beside all of them.
 pub(super) type Itinerary = BTreeMap<String, Vec<u32>>;
@@ -187,12 +186,7 @@ impl<'a> Quiet<'a> {
             part.came(place);
         }
         let ended = part.until_over(signals).await;
-        let patience = if ended.is_ok() {
-            PATIENCE
-        } else {
-            Duration::ZERO
-        };
-        part.cluster.end(patience).await;
+        part.cluster.end(ended.is_ok()).await;
         ended?;
         self.story.all_down(self.observer.now());
         // What was written last belongs to this part's time.

@@ -134,6 +134,14 @@ fn changed(lab: &Lab, name: &str, file: &str, change: impl Fn(Vec<u8>) -> Vec<u8
     copy
 }
 
+/// Starts a run of two workers, and stops it in its midst.
+fn stopped(models: &Models, lab: &Lab, run: &str) {
+    let mut launcher = models.train(lab, run, 2, &[]).spawn().expect("mks2 starts");
+    assert!(lab.reaches(run, 2, &mut launcher));
+    signal(launcher.id(), "INT");
+    awaited(launcher).stopped(&[]);
+}
+
 #[test]
 fn runs_from_published_models_have_the_same_bits_whoever_takes_part() {
     let lab = Lab::enter();
@@ -150,13 +158,7 @@ fn runs_from_published_models_have_the_same_bits_whoever_takes_part() {
     signal(workers_of(launcher.id())[1], "KILL");
     awaited(launcher).done();
     // Another one is stopped and goes on.
-    let mut launcher = models
-        .train(&lab, "published-2", 2, &[])
-        .spawn()
-        .expect("mks2 starts");
-    assert!(lab.reaches("published-2", 2, &mut launcher));
-    signal(launcher.id(), "INT");
-    awaited(launcher).stopped(&[]);
+    stopped(&models, &lab, "published-2");
     ended(models.train(&lab, "published-2", 1, &[])).done();
     let quiet = lab.report("published");
     for run in ["published-2", "published-3"] {
@@ -171,13 +173,7 @@ fn runs_from_published_models_have_the_same_bits_whoever_takes_part() {
 fn a_run_goes_on_from_the_models_that_it_began_with_alone() {
     let lab = Lab::enter();
     let models = Models::published();
-    let mut launcher = models
-        .train(&lab, "faithful", 2, &[])
-        .spawn()
-        .expect("mks2 starts");
-    assert!(lab.reaches("faithful", 2, &mut launcher));
-    signal(launcher.id(), "INT");
-    awaited(launcher).stopped(&[]);
+    stopped(&models, &lab, "faithful");
     // The same models elsewhere are the same run; one bit of a weight is another one.
     let moved = |change: fn(Vec<u8>) -> Vec<u8>| Models {
         vision: changed(

@@ -1,7 +1,10 @@
 use std::path::{Path, PathBuf};
 
+use mks2_dataset::pretrained::Folder;
+use mks2_dataset::pretrained::tokens::{self, EndToken, TokenizerFiles};
 use mks2_proto::job::load;
 use safetensors::SafeTensors;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -85,7 +88,7 @@ fn texts_become_the_tokens_of_transformers() {
     let found = read(&job(&folder("base-decoder"))).expect("read");
     let encoder = found.encoder.expect("a tokenizer");
     let expected = std::fs::read(folder("base-decoder").join("tokens.json")).expect("there");
-    let expected: Vec<serde_json::Value> = serde_json::from_slice(&expected).expect("JSON");
+    let expected: Vec<Value> = serde_json::from_slice(&expected).expect("JSON");
     assert!(expected.len() > 5);
     assert_eq!(
         encoder.vocab_size(),
@@ -95,7 +98,7 @@ fn texts_become_the_tokens_of_transformers() {
     for case in expected {
         let text = case["text"].as_str().expect("a text");
         let ids = case["ids"].as_array().expect("ids");
-        let ids: Vec<i64> = ids.iter().filter_map(serde_json::Value::as_i64).collect();
+        let ids: Vec<i64> = ids.iter().filter_map(Value::as_i64).collect();
         let tokens = encoder.sentence(text).expect("encoded");
         assert_eq!(tokens.ids[..tokens.end], ids, "{text:?}");
         assert_eq!(tokens.ids[tokens.end], encoder.end());
@@ -107,35 +110,82 @@ fn another_tokenizer_is_another_base() {
     let same = read(&job(&folder("base-decoder")))
         .expect("read")
         .weights_digest;
-    let copy = tempfile::tempdir().expect("a folder");
-    for entry in std::fs::read_dir(folder("base-decoder")).expect("there") {
-        let from = entry.expect("read").path();
-        let to = copy.path().join(from.file_name().expect("a name"));
-        std::fs::copy(from, to).expect("copied");
-    }
-    let copied = job(copy.path());
-    assert_eq!(read(&copied).expect("read").weights_digest, same);
+    let copy = copied("base-decoder");
+    let changed = job(copy.path());
+    assert_eq!(read(&changed).expect("read").weights_digest, same);
     let json = std::fs::read_to_string(copy.path().join("tokenizer.json")).expect("there");
     std::fs::write(copy.path().join("tokenizer.json"), json.clone() + "\n").expect("written");
-    assert_ne!(read(&copied).expect("read").weights_digest, same);
+    assert_ne!(read(&changed).expect("read").weights_digest, same);
     // Where nothing opens a text, the end token does: that is Qwen2's manner.
-    let mut plain: serde_json::Value = serde_json::from_str(&json).expect("JSON");
-    plain["post_processor"] = serde_json::Value::Null;
+    let mut plain: Value = serde_json::from_str(&json).expect("JSON");
+    plain["post_processor"] = Value::Null;
     std::fs::write(copy.path().join("tokenizer.json"), plain.to_string()).expect("written");
-    let encoder = read(&copied).expect("read").encoder.expect("a tokenizer");
+    let encoder = read(&changed).expect("read").encoder.expect("a tokenizer");
     assert_eq!(encoder.opening(), [encoder.end()]);
     let tokens = encoder.sentence("the fox").expect("encoded");
     assert_eq!(tokens.targets(), tokens.end);
     let without = json.replace("<|end|>", "<|fin|>");
     std::fs::write(copy.path().join("tokenizer.json"), without).expect("written");
-    let failure = read(&copied).err().expect("no such token");
+    let failure = read(&changed).err().expect("no such token");
     assert!(
         failure.why.contains("no end token '<|end|>'"),
         "{failure:?}"
     );
-    // More tokens than the embedding has rows.
-    let most = json.replace("\"<|end|>\": 1", "\"<|end|>\": 320");
-    let most = most.replace("\"<|end|>\":1", "\"<|end|>\":320");
-    std::fs::write(copy.path().join("tokenizer.json"), most).expect("written");
-    assert!(read(&copied).is_err());
+}
+
+/// A copy of a model, to be changed.
+fn copied(name: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().expect("a folder");
+    for entry in std::fs::read_dir(folder(name)).expect("there") {
+        let from = entry.expect("read").path();
+        let to = copy.path().join(from.file_name().expect("a name"));
+        std::fs::copy(from, to).expect("copied");
+    }
+    copy
+}
+
+/// The tokenizer of a folder.
+fn files(folder: &Path) -> TokenizerFiles {
+    let folder = Folder::open(folder.to_str().expect("UTF-8")).expect("a folder");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(tokens::read(&folder)).expect("read")
+}
+
+#[test]
+fn a_tokenizer_that_does_not_fit_the_model_is_refused() {
+    let files = files(&folder("base-decoder"));
+    let refused = |rows, texts| {
+        let failure = TextEncoder::pretrained(&files, rows, texts).err();
+        failure.expect("it does not fit").why
+    };
+    let why = refused(100, 64);
+    assert!(why.contains("has a token"), "{why}");
+    assert!(why.ends_with("embedding 100 rows"), "{why}");
+    let why = refused(320, 2);
+    assert!(why.contains("max_text_tokens is 2"), "{why}");
+    TextEncoder::pretrained(&files, 320, 64).expect("it fits");
+}
+
+#[test]
+fn where_the_tokenizer_names_no_end_token_the_model_does() {
+    let copy = copied("base-decoder");
+    let named = files(copy.path());
+    assert_eq!(named.end, EndToken::Named("<|end|>".into()));
+    std::fs::remove_file(copy.path().join("tokenizer_config.json")).expect("removed");
+    let path = copy.path().join("config.json");
+    let config = std::fs::read(&path).expect("there");
+    let mut config: Value = serde_json::from_slice(&config).expect("JSON");
+    let tokenizer: Value = serde_json::from_slice(&named.json).expect("JSON");
+    let added = tokenizer["added_tokens"].as_array().expect("tokens");
+    let end = added.iter().find(|token| token["content"] == "<|end|>");
+    let end = end.expect("there")["id"].as_u64().expect("an id");
+    let right = TextEncoder::pretrained(&named, 320, 64).expect("it fits");
+    for ids in [json!(end), json!([end, 7])] {
+        config["eos_token_id"] = ids;
+        std::fs::write(&path, config.to_string()).expect("written");
+        let numbered = files(copy.path());
+        assert_eq!(numbered.end, EndToken::Numbered(end as u32));
+        let encoder = TextEncoder::pretrained(&numbered, 320, 64).expect("it fits");
+        assert_eq!(encoder.end(), right.end());
+    }
 }

@@ -1,7 +1,7 @@
 //! Each rule: the broken value, and the words of the message.
 
 use super::*;
-use crate::job::{Bootstrap, Evaluate, Experts, Source};
+use crate::job::{Bootstrap, Evaluate, Experts, Source, Stage};
 
 fn sample() -> Job {
     toml::from_str(include_str!("../sample.toml")).expect("the sample is a job")
@@ -251,5 +251,70 @@ fn image_features_can_be_compared_and_evened_out() {
     broken("model.retrieval.dim", "cannot be compared", |job| {
         job.model.retrieval.project_images = false;
         job.model.retrieval.dim = job.model.vision.projection_dim + 1;
+    });
+}
+
+/// The sample with a published model beside the one that it trains first.
+fn published(job: &mut Job) -> &mut Stage {
+    let published = toml::from_str(
+        r#"
+        name = "published"
+        kind = "pretrained"
+        pretrained = { decoder = "models/decoder", vision = "s3://bucket/vision" }
+        "#,
+    );
+    let published = published.expect("a stage");
+    job.stages.insert(0, published);
+    &mut job.stages[0]
+}
+
+#[test]
+fn published_models_replace_a_bootstrap() {
+    let mut job = sample();
+    published(&mut job);
+    job.stages.remove(1);
+    job.stages[1].from = vec!["published".into()];
+    job.stages[2].from = vec!["published".into(), "memory".into()];
+    job.model.text_tower = None;
+    assert_eq!(problems(&job), []);
+}
+
+#[test]
+fn published_models_have_a_place_and_take_nothing_else() {
+    for (key, other) in [("decoder", "vision"), ("vision", "decoder")] {
+        let key = format!("stage.published.pretrained.{key}");
+        broken(&key, "is empty", |job| {
+            let models = published(job).pretrained.as_mut().expect("models");
+            match other {
+                "vision" => models.decoder = " ".into(),
+                _ => models.vision = String::new(),
+            }
+        });
+    }
+    broken("stage.published.data", "reads no samples", |job| {
+        published(job).data = vec![Source {
+            corpus: "emoji".into(),
+            weight: 1.0,
+        }];
+    });
+    broken("stage.bootstrap.from", "brings all weights itself", |job| {
+        published(job);
+        job.stages[1].from = vec!["published".into()];
+    });
+}
+
+#[test]
+fn a_stage_builds_on_one_language_model() {
+    let words = "several language models: those of bootstrap, published";
+    broken("stage.memory.from", words, |job| {
+        published(job);
+        job.stages[2].from.push("published".into());
+    });
+}
+
+#[test]
+fn a_bootstrap_has_a_text_side() {
+    broken("model.text_tower", "which has a text side", |job| {
+        job.model.text_tower = None;
     });
 }
