@@ -117,6 +117,8 @@ pub(crate) enum Command {
     Scale(ScaleArgs),
     /// Join a run as a worker
     Worker(WorkerArgs),
+    /// Ask a model that a run has trained, or one that was published
+    Generate(crate::generate::GenerateArgs),
     /// Write the report of a run again and print its numbers
     Report(ReportArgs),
     /// Prove what a run has done with every row, or look up a step or a row

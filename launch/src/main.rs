@@ -8,6 +8,7 @@
 //! | [`status`] | `status` and `watch`, of a local or a remote run |
 //! | [`data`] | corpora: import, inspect, verify |
 //! | [`model`] | pretrained models: what they are, and whether they are whole |
+//! | [`generate`] | asking a model that is trained
 //! | [`ledger`] | proofs from what a run has left: rows, steps, checkpoints |
 //! | [`chaos`] | a job whose processes are killed, and what that changes |
 //! | [`summary`], [`report`] | the closing table; `report.json` and `report.html` |
@@ -19,6 +20,7 @@ mod chaos;
 mod cli;
 mod config;
 mod data;
+mod generate;
 mod goodput;
 mod ledger;
 mod model;
@@ -90,6 +92,7 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Drain(options) => on_runtime(steer::drain(&options, output)),
         Command::Scale(options) => on_runtime(steer::scale(&options, output)),
         Command::Worker(options) => steer::join(&options),
+        Command::Generate(options) => on_runtime(generate::run(&options, output)),
         Command::Chaos(options) => on_runtime(chaos::run(&options, output)),
         Command::Ledger(command) => on_runtime(ledger::run(command, output)),
         Command::Report(options) => on_runtime(summary::print(

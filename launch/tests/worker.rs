@@ -12,6 +12,8 @@ mod chaos;
 mod cluster;
 #[path = "worker/corruption.rs"]
 mod corruption;
+#[path = "worker/generating.rs"]
+mod generating;
 #[path = "worker/goodput.rs"]
 mod goodput;
 #[path = "worker/hangs.rs"]

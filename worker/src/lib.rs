@@ -15,6 +15,7 @@
 //!        ├─ vocabulary the tokenizer that a stage trains
 //!        └─ evaluate   retrieval, captions, questions, probes
 //!
+//! generate          answers of a model that is trained  ─► model, text, pixels
 //! bench, gpu_check ─► rehearsal   one stage alone in this process ─► train
 //! ```
 
@@ -31,6 +32,7 @@ pub mod evaluate;
 pub mod exact;
 mod exchange;
 pub mod flat;
+pub mod generate;
 pub mod gpu_check;
 pub mod lineage;
 pub mod model;

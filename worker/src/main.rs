@@ -11,7 +11,7 @@ use mks2_proto::failure::{self, Failure};
 use mks2_proto::telemetry;
 use mks2_worker::bench::cli;
 use mks2_worker::run::End;
-use mks2_worker::{app, gpu_check};
+use mks2_worker::{app, generate, gpu_check};
 
 /// Trains as one worker of a run.
 ///
@@ -29,6 +29,9 @@ enum Command {
     /// Measures a part of the data plane in this process.
     #[command(hide = true)]
     Bench(cli::Arguments),
+    /// Answers prompts over standard input and output, for `mks2 generate`.
+    #[command(hide = true)]
+    Generate,
     /// Checks that this machine's GPU computes what the CPU does, and prints one table.
     GpuCheck(gpu_check::Arguments),
 }
@@ -36,6 +39,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Some(Command::Bench(arguments)) => bench(&arguments),
+        Some(Command::Generate) => return answer(),
         Some(Command::GpuCheck(arguments)) => check_gpu(&arguments),
         None => run(),
     };
@@ -79,6 +83,16 @@ fn check_gpu(arguments: &gpu_check::Arguments) -> Result<End, Failure> {
     set_up_tls()?;
     gpu_check::run(arguments, &mut std::io::stdout().lock())?;
     Ok(End::Complete)
+}
+
+/// Answers prompts. What goes wrong is told in the conversation.
+fn answer() -> ExitCode {
+    let input = std::io::BufReader::new(std::io::stdin());
+    let answered = set_up_tls().and_then(|()| generate::run(input, &mut std::io::stdout().lock()));
+    match answered {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.exit.into(),
+    }
 }
 
 fn set_up_tls() -> Result<(), Failure> {

@@ -54,6 +54,7 @@
 mod attention;
 mod block;
 mod bridge;
+mod cache;
 mod decoder;
 mod error;
 mod experts;
@@ -70,6 +71,7 @@ mod weights;
 
 pub use block::{Pass, Read, SecondHalves, States};
 pub use bridge::Bridge;
+pub use cache::Cache;
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use experts::Experts;

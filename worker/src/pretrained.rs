@@ -58,6 +58,20 @@ pub(crate) fn load(
     })
 }
 
+/// The weights of one model alone.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn part(part: &Part, device: Device, runtime: &Handle) -> Result<Weights, Failure> {
+    let mut reader = Reader {
+        weights: Weights::new(),
+        hasher: blake3::Hasher::new(),
+        device,
+    };
+    runtime.block_on(reader.take(part))?;
+    Ok(reader.weights)
+}
+
 /// Reads tensors, and makes one digest of all.
 struct Reader {
     weights: Weights,

@@ -216,17 +216,37 @@ impl TextEncoder {
         Ok(self.pad(ids, first_target))
     }
 
-    /// The text of `ids`, special tokens left out.
+    /// A text as the tokenizer's own post-processor presents it.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses.
+    pub fn published(&self, text: &str) -> Result<Vec<i64>, Failure> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, true)
+            .map_err(|e| broken("apply", &e))?;
+        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// The text of `ids`, special tokens and space around it left out.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses.
     pub fn decode(&self, ids: &[i64]) -> Result<String, Failure> {
         let ids: Vec<u32> = ids
             .iter()
             .filter_map(|&id| u32::try_from(id).ok())
             .collect();
-        let text = self
-            .tokenizer
-            .decode(&ids, true)
-            .map_err(|e| broken("apply", &e))?;
-        Ok(text.trim().to_owned())
+        Ok(self.plain(&ids)?.trim().to_owned())
+    }
+
+    /// The text of `ids`, special tokens left out.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses.
+    pub fn plain(&self, ids: &[u32]) -> Result<String, Failure> {
+        let text = self.tokenizer.decode(ids, true);
+        text.map_err(|e| broken("apply", &e))
     }
 
     fn pad(&self, mut ids: Vec<i64>, first_target: usize) -> Tokens {

@@ -6,6 +6,7 @@
     reason = "a test that cannot read its fixture has failed"
 )]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mks2_dataset::pretrained::config::{self, Described, Language};
@@ -13,8 +14,9 @@ use mks2_dataset::pretrained::tensors::Tensors;
 use mks2_dataset::pretrained::{Folder, extras};
 use mks2_proto::job;
 use mks2_proto::params::{self, ParamSpec};
-use mks2_worker::model::{Decoder, Pass, SecondHalves, Vision, Weights};
+use mks2_worker::model::{Cache, Decoder, Pass, SecondHalves, Vision, Weights};
 use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
 use tch::{Kind, Tensor};
 
 /// Types of weights, what the outputs of transformers are called, and the largest relative error per
@@ -184,4 +186,83 @@ fn visual_encoders_agree_alone_and_within_clip() {
     sees_alike("clip-vit-l-14-336");
     let big = sees_alike("clip-vit-bigg-14");
     assert_eq!(big.hidden_act, job::VisionActivation::Gelu);
+}
+
+/// What a model generates from prompts of unequal length, side by side; as answers end, others take
+/// their place.
+#[track_caller]
+fn goes_on_alike(name: &str, prompts: &[Value]) -> usize {
+    let case = Case::load(name);
+    let Described::Decoder(language) = &case.described else {
+        panic!("{name} is a language model");
+    };
+    let decoder = Decoder::new(&language.shape, language.vocab_size, &case.weights).unwrap();
+    let numbers = |value: &Value| -> Vec<i64> {
+        let numbers = value.as_array().unwrap().iter();
+        numbers.map(|number| number.as_i64().unwrap()).collect()
+    };
+    let likeliest = |states_b1d: &Tensor| {
+        let ids_b = decoder.logits(states_b1d).squeeze_dim(1).argmax(-1, false);
+        Vec::<i64>::try_from(ids_b).unwrap()
+    };
+    let mut cache = Cache::default();
+    // Which prompt each row of the cache answers, and its answer so far.
+    let mut rows: Vec<(usize, Vec<i64>)> = Vec::new();
+    let mut answers = vec![Vec::new(); prompts.len()];
+    let mut waiting = 0..prompts.len();
+    loop {
+        let new: Vec<usize> = waiting.by_ref().take(5 - rows.len()).collect();
+        if !new.is_empty() {
+            let ids = new.iter().map(|at| numbers(&prompts[*at]["prompt"]));
+            let ids: Vec<Vec<i64>> = ids.collect();
+            let lengths: Vec<i64> = ids.iter().map(|ids| ids.len() as i64).collect();
+            let longest = *lengths.iter().max().unwrap();
+            let padded = ids.iter().map(|ids| {
+                let missing = longest - ids.len() as i64;
+                Tensor::from_slice(ids).constant_pad_nd([0, missing])
+            });
+            let ids_bt = Tensor::stack(&padded.collect::<Vec<_>>(), 0);
+            let h_btd = decoder.embed(&ids_bt).unwrap();
+            let states = decoder.read(&h_btd, &lengths, SecondHalves::Mlp, &mut cache);
+            let first = likeliest(&states.unwrap());
+            rows.extend(new.into_iter().zip(first.into_iter().map(|id| vec![id])));
+        }
+        for row in (0..rows.len()).rev() {
+            let wanted = numbers(&prompts[rows[row].0]["tokens"]).len();
+            // Some end earlier than others.
+            if rows[row].1.len() == wanted - rows[row].0 % 3 {
+                let (at, answer) = rows.swap_remove(row);
+                cache.remove(row);
+                answers[at] = answer;
+            }
+        }
+        assert_eq!(cache.rows(), rows.len());
+        if rows.is_empty() {
+            break;
+        }
+        let last = rows.iter().map(|(_, answer)| *answer.last().unwrap());
+        let ids_b1 = Tensor::from_slice(&last.collect::<Vec<_>>()).unsqueeze(1);
+        let h_b1d = decoder.embed(&ids_b1).unwrap();
+        let states = decoder.advance(&h_b1d, SecondHalves::Mlp, &mut cache);
+        for ((_, answer), id) in rows.iter_mut().zip(likeliest(&states.unwrap())) {
+            answer.push(id);
+        }
+    }
+    for (at, (answer, prompt)) in answers.iter().zip(prompts).enumerate() {
+        let wanted = numbers(&prompt["tokens"]);
+        assert!(answer.len() > 5);
+        assert_eq!(*answer, wanted[..answer.len()], "{name}, prompt {at}");
+    }
+    prompts.len()
+}
+
+#[test]
+fn what_is_generated_is_what_transformers_generates() {
+    let json = std::fs::read(folders().join("greedy.json")).unwrap();
+    let models: BTreeMap<String, Vec<Value>> = serde_json::from_slice(&json).unwrap();
+    let prompts = models
+        .iter()
+        .map(|(name, prompts)| tch::no_grad(|| goes_on_alike(name, prompts)));
+    assert!(prompts.sum::<usize>() > 200);
+    assert_eq!(models.len(), 9);
 }

@@ -39,6 +39,13 @@ pub(super) struct Sight {
     pub(super) mask: Option<Tensor>,
 }
 
+/// Queries, keys and values, head by head.
+pub(super) struct Heads {
+    pub(super) q_bnhk: Tensor,
+    pub(super) k_btgk: Tensor,
+    pub(super) v_btgk: Tensor,
+}
+
 /// A projection, with its bias if it has one.
 #[derive(Debug)]
 struct Projection {
@@ -105,22 +112,31 @@ impl Attention {
         })
     }
 
-    /// Self-attention of `x_btd`; the queries are `queries_bnd` where only some positions are
-    /// wanted, else all. Returns `[b, n, d]`.
-    pub(super) fn forward(
+    /// Queries, keys and values of `x_btd`, turned to their positions; the queries are of
+    /// `queries_bnd` where only some positions are wanted, else of all.
+    pub(super) fn heads(
         &self,
         x_btd: &Tensor,
         queries_bnd: Option<&Tensor>,
         sight: &Sight,
         adapters: Option<&AttentionAdapters>,
-    ) -> Tensor {
-        let (q, k, v) = match (queries_bnd, adapters) {
+    ) -> Heads {
+        match (queries_bnd, adapters) {
             (None, None) => self.all(x_btd, sight),
             _ => self.some(x_btd, queries_bnd.unwrap_or(x_btd), sight, adapters),
-        };
-        let causal = sight.mask.is_none();
-        let [q, k, v] = [q, k, v].map(|x| x.transpose(1, 2));
-        let joined_bnd = attend(&q, [&k, &v], sight.mask.as_ref(), causal);
+        }
+    }
+
+    /// What the queries of `heads` take from its keys and values, `[b, n, d]`. Without a `mask` all
+    /// see all, or where that is `causal`, what is not behind them.
+    pub(super) fn mix(
+        &self,
+        heads: &Heads,
+        (mask, causal): (Option<&Tensor>, bool),
+        adapters: Option<&AttentionAdapters>,
+    ) -> Tensor {
+        let [q, k, v] = [&heads.q_bnhk, &heads.k_btgk, &heads.v_btgk].map(|x| x.transpose(1, 2));
+        let joined_bnd = attend(&q, [&k, &v], mask, causal);
         adapted(
             linear(&joined_bnd, &self.o),
             &joined_bnd,
@@ -129,7 +145,7 @@ impl Attention {
     }
 
     /// Queries, keys and values of every position: one product, one rotation where possible.
-    fn all(&self, x_btd: &Tensor, sight: &Sight) -> (Tensor, Tensor, Tensor) {
+    fn all(&self, x_btd: &Tensor, sight: &Sight) -> Heads {
         let AttentionShape {
             heads,
             groups,
@@ -147,13 +163,13 @@ impl Attention {
                 (Tensor::cat(&qk, -1), self.v.forward(x_btd))
             }
         };
-        let turned = sight.keys.turn(&self.heads(&qk));
+        let turned = sight.keys.turn(&self.split(&qk));
         let parts = turned.split_with_sizes([heads, groups], 2);
-        (
-            parts[0].shallow_clone(),
-            parts[1].shallow_clone(),
-            self.heads(&v),
-        )
+        Heads {
+            q_bnhk: parts[0].shallow_clone(),
+            k_btgk: parts[1].shallow_clone(),
+            v_btgk: self.split(&v),
+        }
     }
 
     /// Queries of some positions, keys and values of all, with or without adapters.
@@ -163,7 +179,7 @@ impl Attention {
         queries_bnd: &Tensor,
         sight: &Sight,
         adapters: Option<&AttentionAdapters>,
-    ) -> (Tensor, Tensor, Tensor) {
+    ) -> Heads {
         let q = self.q.forward(queries_bnd);
         let q = adapted(q, queries_bnd, adapters.map(|adapters| &adapters.q));
         let k = adapted(
@@ -177,15 +193,15 @@ impl Attention {
             adapters.map(|adapters| &adapters.v),
         );
         let at = sight.queries.as_ref().unwrap_or(&sight.keys);
-        (
-            at.turn(&self.heads(&q)),
-            sight.keys.turn(&self.heads(&k)),
-            self.heads(&v),
-        )
+        Heads {
+            q_bnhk: at.turn(&self.split(&q)),
+            k_btgk: sight.keys.turn(&self.split(&k)),
+            v_btgk: self.split(&v),
+        }
     }
 
     /// `[b, t, heads k]` as `[b, t, heads, k]`.
-    fn heads(&self, x: &Tensor) -> Tensor {
+    fn split(&self, x: &Tensor) -> Tensor {
         let size = x.size();
         x.view([size[0], size[1], -1, self.shape.head])
     }

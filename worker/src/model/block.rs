@@ -11,9 +11,10 @@
 use mks2_proto::job::MemoryForm;
 use tch::{Device, Kind, Tensor};
 
-use super::attention::{Attention, AttentionShape, Sight};
+use super::attention::{Attention, AttentionShape, Heads, Sight};
 use super::experts::Experts;
 use super::feed_forward::FeedForward;
+use super::lora::AttentionAdapters;
 use super::memory::Memory;
 use super::ops::rms_norm;
 use super::rotary::{Rotary, Turns};
@@ -29,6 +30,15 @@ pub enum SecondHalves<'a> {
     Memory(&'a Memory),
     /// The soft mixture of both, with adapters: stage 2.
     Experts(&'a Experts),
+}
+
+impl<'a> SecondHalves<'a> {
+    fn attention_adapters(self, layer: usize) -> Option<&'a AttentionAdapters> {
+        match self {
+            Self::Experts(experts) => experts.blocks[layer].attention.as_ref(),
+            Self::Mlp | Self::Memory(_) => None,
+        }
+    }
 }
 
 /// Positions whose states the caller wants.
@@ -122,9 +132,9 @@ pub(super) struct StackShape {
 /// The blocks and the final norm.
 #[derive(Debug)]
 pub(super) struct Stack {
-    shape: StackShape,
-    blocks: Vec<Block>,
-    norm_d: Tensor,
+    pub(super) shape: StackShape,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm_d: Tensor,
 }
 
 impl Stack {
@@ -142,6 +152,16 @@ impl Stack {
     }
 
     pub(super) fn forward(&self, h_btd: &Tensor, pass: &Pass) -> Result<States> {
+        self.forward_keeping(h_btd, pass, |_, _| {})
+    }
+
+    /// The same; `keep` is shown the keys and values of every block, numbered from 0.
+    pub(super) fn forward_keeping(
+        &self,
+        h_btd: &Tensor,
+        pass: &Pass,
+        mut keep: impl FnMut(usize, &Heads),
+    ) -> Result<States> {
         self.check(h_btd, pass)?;
         let size = h_btd.size();
         let plan = Plan::new(&self.shape, pass, [size[0], size[1]], h_btd.device());
@@ -153,12 +173,8 @@ impl Stack {
         let mut h = h_btd.shallow_clone();
         for (layer, block) in self.blocks.iter().enumerate() {
             let is_last = layer + 1 == self.blocks.len();
-            h = block.attend(
-                &h,
-                pass,
-                layer,
-                if is_last { &plan.last } else { &plan.inner },
-            );
+            let view = if is_last { &plan.last } else { &plan.inner };
+            h = block.attend(&h, pass, layer, view, &mut keep);
             let (out, scores) = block.second_half(&h, pass, layer);
             // Not in place: the norm's backward pass needs h as it was.
             h = &h + out;
@@ -280,16 +296,16 @@ impl Plan {
 }
 
 /// What queries may see.
-struct Seen<'a> {
-    keys_t: &'a Tensor,
-    window: Option<i64>,
+pub(super) struct Seen<'a> {
+    pub(super) keys_t: &'a Tensor,
+    pub(super) window: Option<i64>,
     /// Keys that are there.
-    real_bt: Option<&'a Tensor>,
+    pub(super) real_bt: Option<&'a Tensor>,
 }
 
 impl Seen<'_> {
     /// Which keys each query may see, `[b or 1, 1, n, t]`.
-    fn by(&self, queries: &Tensor) -> Tensor {
+    pub(super) fn by(&self, queries: &Tensor) -> Tensor {
         let queries = queries.unsqueeze(-1);
         let mut seen = self.keys_t.le_tensor(&queries);
         if let Some(window) = self.window {
@@ -317,7 +333,7 @@ impl View {
 
 /// One block.
 #[derive(Debug)]
-struct Block {
+pub(super) struct Block {
     norm_d: Tensor,
     attention: Attention,
     second_norm_d: Tensor,
@@ -340,23 +356,46 @@ impl Block {
     }
 
     /// `h_s`: self-attention and its residual, at the positions of `view`.
-    fn attend(&self, h_btd: &Tensor, pass: &Pass, layer: usize, view: &View) -> Tensor {
-        let adapters = match pass.second {
-            SecondHalves::Experts(experts) => experts.blocks[layer].attention.as_ref(),
-            _ => None,
-        };
+    fn attend(
+        &self,
+        h_btd: &Tensor,
+        pass: &Pass,
+        layer: usize,
+        view: &View,
+        keep: &mut impl FnMut(usize, &Heads),
+    ) -> Tensor {
+        let adapters = pass.second.attention_adapters(layer);
         let x_btd = rms_norm(h_btd, &self.norm_d, self.eps);
-        match view.select {
-            Selection::All => h_btd + self.attention.forward(&x_btd, None, &view.sight, adapters),
-            _ => {
-                let queries_bnd = view.select(&x_btd);
-                let queries = Some(&queries_bnd);
-                view.select(h_btd)
-                    + self
-                        .attention
-                        .forward(&x_btd, queries, &view.sight, adapters)
-            }
-        }
+        let (residual_bnd, queries_bnd) = match view.select {
+            Selection::All => (h_btd.shallow_clone(), None),
+            _ => (view.select(h_btd), Some(view.select(&x_btd))),
+        };
+        let sight = &view.sight;
+        let heads = self
+            .attention
+            .heads(&x_btd, queries_bnd.as_ref(), sight, adapters);
+        keep(layer, &heads);
+        let sees = (sight.mask.as_ref(), sight.mask.is_none());
+        residual_bnd + self.attention.mix(&heads, sees, adapters)
+    }
+
+    /// The block at one further position of each row: `keep` adds its key and value to those of the
+    /// positions before, and gives all.
+    pub(super) fn advance(
+        &self,
+        h_b1d: &Tensor,
+        second: SecondHalves<'_>,
+        layer: usize,
+        sight: &Sight,
+        keep: impl FnOnce(Heads) -> Heads,
+    ) -> Tensor {
+        let adapters = second.attention_adapters(layer);
+        let x_b1d = rms_norm(h_b1d, &self.norm_d, self.eps);
+        let heads = keep(self.attention.heads(&x_b1d, None, sight, adapters));
+        let sees = (sight.mask.as_ref(), false);
+        let h_b1d = h_b1d + self.attention.mix(&heads, sees, adapters);
+        let (out, _) = self.second_half(&h_b1d, &Pass::new(second), layer);
+        h_b1d + out
     }
 
     /// What the second half adds to `h_s`, and the mixture's scores if they are recorded.

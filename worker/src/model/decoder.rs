@@ -9,7 +9,8 @@ use mks2_proto::job;
 use tch::Tensor;
 
 use super::attention::AttentionShape;
-use super::block::{Pass, Stack, StackShape, States, look_up};
+use super::block::{Pass, SecondHalves, Stack, StackShape, States, look_up};
+use super::cache::Cache;
 use super::ops::linear;
 use super::rotary::Turns;
 use super::weights::expect_shape;
@@ -74,6 +75,35 @@ impl Decoder {
     /// If a shape does not fit, or a block is asked for that does not exist.
     pub fn forward(&self, h_btd: &Tensor, pass: &Pass) -> Result<States> {
         self.stack.forward(h_btd, pass)
+    }
+
+    /// Reads new rows of input embeddings `h_btd`, padded on the right behind `lengths`, into
+    /// `cache`; gives the normed states of the last position of each, `[b, 1, d]`.
+    ///
+    /// # Errors
+    /// If a shape does not fit.
+    pub fn read(
+        &self,
+        h_btd: &Tensor,
+        lengths: &[i64],
+        second: SecondHalves<'_>,
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
+        self.stack.read(h_btd, lengths, second, cache)
+    }
+
+    /// One further position of every row of `cache`, from its input embedding `h_b1d`; gives the
+    /// normed states, `[b, 1, d]`.
+    ///
+    /// # Errors
+    /// If a shape does not fit.
+    pub fn advance(
+        &self,
+        h_b1d: &Tensor,
+        second: SecondHalves<'_>,
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
+        self.stack.advance(h_b1d, second, cache)
     }
 
     /// Logits `[.., V]` of normed states `[.., d]`.

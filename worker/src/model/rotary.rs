@@ -24,6 +24,7 @@ pub(super) struct Turns {
 }
 
 /// Rotary tables that broadcast over `[b, length, heads, k]`.
+#[derive(Debug)]
 pub(super) struct Rotary {
     cos: Tensor,
     sin_signed: Tensor,

@@ -6,7 +6,8 @@ Needs torch, transformers and safetensors as in requirements.txt. Each folder is
 `save_pretrained` wrote, beside `expected.safetensors`: `input/*`, `output/*` and `output_bf16/*`, of the
 same model in bf16. A decoder's outputs are its logits and the states behind each block, the last one normed; a visual encoder's are its
 global feature and the patch features behind the last block but one. `base-decoder` and `base-vision` are there to be trained on: in
-half precision, with a tokenizer, and `tokens.json` with what it makes of some texts.
+half precision, with a tokenizer, and `tokens.json` with what it makes of some texts, and how the model goes on from them.
+`greedy.json` has what each decoder generates from random prompts.
 """
 
 import json
@@ -33,6 +34,8 @@ from transformers import (
 
 VOCAB = 53
 TOKENS = 24
+PROMPTS = 23
+NEW = 12
 SMALL = {
     "vocab_size": VOCAB,
     "hidden_size": 24,
@@ -142,6 +145,22 @@ def outputs(model, inputs):
     return {"logits": seen.logits} | states
 
 
+def greedy(model, prompt, count):
+    """The `count` likeliest tokens behind `prompt`, whatever they are."""
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([prompt])
+    found = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, pad_token_id=0
+    )
+    return found[0, len(prompt) :].tolist()
+
+
+def continuations(model):
+    """Of prompts of all lengths, some longer than a sliding window."""
+    prompts = [torch.randint(VOCAB, (1 + number,)).tolist() for number in range(PROMPTS)]
+    return [{"prompt": prompt, "tokens": greedy(model, prompt, NEW)} for prompt in prompts]
+
+
 BEGIN, END = "<|begin|>", "<|end|>"
 TEXTS = [
     "the red fox",
@@ -184,12 +203,17 @@ def base(out: Path) -> None:
         (out / name / "generation_config.json").unlink(missing_ok=True)
     made = tokenizer()
     made.save_pretrained(out / "base-decoder")
-    expected = [{"text": text, "ids": made(text)["input_ids"]} for text in TEXTS]
+    model = LlamaForCausalLM.from_pretrained(out / "base-decoder", dtype=torch.float32)
+    expected = []
+    for text in TEXTS:
+        ids = made(text)["input_ids"]
+        expected.append({"text": text, "ids": ids, "greedy": greedy(model, ids, NEW)})
     (out / "base-decoder" / "tokens.json").write_text(json.dumps(expected, ensure_ascii=False, indent=1) + "\n")
 
 
 def main(out: Path) -> None:
     base(out)
+    generated = {}
     for number, (name, build) in enumerate(CASES.items()):
         model = build().eval()
         # Half as large as usual: attention that decides sharply turns the last bits of bf16 into percents.
@@ -202,6 +226,8 @@ def main(out: Path) -> None:
         with torch.no_grad():
             inputs = inputs_of(model)
             found = outputs(model, inputs)
+            if not hasattr(model, "vision_model"):
+                generated[name] = continuations(model)
             rounded = outputs(model.to(torch.bfloat16), inputs)
         groups = {"input": inputs, "output": found, "output_bf16": rounded}
         tensors = {
@@ -210,6 +236,7 @@ def main(out: Path) -> None:
             for key, value in values.items()
         }
         save_file(tensors, folder / "expected.safetensors")
+    (out / "greedy.json").write_text(json.dumps(generated, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

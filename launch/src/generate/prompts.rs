@@ -1,0 +1,146 @@
+//! What is asked.
+
+use std::io::Read;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use mks2_proto::failure::Failure;
+use mks2_proto::generate::{Prompt, Sampling};
+use serde::Deserialize;
+
+use super::GenerateArgs;
+
+/// Largest file of a picture, bytes; the decoder has limits of its own.
+const MOST_PICTURE: u64 = 64 << 20;
+
+/// A prompt, and what messages call it.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) prompt: Prompt,
+    /// `--prompt 2`, or `questions.jsonl, line 7`.
+    pub(super) name: String,
+}
+
+/// A line of a file of prompts.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    #[serde(default)]
+    prompt: String,
+    image: Option<String>,
+}
+
+/// The prompts of a command line, numbered from 0.
+///
+/// # Errors
+/// None at all or a bad line (exit 2), pictures that cannot be read (4), a file (5).
+pub(super) fn collect(args: &GenerateArgs) -> Result<Vec<Asked>, Failure> {
+    let asked = match &args.file {
+        Some(path) => of_file(path)?,
+        None => of_options(args)?,
+    };
+    if asked.is_empty() {
+        return Err(Failure::usage(
+            "nothing is asked",
+            "there is no prompt",
+            "give --prompt TEXT, --image FILE, or --prompts FILE",
+        ));
+    }
+    let settled = (0..).zip(asked).map(|(id, mut one)| {
+        one.prompt = Prompt {
+            id,
+            raw: args.raw,
+            max_tokens: args.max_tokens.map(std::num::NonZeroU32::get),
+            sampling: Sampling {
+                seed: args.seed.wrapping_add(id),
+                ..args.sampling()
+            },
+            stop: args.stop.clone(),
+            ..one.prompt
+        };
+        one
+    });
+    Ok(settled.collect())
+}
+
+fn of_options(args: &GenerateArgs) -> Result<Vec<Asked>, Failure> {
+    let picture = args.image.as_deref().map(|path| picture(path, "--image"));
+    let picture = picture.transpose()?;
+    let texts = match (args.prompts.is_empty(), &picture) {
+        (true, Some(_)) => vec![String::new()],
+        _ => args.prompts.clone(),
+    };
+    let asked = (1..).zip(texts).map(|(number, text)| Asked {
+        prompt: Prompt {
+            text,
+            picture: picture.clone(),
+            ..Prompt::default()
+        },
+        name: format!("prompt {number}"),
+    });
+    Ok(asked.collect())
+}
+
+fn of_file(path: &Path) -> Result<Vec<Asked>, Failure> {
+    let (text, file) = if path.as_os_str() == "-" {
+        let mut text = String::new();
+        let read = std::io::stdin().read_to_string(&mut text);
+        read.map_err(|error| Failure::io("standard input cannot be read", error))?;
+        (text, "standard input".to_owned())
+    } else {
+        let text = std::fs::read_to_string(path);
+        let file = path.display().to_string();
+        (text.map_err(|error| unreadable(&file, error))?, file)
+    };
+    let lines = (1..).zip(text.lines());
+    let lines = lines.filter(|(_, line)| !line.trim().is_empty());
+    lines
+        .map(|(number, line)| {
+            let name = format!("{file}, line {number}");
+            let line: Line = serde_json::from_str(line).map_err(|error| {
+                Failure::usage(
+                    format!("{name}: it is no prompt"),
+                    error.to_string(),
+                    r#"write {"prompt": "TEXT"}, or {"prompt": "TEXT", "image": "FILE"}"#,
+                )
+            })?;
+            let image = line.image.as_deref();
+            let picture = image.map(|image| picture(Path::new(image), &name));
+            Ok(Asked {
+                prompt: Prompt {
+                    text: line.prompt,
+                    picture: picture.transpose()?,
+                    ..Prompt::default()
+                },
+                name,
+            })
+        })
+        .collect()
+}
+
+/// A picture's file in base64.
+fn picture(path: &Path, asked_by: &str) -> Result<String, Failure> {
+    let file = path.display().to_string();
+    let size = std::fs::metadata(path).map_err(|error| unreadable(&file, error))?;
+    if size.len() > MOST_PICTURE {
+        return Err(Failure::data(
+            format!("{asked_by}: {file} is too large for a picture"),
+            format!("it has {} bytes, more than {MOST_PICTURE}", size.len()),
+            "give a smaller one",
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(|error| unreadable(&file, error))?;
+    Ok(STANDARD.encode(bytes))
+}
+
+fn unreadable(file: &str, error: std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::usage(
+            format!("there is no file {file}"),
+            "its name was given on the command line or in the file of prompts",
+            "names are relative to the current directory",
+        ),
+        _ => Failure::io(format!("{file} cannot be read"), error),
+    }
+}

@@ -1,0 +1,276 @@
+//! Many answers side by side: whenever one is complete, another prompt takes its place.
+//!
+//! ```text
+//! admit     prompts are read together, each gets its first token
+//! advance   one more token for every answer
+//! ```
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use mks2_proto::failure::Failure;
+use mks2_proto::generate::{End, Event, Prompt, Sampling, Words};
+use tch::{Kind, Tensor};
+
+use super::refused;
+use super::sample::choose;
+use super::speaker::Speaker;
+use super::writer::Writer;
+use crate::model::Cache;
+use crate::objective::to_floats;
+
+/// The answers under way.
+pub(super) struct Engine<'a> {
+    speaker: &'a Speaker,
+    cache: Cache,
+    /// In the order of the cache's rows.
+    answers: Vec<Answer<'a>>,
+}
+
+/// One of them.
+struct Answer<'a> {
+    id: u64,
+    sampling: Sampling,
+    writer: Writer<'a>,
+    prompt_tokens: u32,
+    most: usize,
+    tokens: Vec<u32>,
+    is_over: Option<End>,
+}
+
+/// A prompt that can be read.
+struct Ready {
+    prompt: Prompt,
+    ids: Vec<i64>,
+    picture: Option<Vec<u8>>,
+    most: usize,
+}
+
+impl<'a> Engine<'a> {
+    pub(super) fn new(speaker: &'a Speaker) -> Self {
+        Self {
+            speaker,
+            cache: Cache::default(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// Answers under way.
+    pub(super) fn len(&self) -> usize {
+        self.answers.len()
+    }
+
+    /// Begins to answer these, as far as they can be answered.
+    ///
+    /// # Errors
+    /// When the model cannot compute any more.
+    pub(super) fn admit(&mut self, prompts: Vec<Prompt>) -> Result<Vec<Event>, Failure> {
+        let (mut events, mut ready) = (Vec::new(), Vec::new());
+        for prompt in prompts {
+            let id = prompt.id;
+            match self.prepare(prompt) {
+                Ok(one) => ready.push(one),
+                Err(failure) => events.push(Event::Refused {
+                    id,
+                    why: Words::from(&failure),
+                }),
+            }
+        }
+        if ready.is_empty() {
+            return Ok(events);
+        }
+        let rows = self.rows(&ready)?;
+        let lengths: Vec<i64> = rows.iter().map(|row_td| row_td.size()[0]).collect();
+        let longest = lengths.iter().max().copied().unwrap_or_default();
+        let padded = rows.iter().map(|row_td| {
+            let missing = longest - row_td.size()[0];
+            row_td.constant_pad_nd([0, 0, 0, missing])
+        });
+        let h_btd = Tensor::stack(&padded.collect::<Vec<_>>(), 0);
+        let speaker = self.speaker;
+        let halves = speaker.halves();
+        let states_b1d = speaker
+            .decoder
+            .read(&h_btd, &lengths, halves, &mut self.cache)?;
+        let first = self.answers.len();
+        for (one, length) in ready.into_iter().zip(lengths) {
+            self.answers.push(Answer {
+                id: one.prompt.id,
+                sampling: one.prompt.sampling,
+                writer: Writer::new(&speaker.encoder, &one.ids, one.prompt.stop),
+                prompt_tokens: u32::try_from(length).unwrap_or(u32::MAX),
+                most: one.most,
+                tokens: Vec::new(),
+                is_over: None,
+            });
+        }
+        events.extend(self.take(&states_b1d, first)?);
+        Ok(events)
+    }
+
+    /// One more token for every answer.
+    ///
+    /// # Errors
+    /// When the model cannot compute any more.
+    pub(super) fn advance(&mut self) -> Result<Vec<Event>, Failure> {
+        let last = |answer: &Answer<'_>| answer.tokens.last().copied().unwrap_or_default();
+        let ids: Vec<i64> = self.answers.iter().map(|one| last(one).into()).collect();
+        let ids_b1 = Tensor::from_slice(&ids)
+            .unsqueeze(1)
+            .to_device(self.speaker.device);
+        let h_b1d = self.speaker.decoder.embed(&ids_b1)?;
+        let halves = self.speaker.halves();
+        let decoder = &self.speaker.decoder;
+        let states_b1d = decoder.advance(&h_b1d, halves, &mut self.cache)?;
+        self.take(&states_b1d, 0)
+    }
+
+    /// What a prompt needs, before anything is computed.
+    fn prepare(&self, prompt: Prompt) -> Result<Ready, Failure> {
+        prompt.sampling.check()?;
+        let ids = self.speaker.ids(&prompt)?;
+        let picture = match &prompt.picture {
+            None => None,
+            Some(text) => {
+                let file = STANDARD.decode(text).map_err(|error| {
+                    refused(
+                        "the picture cannot be read",
+                        format!("it is no base64: {error}"),
+                        "send the bytes of a PNG, JPEG or WebP file in base64",
+                    )
+                })?;
+                Some(self.speaker.picture(&file)?)
+            }
+        };
+        if ids.is_empty() && picture.is_none() {
+            return Err(refused(
+                "the prompt is empty",
+                "the tokenizer puts nothing before a text, so that there is nothing to go on from",
+                "give a text",
+            ));
+        }
+        let positions = self.speaker.positions;
+        if ids.len() >= positions {
+            return Err(refused(
+                format!("the prompt is too long: {} tokens", ids.len()),
+                format!(
+                    "the model has positions for {positions} tokens of text, the answer included"
+                ),
+                "shorten the prompt",
+            ));
+        }
+        let room = positions - ids.len();
+        let wanted = prompt.max_tokens.map_or(room, |most| most as usize);
+        if wanted == 0 {
+            return Err(refused(
+                "nothing is to be generated",
+                "the largest number of tokens is 0",
+                "ask for one or more",
+            ));
+        }
+        Ok(Ready {
+            most: wanted.min(room),
+            prompt,
+            ids,
+            picture,
+        })
+    }
+
+    /// Input embeddings of each prompt, `[t, d]`: a picture stands before the text.
+    fn rows(&self, ready: &[Ready]) -> Result<Vec<Tensor>, Failure> {
+        let speaker = self.speaker;
+        let pictures: Vec<Vec<u8>> = ready.iter().filter_map(|one| one.picture.clone()).collect();
+        let soft_bpd = match pictures.is_empty() {
+            true => None,
+            false => Some(speaker.look(&pictures)?),
+        };
+        let mut seen = 0;
+        let rows = ready.iter().map(|one| {
+            let ids_1t = Tensor::from_slice(&one.ids)
+                .unsqueeze(0)
+                .to_device(speaker.device);
+            let text_td = speaker.decoder.embed(&ids_1t)?.squeeze_dim(0);
+            Ok(match (&soft_bpd, &one.picture) {
+                (Some(soft_bpd), Some(_)) => {
+                    seen += 1;
+                    Tensor::cat(&[soft_bpd.get(seen - 1), text_td], 0)
+                }
+                _ => text_td,
+            })
+        });
+        rows.collect()
+    }
+
+    /// The next token of the answers from `first` on, by the states of their last positions; those that
+    /// are complete leave.
+    fn take(&mut self, states_b1d: &Tensor, first: usize) -> Result<Vec<Event>, Failure> {
+        let logits_bv = self.speaker.decoder.logits(&states_b1d.squeeze_dim(1));
+        let width = logits_bv.size()[1] as usize;
+        let logits = to_floats(&logits_bv.to_kind(Kind::Float))?;
+        let end = self.speaker.encoder.end();
+        let mut events = Vec::new();
+        for (answer, logits) in self.answers[first..].iter_mut().zip(logits.chunks(width)) {
+            match answer.take(logits, end) {
+                Ok(new) => events.extend(new),
+                Err(failure) => {
+                    answer.is_over = Some(End::Stop);
+                    events.push(Event::Refused {
+                        id: answer.id,
+                        why: Words::from(&failure),
+                    });
+                }
+            }
+        }
+        for row in (first..self.answers.len()).rev() {
+            if self.answers[row].is_over.is_some() {
+                self.answers.swap_remove(row);
+                self.cache.remove(row);
+            }
+        }
+        Ok(events)
+    }
+}
+
+impl Answer<'_> {
+    /// One more token by these logits.
+    fn take(&mut self, logits: &[f32], end: i64) -> Result<Vec<Event>, Failure> {
+        let position = self.tokens.len() as u64;
+        let token = choose(logits, &self.sampling, position).ok_or_else(|| {
+            Failure::checkpoint(
+                "the model cannot say how to go on",
+                format!("its logits after {position} tokens of the answer are no numbers"),
+                "look for infinite or undefined weights in the model",
+            )
+        })?;
+        let mut text = String::new();
+        if i64::from(token) == end {
+            self.is_over = Some(End::Stop);
+        } else {
+            self.tokens.push(token);
+            text = self.writer.push(token)?;
+            if self.writer.is_over() {
+                self.is_over = Some(End::Stop);
+            } else if self.tokens.len() >= self.most {
+                self.is_over = Some(End::Length);
+            }
+        }
+        let mut events = Vec::new();
+        if let Some(end) = self.is_over {
+            text += &self.writer.finish()?;
+            // The last characters may complete a stop text.
+            let end = match self.writer.is_over() {
+                true => End::Stop,
+                false => end,
+            };
+            events.push(Event::Done {
+                id: self.id,
+                end,
+                prompt_tokens: self.prompt_tokens,
+                tokens: std::mem::take(&mut self.tokens),
+            });
+        }
+        if !text.is_empty() {
+            events.insert(0, Event::Text { id: self.id, text });
+        }
+        Ok(events)
+    }
+}

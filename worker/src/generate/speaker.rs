@@ -1,0 +1,355 @@
+//! A model that can be asked: read from a run's checkpoints or from a folder, whole and frozen.
+
+use std::sync::Arc;
+
+use mks2_dataset::picture;
+use mks2_dataset::pretrained::base::{self, Part};
+use mks2_dataset::pretrained::config::Described;
+use mks2_dataset::pretrained::{Folder, tokens};
+use mks2_dataset::row::{Row, render};
+use mks2_proto::failure::Failure;
+use mks2_proto::generate::{Prompt, Source, Trained};
+use mks2_proto::job::{self, Job, Stage, StageKind, load};
+use safetensors::Dtype;
+use tch::{Device, Kind, Tensor};
+use tokio::runtime::Handle;
+
+use super::refused;
+use crate::checkpoint::{self, Checkpoint, CheckpointStore, Expected};
+use crate::evaluate::ancestry;
+use crate::lineage::{Lineage, StageResult};
+use crate::model::{Bridge, Decoder, Memory, SecondHalves, Vision, Weights};
+use crate::objective::experts::experts;
+use crate::pixels::to_pixels;
+use crate::pretrained;
+use crate::saver::TOKENIZER;
+use crate::text::TextEncoder;
+
+/// A language model, its memories and eyes, and how it was trained to be asked.
+pub(super) struct Speaker {
+    pub(super) encoder: Arc<TextEncoder>,
+    pub(super) decoder: Decoder,
+    halves: Halves,
+    eyes: Option<Eyes>,
+    form: Form,
+    /// Tokens of text that it has positions for.
+    pub(super) positions: usize,
+    pub(super) device: Device,
+}
+
+/// What stands in the second halves of the blocks.
+enum Halves {
+    Mlp,
+    Memory(Memory),
+    Experts(crate::model::Experts),
+}
+
+/// What sees pictures.
+struct Eyes {
+    vision: Vision,
+    bridge: Bridge,
+    side: u32,
+}
+
+/// How texts are presented to the model.
+enum Form {
+    /// As the tokenizer does it.
+    Published,
+    /// As stages here begin their texts.
+    Text,
+    /// As the questions of an `experts` stage.
+    Question(Box<job::Experts>),
+}
+
+impl Speaker {
+    /// Reads what `source` names.
+    ///
+    /// # Errors
+    /// When something is missing, damaged or of another job, or the stage cannot be asked.
+    pub(super) fn open(source: &Source, device: Device, runtime: &Handle) -> Result<Self, Failure> {
+        match source {
+            Source::Folder { url } => Self::of_folder(url, device, runtime),
+            Source::Run {
+                job_toml,
+                url,
+                stage,
+                trained,
+            } => {
+                let job = load::parse(job_toml)?;
+                let reader = Reader {
+                    job: &job,
+                    store: CheckpointStore::open(url)?,
+                    trained,
+                    device,
+                    runtime,
+                };
+                reader.speaker(stage)
+            }
+        }
+    }
+
+    fn of_folder(url: &str, device: Device, runtime: &Handle) -> Result<Self, Failure> {
+        let folder = Folder::open(url)?;
+        let described = runtime.block_on(base::read(&folder))?;
+        let Described::Decoder(language) = &described else {
+            return Err(Failure::settings(
+                format!("{} cannot be asked", folder.location()),
+                "its config.json describes a visual encoder",
+                "name the folder of a language model, or a run",
+            ));
+        };
+        let part = runtime.block_on(Part::open(&folder, &described))?;
+        let files = runtime.block_on(tokens::read(&folder))?;
+        let positions = language.shape.max_text_tokens as usize;
+        let encoder = TextEncoder::pretrained(&files, language.vocab_size, positions)?;
+        let weights = pretrained::part(&part, device, runtime)?;
+        Ok(Self {
+            decoder: Decoder::new(&language.shape, language.vocab_size, &weights)?,
+            encoder: encoder.into(),
+            halves: Halves::Mlp,
+            eyes: None,
+            form: Form::Published,
+            positions,
+            device,
+        })
+    }
+
+    /// What stands in the second halves of the blocks.
+    pub(super) fn halves(&self) -> SecondHalves<'_> {
+        match &self.halves {
+            Halves::Mlp => SecondHalves::Mlp,
+            Halves::Memory(memory) => SecondHalves::Memory(memory),
+            Halves::Experts(experts) => SecondHalves::Experts(experts),
+        }
+    }
+
+    /// Whether it can be shown pictures.
+    pub(super) fn sees(&self) -> bool {
+        self.eyes.is_some()
+    }
+
+    /// The tokens of a prompt's text.
+    ///
+    /// # Errors
+    /// When the stage's template wants more than a question.
+    pub(super) fn ids(&self, prompt: &Prompt) -> Result<Vec<i64>, Failure> {
+        let opened = |text: &str, closing: Option<i64>| {
+            let mut ids = self.encoder.opening().to_vec();
+            ids.extend(self.encoder.ids(text)?);
+            ids.extend(closing);
+            Ok(ids)
+        };
+        match &self.form {
+            Form::Published => self.encoder.published(&prompt.text),
+            Form::Question(settings) if !prompt.raw => {
+                let row = Row {
+                    question: Some(prompt.text.clone()),
+                    ..Row::default()
+                };
+                let question = render(&settings.question, &row).map_err(|error| {
+                    Failure::usage(
+                        "the stage cannot be asked a question alone",
+                        error.to_string(),
+                        "give the whole text as it was trained on, with --raw",
+                    )
+                })?;
+                let end = settings.answer_after_end.then(|| self.encoder.end());
+                opened(&question, end)
+            }
+            Form::Text | Form::Question(_) => opened(&prompt.text, None),
+        }
+    }
+
+    /// Soft tokens `[b, p, d]` of pictures as their files have them.
+    ///
+    /// # Errors
+    /// When the model cannot see.
+    pub(super) fn look(&self, pictures: &[Vec<u8>]) -> Result<Tensor, Failure> {
+        let eyes = self.eyes()?;
+        let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+        let pixels = to_pixels(&pictures, eyes.side as usize, self.device);
+        let seen = eyes.vision.forward(&pixels)?;
+        Ok(eyes.bridge.forward(&seen.patches_bpv)?)
+    }
+
+    /// A picture's file as the encoder wants it: RGB bytes of a square.
+    ///
+    /// # Errors
+    /// When the model cannot see, or the file is no picture that can be read.
+    pub(super) fn picture(&self, file: &[u8]) -> Result<Vec<u8>, Failure> {
+        let side = self.eyes()?.side;
+        let decoded = picture::decode(file, &picture::Limits::default());
+        let square = decoded.and_then(|decoded| picture::resize_square(&decoded, side));
+        Ok(square
+            .map_err(|error| {
+                Failure::data(
+                    "the picture cannot be read",
+                    error.to_string(),
+                    "give a PNG, JPEG or WebP file",
+                )
+            })?
+            .pixels)
+    }
+
+    fn eyes(&self) -> Result<&Eyes, Failure> {
+        self.eyes.as_ref().ok_or_else(|| {
+            refused(
+                "the model cannot be shown pictures",
+                "nothing connects a visual encoder to it",
+                "leave the picture out, or ask a memory stage or one that builds on it",
+            )
+        })
+    }
+}
+
+/// Reads the stages of a run.
+struct Reader<'a> {
+    job: &'a Job,
+    store: CheckpointStore,
+    trained: &'a [Trained],
+    device: Device,
+    runtime: &'a Handle,
+}
+
+impl Reader<'_> {
+    fn speaker(&self, name: &str) -> Result<Speaker, Failure> {
+        let names = ancestry(self.job, name)?;
+        let mut lineage = Lineage::default();
+        let mut positions = self.job.model.decoder.max_text_tokens as usize;
+        for name in &names {
+            let stage = self.stage(name)?;
+            let result = match &stage.pretrained {
+                Some(models) => {
+                    positions = self.positions(&models.decoder)?;
+                    pretrained::load(self.job, models, self.device, self.runtime)?
+                }
+                None => self.result(stage, &lineage)?,
+            };
+            lineage.insert(name, result);
+        }
+        let weights = lineage.weights(&names)?;
+        let encoder = lineage.encoder(&names)?;
+        let stage = self.stage(name)?;
+        let model = &self.job.model;
+        let (halves, form) = match stage.kind {
+            StageKind::Memory => {
+                let memory = Memory::new(model, name, &weights)?;
+                (Halves::Memory(memory), Form::Text)
+            }
+            StageKind::Experts => {
+                let settings = stage.experts.clone().unwrap_or_default();
+                let experts = experts(self.job, &settings, &weights)?;
+                (Halves::Experts(experts), Form::Question(settings.into()))
+            }
+            StageKind::Bootstrap | StageKind::Pretrained => (Halves::Mlp, Form::Text),
+            StageKind::Evaluate => {
+                return Err(refused(
+                    format!("stage '{name}' cannot be asked"),
+                    "it trains no model",
+                    "name a stage that does",
+                ));
+            }
+        };
+        let eyes = match weights.contains("bridge.weight") {
+            true => Some(Eyes {
+                vision: Vision::new(&model.vision, &weights)?,
+                bridge: Bridge::new(model, &weights)?,
+                side: model.vision.image_size,
+            }),
+            false => None,
+        };
+        Ok(Speaker {
+            decoder: Decoder::new(&model.decoder, encoder.vocab_size(), &weights)?,
+            encoder,
+            halves,
+            eyes,
+            form,
+            positions,
+            device: self.device,
+        })
+    }
+
+    fn stage(&self, name: &str) -> Result<&Stage, Failure> {
+        let stage = self.job.stages.iter().find(|stage| stage.name == name);
+        stage.ok_or_else(|| {
+            refused(
+                format!("the run has no stage '{name}'"),
+                "the job does not know it",
+                "name one of its stages",
+            )
+        })
+    }
+
+    /// The longest text that a published model was made for.
+    fn positions(&self, url: &str) -> Result<usize, Failure> {
+        let folder = Folder::open(url)?;
+        let described = self.runtime.block_on(base::read(&folder))?;
+        Ok(match described {
+            Described::Decoder(language) => language.shape.max_text_tokens as usize,
+            Described::Vision(_) => 0,
+        })
+    }
+
+    /// What a stage has trained, from its checkpoint.
+    fn result(&self, stage: &Stage, lineage: &Lineage) -> Result<StageResult, Failure> {
+        let trained = self.trained.iter().find(|one| one.stage == stage.name);
+        let trained = trained.ok_or_else(|| {
+            refused(
+                format!("stage '{}' cannot be read", stage.name),
+                "the run has no checkpoint of it so far",
+                "wait for one, or name an earlier stage",
+            )
+        })?;
+        let expected = Expected {
+            seed: Some(self.job.seed),
+            bases: Some(lineage.digests(&stage.from)?),
+            ..Expected::default()
+        };
+        let read = self.store.load(
+            &trained.manifest_path,
+            Some(&trained.manifest_digest),
+            &expected,
+            &[checkpoint::Kind::Weights, checkpoint::Kind::Tokenizer],
+        );
+        let checkpoint = self.runtime.block_on(read)?;
+        let (weights, weights_digest) = self.weights(&checkpoint)?;
+        let max_tokens = self.job.model.decoder.max_text_tokens as usize;
+        let tokenizer = checkpoint.tensor(checkpoint::Kind::Tokenizer, TOKENIZER);
+        let encoder = tokenizer
+            .map(|file| TextEncoder::from_json(&file.data, max_tokens))
+            .transpose()?;
+        Ok(StageResult {
+            weights,
+            weights_digest,
+            encoder: encoder.map(Arc::new),
+        })
+    }
+
+    /// The weights of a checkpoint, and their digest as [`StageResult`] has it.
+    fn weights(&self, checkpoint: &Checkpoint) -> Result<(Weights, String), Failure> {
+        let mut weights = Weights::new();
+        let mut hasher = blake3::Hasher::new();
+        let mut names: Vec<&str> = checkpoint
+            .manifest
+            .weights()
+            .map(|(name, _)| name)
+            .collect();
+        names.sort_unstable();
+        for name in names {
+            let tensor = checkpoint.tensor(checkpoint::Kind::Weights, name);
+            let tensor = tensor.filter(|tensor| tensor.dtype == Dtype::F32);
+            let tensor = tensor.ok_or_else(|| {
+                Failure::checkpoint(
+                    "a checkpoint cannot be used",
+                    format!("it has no weight '{name}' in fp32"),
+                    "see what is wrong with `mks2 ledger verify RUN --deep`",
+                )
+            })?;
+            hasher.update(&tensor.data);
+            let shape: Vec<i64> = tensor.shape.iter().map(|size| *size as i64).collect();
+            let values = Tensor::from_data_size(&tensor.data, &shape, Kind::Float);
+            weights.insert_frozen(name, &values.to_device(self.device));
+        }
+        Ok((weights, hasher.finalize().to_hex().to_string()))
+    }
+}

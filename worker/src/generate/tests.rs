@@ -1,0 +1,247 @@
+//! The conversation, with a published model.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use mks2_proto::generate::{End, Sampling, Source};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pretrained/base-decoder")
+}
+
+fn opening(batch: u32) -> Opening {
+    Opening {
+        model: Source::Folder {
+            url: model().display().to_string(),
+        },
+        device: "cpu".into(),
+        threads: 1,
+        batch,
+    }
+}
+
+fn prompt(id: u64, text: &str) -> Prompt {
+    Prompt {
+        id,
+        text: text.into(),
+        max_tokens: Some(12),
+        ..Prompt::default()
+    }
+}
+
+/// All events of a conversation, and how it ended.
+fn conversation(lines: &[Value]) -> (Vec<Event>, Result<(), Failure>) {
+    let input: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let mut output = Vec::new();
+    let ended = run_with(Cursor::new(input), &mut output, |_| ());
+    let output = String::from_utf8(output).expect("UTF-8");
+    let events = output
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("an event"));
+    (events.collect(), ended)
+}
+
+/// An answer: text, tokens, why it is complete.
+type Answer = (String, Vec<u32>, End);
+
+/// The answers by prompt, and those that were refused.
+fn answers(batch: u32, prompts: &[Prompt]) -> (BTreeMap<u64, Answer>, BTreeMap<u64, Words>) {
+    let mut lines = vec![json!(opening(batch))];
+    lines.extend(prompts.iter().map(|prompt| json!(prompt)));
+    let (events, ended) = conversation(&lines);
+    ended.expect("a good conversation");
+    let (mut texts, mut done, mut refused) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    assert_eq!(
+        events[0],
+        Event::Ready {
+            positions: 128,
+            sees: false
+        }
+    );
+    for event in events.into_iter().skip(1) {
+        match event {
+            Event::Text { id, text } => {
+                assert!(!done.contains_key(&id), "text behind the end");
+                texts.entry(id).or_insert_with(String::new).push_str(&text);
+            }
+            Event::Done {
+                id, end, tokens, ..
+            } => {
+                let text: String = texts.remove(&id).unwrap_or_default();
+                assert!(done.insert(id, (text, tokens, end)).is_none());
+            }
+            Event::Refused { id, why } => assert!(refused.insert(id, why).is_none()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(done.len() + refused.len(), prompts.len());
+    (done, refused)
+}
+
+/// Texts and what transformers generates behind them.
+fn expected() -> Vec<(String, Vec<u32>)> {
+    let json = std::fs::read(model().join("tokens.json")).expect("there");
+    let cases: Vec<Value> = serde_json::from_slice(&json).expect("JSON");
+    let cases = cases.into_iter().map(|case| {
+        let ids = case["greedy"].as_array().expect("tokens").iter();
+        let ids = ids.map(|id| id.as_u64().expect("an id") as u32);
+        (
+            case["text"].as_str().expect("a text").to_owned(),
+            ids.collect(),
+        )
+    });
+    cases.collect()
+}
+
+/// The end token of the fixture.
+const END: u32 = 1;
+
+#[test]
+fn answers_are_those_of_transformers_however_many_are_given_side_by_side() {
+    let expected = expected();
+    let prompts: Vec<Prompt> = (0..)
+        .zip(&expected)
+        .map(|(id, (text, _))| prompt(id, text))
+        .collect();
+    for batch in [1, 3, 64] {
+        let (found, refused) = answers(batch, &prompts);
+        assert!(refused.is_empty(), "{refused:?}");
+        for ((_, tokens, end), (text, right)) in found.values().zip(&expected) {
+            let ends = right.iter().position(|token| *token == END);
+            let right = &right[..ends.unwrap_or(right.len())];
+            assert_eq!(tokens, right, "behind {text:?}, {batch} side by side");
+            let why = if ends.is_some() {
+                End::Stop
+            } else {
+                End::Length
+            };
+            assert_eq!(*end, why);
+        }
+    }
+}
+
+#[test]
+fn a_seed_decides_what_is_drawn_whatever_is_drawn_beside_it() {
+    let drawn = |id, seed| Prompt {
+        sampling: Sampling {
+            temperature: 1.5,
+            seed,
+            ..Sampling::default()
+        },
+        ..prompt(id, "the red fox")
+    };
+    let (alone, _) = answers(1, &[drawn(0, 5)]);
+    let (beside, _) = answers(8, &[drawn(0, 6), drawn(1, 5), drawn(2, 7)]);
+    assert_eq!(beside[&1], alone[&0]);
+    assert_ne!(beside[&0], beside[&1]);
+    assert_ne!(beside[&2], beside[&1]);
+}
+
+#[test]
+fn stop_texts_and_the_largest_number_of_tokens_end_an_answer() {
+    let (whole, _) = answers(1, &[prompt(0, "the red fox")]);
+    let (text, tokens, _) = &whole[&0];
+    let middle: String = text.chars().skip(2).take(2).collect();
+    let stopped = Prompt {
+        stop: vec!["never said".into(), middle.clone()],
+        ..prompt(0, "the red fox")
+    };
+    let short = Prompt {
+        max_tokens: Some(3),
+        ..prompt(1, "the red fox")
+    };
+    let (found, _) = answers(2, &[stopped, short]);
+    let at = text.find(&middle).expect("a part of it");
+    assert_eq!(found[&0].0, text[..at]);
+    assert_eq!(found[&0].2, End::Stop);
+    assert_eq!(found[&1].1, tokens[..3]);
+    assert_eq!(found[&1].2, End::Length);
+}
+
+#[test]
+fn without_a_largest_number_an_answer_ends_where_positions_do() {
+    let open = Prompt {
+        max_tokens: None,
+        ..prompt(0, "the red fox")
+    };
+    let (found, _) = answers(1, &[open]);
+    let (_, tokens, end) = &found[&0];
+    match end {
+        End::Length => assert!(tokens.len() > 100),
+        End::Stop => assert!(tokens.len() < 128),
+    }
+}
+
+#[test]
+fn prompts_that_cannot_be_answered_are_refused_and_the_others_answered() {
+    let picture = |text: &str| Prompt {
+        picture: Some(text.into()),
+        ..prompt(1, "the red fox")
+    };
+    for (bad, words) in [
+        (prompt(1, &"fox ".repeat(200)), "too long"),
+        (picture("%%"), "no base64"),
+        (picture("iVBORw0KGgo="), "cannot be shown pictures"),
+        (
+            Prompt {
+                max_tokens: Some(0),
+                ..prompt(1, "the red fox")
+            },
+            "nothing is to be generated",
+        ),
+        (
+            Prompt {
+                sampling: Sampling {
+                    temperature: -1.0,
+                    ..Sampling::default()
+                },
+                ..prompt(1, "the red fox")
+            },
+            "temperature cannot be -1",
+        ),
+    ] {
+        let (found, refused) = answers(4, &[prompt(0, "the"), bad, prompt(2, "a picture")]);
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), [0, 2]);
+        let why = &refused[&1];
+        assert!(
+            format!("{} {}", why.what, why.why).contains(words),
+            "{why:?}"
+        );
+        assert!(!why.cure.is_empty());
+    }
+}
+
+#[test]
+fn what_ends_the_conversation_is_its_last_line() {
+    let mut nowhere = opening(1);
+    nowhere.model = Source::Folder {
+        url: "/nowhere/at/all".into(),
+    };
+    let mut gpu = opening(1);
+    gpu.device = "tpu".into();
+    let good = json!(opening(1));
+    for (lines, exit, words) in [
+        (vec![json!(nowhere)], ExitCode::Checkpoint, "config.json"),
+        (vec![json!(gpu)], ExitCode::Settings, "'tpu'"),
+        (vec![json!({"model": 3})], ExitCode::Usage, "cannot be read"),
+        (
+            vec![good.clone(), json!({"text": "no id"})],
+            ExitCode::Usage,
+            "id",
+        ),
+    ] {
+        let (events, ended) = conversation(&lines);
+        let failure = ended.expect_err("it fails");
+        assert_eq!(failure.exit, exit, "{failure}");
+        assert!(failure.to_string().contains(words), "{failure}");
+        let why = Words::from(&failure);
+        assert_eq!(events.last(), Some(&Event::Failed { why }));
+    }
+    let (events, ended) = conversation(&[good]);
+    ended.expect("nothing is asked, and that is all right");
+    assert_eq!(events.len(), 1);
+}
