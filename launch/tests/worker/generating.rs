@@ -207,91 +207,64 @@ fn one_prompt_that_cannot_be_answered_stops_no_other() {
     }
 }
 
+/// Each of these options is refused, with the code and the words.
+fn refuses(model: &Path, cases: &[(&str, i32, &[&str])]) {
+    for (options, code, words) in cases {
+        let options: Vec<&str> = options.split(' ').collect();
+        generate(model, &options).refused(*code, words);
+    }
+}
+
 #[test]
-fn what_cannot_be_asked_is_refused() {
+fn stages_and_folders_that_cannot_be_asked_are_refused() {
     let lab = Lab::enter();
     lab.evaluated().done();
-    let run = lab.path("evaluated").display().to_string();
-    let folder = published().display().to_string();
-    let empty = tempfile::tempdir().expect("a folder");
-    let empty = empty.path().display().to_string();
-    let line = prompts(
-        &lab,
-        "typo.jsonl",
-        &[json!({"prompt": "a"}), json!({"promt": "b"})],
-    );
-    let vision = root().join("worker/tests/fixtures/pretrained/base-vision");
-    let vision = vision.display().to_string();
-    let ask = ["--prompt", "the fox"];
-    for (model, options, code, words) in [
+    let of_run: [(&str, i32, &[&str]); 2] = [
         (
-            &folder,
-            &[][..],
-            2,
-            &["nothing is asked", "--prompts FILE"][..],
-        ),
-        (&empty, &ask, 2, &["no model at", "config.json"]),
-        (
-            &run,
-            &["--prompt", "x", "--stage", "nothing"],
+            "-p x --stage nothing",
             2,
             &["'nothing'", "bootstrap, memory"],
         ),
-        (
-            &run,
-            &["--prompt", "x", "--stage", "evaluate"],
-            2,
-            &["'evaluate'", "can be asked"],
-        ),
-        (
-            &folder,
-            &["--prompt", "x", "--stage", "memory"],
-            2,
-            &["no model at"],
-        ),
-        (
-            &folder,
-            &["--prompts", &line],
-            2,
-            &["typo.jsonl, line 2", "promt"],
-        ),
-        (
-            &folder,
-            &["--prompts", "nowhere.jsonl"],
-            2,
-            &["no file nowhere.jsonl"],
-        ),
-        (
-            &folder,
-            &["--image", "nowhere.png"],
-            2,
-            &["no file nowhere.png"],
-        ),
-        (
-            &folder,
-            &["--prompt", "x", "--temperature=-1"],
-            2,
-            &["temperature cannot be -1"],
-        ),
-        (
-            &folder,
-            &["--prompt", "x", "--top-p", "0"],
-            2,
-            &["top-p cannot be 0"],
-        ),
-        (
-            &folder,
-            &["--prompt", "x", "--device", "tpu"],
-            3,
-            &["'tpu' is no device"],
-        ),
-        (&vision, &ask, 3, &["cannot be asked", "visual encoder"]),
-    ] {
-        generate(model, options).refused(code, words);
-    }
-    // A program that dies is told, too.
-    let mut command = mks2(&["generate", &folder, "--prompt", "x"]);
-    command.env("MKS2_WORKER", "/bin/false");
+        ("-p x --stage evaluate", 2, &["'evaluate'", "can be asked"]),
+    ];
+    refuses(&lab.path("evaluated"), &of_run);
+    refuses(
+        &published(),
+        &[("-p x --stage memory", 2, &["no model at"])],
+    );
+    let empty = tempfile::tempdir().expect("a folder");
+    refuses(
+        empty.path(),
+        &[("-p x", 2, &["no model at", "config.json"])],
+    );
+    let vision = root().join("worker/tests/fixtures/pretrained/base-vision");
+    refuses(
+        &vision,
+        &[("-p x", 3, &["cannot be asked", "visual encoder"])],
+    );
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused() {
+    let lab = Lab::enter();
+    let typo = [json!({"prompt": "a"}), json!({"promt": "b"})];
+    let typo = format!("--prompts {}", prompts(&lab, "typo.jsonl", &typo));
+    let cases: [(&str, i32, &[&str]); 7] = [
+        ("--raw", 2, &["nothing is asked", "--prompts FILE"]),
+        (&typo, 2, &["typo.jsonl, line 2", "promt"]),
+        ("--prompts nowhere.jsonl", 2, &["no file nowhere.jsonl"]),
+        ("--image nowhere.png", 2, &["no file nowhere.png"]),
+        ("-p x --temperature=-1", 2, &["temperature cannot be -1"]),
+        ("-p x --top-p 0", 2, &["top-p cannot be 0"]),
+        ("-p x --device tpu", 3, &["'tpu' is no device"]),
+    ];
+    refuses(&published(), &cases);
+}
+
+#[test]
+fn a_program_that_dies_is_told() {
+    let mut command = mks2(&["generate", "--prompt", "x"]);
+    command.arg(published()).env("MKS2_WORKER", "/bin/false");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     ended(command).refused(6, &["the program that generates is gone", "exit code 1"]);
 }
