@@ -5,6 +5,7 @@
 //! script reads. Peers: `xtask/peers/gloo_allreduce.py`, `xtask/peers/adamw_bits.py`.
 
 pub mod cli;
+mod generate;
 mod save;
 mod stage;
 

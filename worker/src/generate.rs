@@ -21,8 +21,8 @@ use mks2_proto::generate::{Event, Opening, Prompt, Words};
 use crate::app::io_runtime;
 use crate::device;
 use crate::dispatch::check_libtorch;
-use engine::Engine;
-use speaker::Speaker;
+pub(crate) use engine::Engine;
+pub(crate) use speaker::Speaker;
 
 /// Prompts that are read before they are needed.
 const AHEAD: usize = 64;

@@ -34,17 +34,19 @@ pub(crate) fn load(
         job.tokenizer.vocab_size,
         job.model.decoder.max_text_tokens as usize,
     )?;
+    let mut hasher = blake3::Hasher::new();
     let mut reader = Reader {
         weights: Weights::new(),
-        hasher: blake3::Hasher::new(),
+        hasher: Some(&mut hasher),
         device,
     };
     runtime.block_on(reader.take(&base.decoder))?;
     runtime.block_on(reader.take(&base.vision))?;
-    reader.hasher.update(&base.tokenizer.json);
+    let weights = reader.weights;
+    hasher.update(&base.tokenizer.json);
     let around = format!("{:?} {}", encoder.opening(), encoder.end());
-    reader.hasher.update(around.as_bytes());
-    let weights_digest = reader.hasher.finalize().to_hex().to_string();
+    hasher.update(around.as_bytes());
+    let weights_digest = hasher.finalize().to_hex().to_string();
     info!(
         decoder = stage.decoder,
         vision = stage.vision,
@@ -52,7 +54,7 @@ pub(crate) fn load(
         "pretrained models read"
     );
     Ok(StageResult {
-        weights: reader.weights,
+        weights,
         weights_digest,
         encoder: Some(encoder.into()),
     })
@@ -65,24 +67,24 @@ pub(crate) fn load(
 pub(crate) fn part(part: &Part, device: Device, runtime: &Handle) -> Result<Weights, Failure> {
     let mut reader = Reader {
         weights: Weights::new(),
-        hasher: blake3::Hasher::new(),
+        hasher: None,
         device,
     };
     runtime.block_on(reader.take(part))?;
     Ok(reader.weights)
 }
 
-/// Reads tensors, and makes one digest of all.
-struct Reader {
+/// Reads tensors, and makes one digest of all where that is wanted.
+struct Reader<'a> {
     weights: Weights,
     /// blake3 of the name, type, shape and bytes of each tensor in the order of their names, first of
     /// the language model and then of the visual encoder, of the tokenizer's file, and of the tokens
     /// around a text.
-    hasher: blake3::Hasher,
+    hasher: Option<&'a mut blake3::Hasher>,
     device: Device,
 }
 
-impl Reader {
+impl Reader<'_> {
     async fn take(&mut self, part: &Part) -> Result<(), Failure> {
         let mut names: Vec<&str> = part.specs.iter().map(|spec| spec.name.as_str()).collect();
         names.sort_unstable();
@@ -92,9 +94,10 @@ impl Reader {
         });
         let mut reads = stream::iter(reads).buffered(AHEAD);
         while let Some((name, place, bytes)) = reads.try_next().await? {
-            let about = format!("{name} {:?} {:?}\n", place.dtype, place.shape);
-            self.hasher.update(about.as_bytes());
-            self.hasher.update(&bytes);
+            if let Some(hasher) = &mut self.hasher {
+                let about = format!("{name} {:?} {:?}\n", place.dtype, place.shape);
+                hasher.update(about.as_bytes()).update(&bytes);
+            }
             let tensor = floats(name, place, &bytes)?;
             self.weights
                 .insert_frozen(name, &tensor.to_device(self.device));

@@ -16,6 +16,7 @@ use crate::ui::{self, Stages};
 use crate::{demo, parity, places, setup, shell};
 
 mod control;
+mod generate;
 mod page;
 mod plans;
 
@@ -36,6 +37,8 @@ pub(crate) enum Subject {
     Checkpoint,
     /// What the comparison of the workers' copies costs in each step.
     Audit,
+    /// Tokens that a model generates, against transformers.
+    Generate,
     /// Thousands of members, against torchft's lighthouse.
     Control,
 }

@@ -11,6 +11,7 @@ use mks2_proto::failure::Failure;
 use mks2_proto::job::StageKind;
 use serde_json::Value;
 
+use super::generate::{self, Generate};
 use super::save::{self, Save};
 use super::stage::{self, Measured};
 use super::{CollectiveBench, adamw, adamw_bits, collectives};
@@ -45,6 +46,8 @@ enum Subject {
     Save(Save),
     /// What it costs to digest a worker's copy of the state, for a comparison with the others'.
     Audit(Step),
+    /// What a token takes that a published model generates.
+    Generate(Generate),
 }
 
 #[derive(Debug, Args)]
@@ -147,6 +150,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
             stage::measure(&step.job.job, step.kind(), Measured::Checkpoint)?
         }
         Subject::Save(settings) => save::measure(settings)?,
+        Subject::Generate(settings) => generate::measure(settings)?,
     };
     write_line(out, &found)
 }

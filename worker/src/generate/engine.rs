@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::{End, Event, Prompt, Sampling, Words};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::refused;
 use super::sample::choose;
@@ -19,7 +19,7 @@ use crate::model::Cache;
 use crate::objective::to_floats;
 
 /// The answers under way.
-pub(super) struct Engine<'a> {
+pub(crate) struct Engine<'a> {
     speaker: &'a Speaker,
     cache: Cache,
     /// In the order of the cache's rows.
@@ -46,7 +46,7 @@ struct Ready {
 }
 
 impl<'a> Engine<'a> {
-    pub(super) fn new(speaker: &'a Speaker) -> Self {
+    pub(crate) fn new(speaker: &'a Speaker) -> Self {
         Self {
             speaker,
             cache: Cache::default(),
@@ -55,7 +55,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Answers under way.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.answers.len()
     }
 
@@ -63,7 +63,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// When the model cannot compute any more.
-    pub(super) fn admit(&mut self, prompts: Vec<Prompt>) -> Result<Vec<Event>, Failure> {
+    pub(crate) fn admit(&mut self, prompts: Vec<Prompt>) -> Result<Vec<Event>, Failure> {
         let (mut events, mut ready) = (Vec::new(), Vec::new());
         for prompt in prompts {
             let id = prompt.id;
@@ -111,7 +111,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// When the model cannot compute any more.
-    pub(super) fn advance(&mut self) -> Result<Vec<Event>, Failure> {
+    pub(crate) fn advance(&mut self) -> Result<Vec<Event>, Failure> {
         let last = |answer: &Answer<'_>| answer.tokens.last().copied().unwrap_or_default();
         let ids: Vec<i64> = self.answers.iter().map(|one| last(one).into()).collect();
         let ids_b1 = Tensor::from_slice(&ids)
@@ -203,9 +203,9 @@ impl<'a> Engine<'a> {
     /// The next token of the answers from `first` on, by the states of their last positions; those that
     /// are complete leave.
     fn take(&mut self, states_b1d: &Tensor, first: usize) -> Result<Vec<Event>, Failure> {
-        let logits_bv = self.speaker.decoder.logits(&states_b1d.squeeze_dim(1));
-        let width = logits_bv.size()[1] as usize;
-        let logits = to_floats(&logits_bv.to_kind(Kind::Float))?;
+        let logits_b1v = self.speaker.decoder.logits(states_b1d);
+        let width = logits_b1v.size()[2] as usize;
+        let logits = to_floats(&logits_b1v)?;
         let end = self.speaker.encoder.end();
         let mut events = Vec::new();
         for (answer, logits) in self.answers[first..].iter_mut().zip(logits.chunks(width)) {

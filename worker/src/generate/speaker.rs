@@ -26,7 +26,7 @@ use crate::saver::TOKENIZER;
 use crate::text::TextEncoder;
 
 /// A language model, its memories and eyes, and how it was trained to be asked.
-pub(super) struct Speaker {
+pub(crate) struct Speaker {
     pub(super) encoder: Arc<TextEncoder>,
     pub(super) decoder: Decoder,
     halves: Halves,
@@ -66,7 +66,7 @@ impl Speaker {
     ///
     /// # Errors
     /// When something is missing, damaged or of another job, or the stage cannot be asked.
-    pub(super) fn open(source: &Source, device: Device, runtime: &Handle) -> Result<Self, Failure> {
+    pub(crate) fn open(source: &Source, device: Device, runtime: &Handle) -> Result<Self, Failure> {
         match source {
             Source::Folder { url } => Self::of_folder(url, device, runtime),
             Source::Run {

@@ -10,7 +10,7 @@
 use tch::Tensor;
 
 use super::lora::{AttentionAdapters, adapted};
-use super::ops::{attend, linear};
+use super::ops::{affine, attend, linear};
 use super::rotary::Rotary;
 use super::{Result, Weights};
 
@@ -74,7 +74,7 @@ impl Projection {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        affine(x, &self.weight, self.bias.as_ref())
     }
 }
 

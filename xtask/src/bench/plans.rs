@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use toml::Table;
 
-use super::{Subject, control};
+use super::{Subject, control, generate};
 use crate::fault::{Fault, Outcome};
 use crate::places;
 
@@ -98,6 +98,7 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
             )],
         }],
         Subject::Control => control::plans(),
+        Subject::Generate => generate::plans()?,
         Subject::Overhead => vec![overhead(&job_text)],
         Subject::Audit => {
             (["bootstrap", "memory", "experts"].map(|stage| audit(&job_text, stage))).into()

@@ -1,0 +1,79 @@
+//! Tokens a second of a published model, many answers side by side.
+
+use std::time::Instant;
+
+use clap::Args;
+use mks2_proto::failure::Failure;
+use mks2_proto::generate::{Event, Prompt, Source};
+use serde_json::{Value, json};
+
+use super::stage::median;
+use crate::app::io_runtime;
+use crate::device;
+use crate::generate::{Engine, Speaker};
+
+/// What is generated.
+#[derive(Debug, Args)]
+pub(super) struct Generate {
+    /// Folder of the model.
+    #[arg(long)]
+    folder: String,
+    /// Answers side by side.
+    #[arg(long, default_value_t = 1)]
+    batch: u64,
+    /// Words of a prompt.
+    #[arg(long, default_value_t = 4)]
+    words: usize,
+    /// Tokens of an answer.
+    #[arg(long, default_value_t = 64)]
+    tokens: u32,
+    /// Threads of libtorch.
+    #[arg(long, default_value_t = 2)]
+    threads: u32,
+    /// Measured answers of each place, after one to warm up.
+    #[arg(long, default_value_t = 3)]
+    repetitions: usize,
+}
+
+/// Seconds that a token takes, prompts included.
+pub(super) fn measure(settings: &Generate) -> Result<Value, Failure> {
+    device::prepare(settings.threads);
+    let runtime = io_runtime()?;
+    let source = Source::Folder {
+        url: settings.folder.clone(),
+    };
+    let began = Instant::now();
+    let speaker = Speaker::open(&source, tch::Device::Cpu, runtime.handle())?;
+    let load_seconds = began.elapsed().as_secs_f64();
+    let prompts = (0..settings.batch).map(|id| Prompt {
+        id,
+        text: "fox ".repeat(settings.words),
+        max_tokens: Some(settings.tokens),
+        ..Prompt::default()
+    });
+    let prompts: Vec<Prompt> = prompts.collect();
+    let mut seconds = Vec::new();
+    for repetition in 0..=settings.repetitions {
+        let began = Instant::now();
+        let tokens = tch::no_grad(|| answer(&speaker, prompts.clone()))?;
+        if repetition > 0 {
+            seconds.push(began.elapsed().as_secs_f64() / tokens as f64);
+        }
+    }
+    Ok(json!({ "token_seconds": median(seconds), "load_seconds": load_seconds }))
+}
+
+/// How many tokens were generated.
+fn answer(speaker: &Speaker, prompts: Vec<Prompt>) -> Result<usize, Failure> {
+    let mut engine = Engine::new(speaker);
+    let mut events = engine.admit(prompts)?;
+    while engine.len() > 0 {
+        events.extend(engine.advance()?);
+    }
+    let count = |event| match event {
+        Event::Done { tokens, .. } => Ok(tokens.len()),
+        Event::Refused { why, .. } => Err(Failure::from(why)),
+        _ => Ok(0),
+    };
+    events.into_iter().map(count).sum()
+}
