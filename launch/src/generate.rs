@@ -2,26 +2,25 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`source`] | which model a path or URL means |
 //! | [`prompts`] | what is asked: options, pictures, files of prompts |
-//! | [`talk`] | the conversation with the program that computes |
 //! | [`show`] | answers as text or JSON, in the order of the prompts |
 
 mod prompts;
 mod show;
-mod source;
-mod talk;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{Opening, Sampling};
+use mks2_proto::generate::{Ask, Event, Sampling, What};
+use tokio::sync::Semaphore;
 
+use crate::engine::{Asking, ModelArgs};
 use crate::output::Output;
+use prompts::Asked;
 use show::Answers;
-use talk::Talk;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,17 +36,15 @@ Examples:
 The likeliest tokens are taken unless --temperature is given. An experts stage is asked as it was trained:
 with the question in its template, closed as there.";
 
+/// Prompts that are with the program, for each that it answers: one is there when another one is done.
+const AHEAD: usize = 2;
+
 /// Options of `generate`.
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct GenerateArgs {
-    /// A run directory, or a folder with a published language model: a path or any object store URL
-    #[arg(value_name = "RUN|MODEL")]
-    model: String,
-    /// The stage of the run that is asked [default: what its evaluation calls mks2, or else the last
-    /// one that is finished]
-    #[arg(long, value_name = "NAME")]
-    stage: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// What is asked; may be repeated
     #[arg(long = "prompt", short, value_name = "TEXT")]
     prompts: Vec<String>,
@@ -78,15 +75,6 @@ pub(crate) struct GenerateArgs {
     /// End an answer before this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Prompts that are answered side by side
-    #[arg(long, default_value = "8", value_name = "N")]
-    batch: NonZeroU32,
-    /// Where to compute: cpu, cuda or cuda:N
-    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
-    device: String,
-    /// Threads on a CPU [default: all]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroU32>,
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
@@ -102,10 +90,11 @@ impl GenerateArgs {
         }
     }
 
-    fn threads(&self) -> u32 {
-        let all = std::thread::available_parallelism();
-        let all = all.map_or(1, |all| u32::try_from(all.get()).unwrap_or(1));
-        self.threads.map_or(all, NonZeroU32::get)
+    fn what(&self, text: String) -> What {
+        match self.raw {
+            true => What::Raw(text),
+            false => What::Text(text),
+        }
     }
 }
 
@@ -117,24 +106,43 @@ impl GenerateArgs {
 pub(crate) async fn run(args: &GenerateArgs, output: &Output) -> Result<(), Failure> {
     args.sampling().check()?;
     let asked = prompts::collect(args)?;
-    let found = source::find(&args.model, args.stage.as_deref()).await?;
-    output.note(&found.words);
-    let opening = Opening {
-        model: found.source,
-        device: args.device.clone(),
-        threads: args.threads(),
-        batch: args.batch.get(),
-    };
-    let mut talk = Talk::begin(
-        &opening,
-        asked.iter().map(|one| one.prompt.clone()).collect(),
-    )?;
+    let (asking, mut said) = args.model.start(output).await?;
+    let asked = Arc::new(asked);
+    let room = Arc::new(Semaphore::new(AHEAD * args.model.batch()));
+    let mut asks = tokio::spawn(ask(Arc::clone(&asked), asking, Arc::clone(&room)));
     let mut answers = Answers::new(&asked, args.json || output.is_json(), output);
-    while let Some(event) = talk.next()? {
-        answers.take(event)?;
-        if answers.are_complete() {
-            break;
+    let mut is_asking = true;
+    while !answers.are_complete() {
+        let event = tokio::select! {
+            event = said.next() => event?,
+            ended = &mut asks, if is_asking => {
+                is_asking = false;
+                // A picture that was there may be gone.
+                ended.unwrap_or(Ok(()))?;
+                continue;
+            }
+        };
+        let Some(event) = event else {
+            let why = "it ended before it had answered everything";
+            return Err(Failure::internal("the program that generates is gone", why));
+        };
+        if matches!(event, Event::Done { .. } | Event::Refused { .. }) {
+            room.add_permits(1);
         }
+        answers.take(event)?;
     }
     answers.finish()
+}
+
+/// Asks one prompt after the other, as there is room. The program reads as it answers: whoever wrote all
+/// before reading could wait for ever.
+async fn ask(asked: Arc<Vec<Asked>>, asking: Asking, room: Arc<Semaphore>) -> Result<(), Failure> {
+    for one in asked.iter() {
+        match room.acquire().await {
+            Ok(place) => place.forget(),
+            Err(_) => return Ok(()),
+        }
+        asking.ask(&Ask::Prompt(one.whole()?)).await?;
+    }
+    Ok(())
 }

@@ -8,7 +8,9 @@
 //! | [`status`] | `status` and `watch`, of a local or a remote run |
 //! | [`data`] | corpora: import, inspect, verify |
 //! | [`model`] | pretrained models: what they are, and whether they are whole |
-//! | [`generate`] | asking a model that is trained
+//! | [`engine`] | a model that can be asked, and the program that computes
+//! | [`generate`] | asking it from the command line
+//! | [`serve`] | the same over HTTP
 //! | [`ledger`] | proofs from what a run has left: rows, steps, checkpoints |
 //! | [`chaos`] | a job whose processes are killed, and what that changes |
 //! | [`summary`], [`report`] | the closing table; `report.json` and `report.html` |
@@ -20,6 +22,7 @@ mod chaos;
 mod cli;
 mod config;
 mod data;
+mod engine;
 mod generate;
 mod goodput;
 mod ledger;
@@ -28,6 +31,7 @@ mod output;
 mod plan;
 mod progress;
 mod report;
+mod serve;
 mod status;
 mod steer;
 mod summary;
@@ -93,6 +97,7 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Scale(options) => on_runtime(steer::scale(&options, output)),
         Command::Worker(options) => steer::join(&options),
         Command::Generate(options) => on_runtime(generate::run(&options, output)),
+        Command::Serve(options) => on_runtime(serve::run(&options, output)),
         Command::Chaos(options) => on_runtime(chaos::run(&options, output)),
         Command::Ledger(command) => on_runtime(ledger::run(command, output)),
         Command::Report(options) => on_runtime(summary::print(

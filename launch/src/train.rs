@@ -45,7 +45,7 @@ use fleet::{Exit, Fleet};
 use lost::Lost;
 use prepare::Prepared;
 use replace::add_workers;
-use signals::Signals;
+pub(crate) use signals::Signals;
 use supervise::Supervisor;
 
 /// How long workers may take to leave by themselves after a run has ended well.

@@ -48,6 +48,8 @@ mod recovery;
 mod refusals;
 #[path = "worker/servers.rs"]
 mod servers;
+#[path = "worker/serving.rs"]
+mod serving;
 #[path = "worker/strangers.rs"]
 mod strangers;
 #[path = "worker/succession.rs"]

@@ -46,6 +46,8 @@ pub const CUBLAS_WORKSPACE_VALUE: &str = ":4096:8";
 pub const RESTARTS: &str = "MKS2_RESTARTS";
 /// Seconds from SIGTERM to the end of a worker that could not leave before.
 pub const GRACE: &str = "MKS2_GRACE";
+/// Kubernetes gives 30 s: a little less.
+const USUAL_GRACE: Duration = Duration::from_secs(25);
 /// Seconds without an answer of the store after which a checkpoint is given up; 120 without it.
 pub const UPLOAD_LIMIT: &str = "MKS2_UPLOAD_LIMIT";
 /// Beginning of the variables that set a key of the job file: `MKS2__STAGE__MEMORY__STEPS=5`.
@@ -193,6 +195,14 @@ pub fn upload_limit() -> Result<Option<Duration>, Failure> {
     let get = |name: &str| std::env::var(name).ok();
     let seconds = number(get, UPLOAD_LIMIT, 0)?;
     Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
+}
+
+/// How long a process that is asked to end may take: [`GRACE`] in seconds, or 25.
+#[must_use]
+pub fn grace() -> Duration {
+    let grace = std::env::var(GRACE).ok();
+    let grace = grace.and_then(|seconds| seconds.parse().ok());
+    grace.map_or(USUAL_GRACE, Duration::from_secs)
 }
 
 fn missing(name: &str) -> Failure {

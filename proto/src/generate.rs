@@ -2,11 +2,12 @@
 //! output.
 //!
 //! ```text
-//! mks2 ──► Opening, then one Prompt a line, in any number, at any time; then the end of the input
+//! mks2 ──► Opening, then one Ask a line, in any number, at any time; then the end of the input
 //!      ◄── Ready, then for each prompt: Text ..., and Done or Refused; or Failed, at any time
 //! ```
 //!
-//! Prompts are answered side by side, in any order.
+//! Prompts are answered side by side, in any order. All that is asked has an id, which whoever asks
+//! chooses.
 
 use serde::{Deserialize, Serialize};
 
@@ -58,20 +59,92 @@ pub struct Trained {
     pub manifest_digest: String,
 }
 
-/// What is asked.
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum Ask {
+    /// An answer.
+    Prompt(Prompt),
+    /// Nobody waits for this answer any more.
+    Cancel {
+        /// The prompt's.
+        id: u64,
+    },
+    /// The tokens of a text.
+    Tokenize {
+        /// What the answer is marked with.
+        id: u64,
+        /// The text.
+        text: String,
+        /// Whether special tokens stand around it, as around every text.
+        special: bool,
+    },
+    /// The text of tokens.
+    Detokenize {
+        /// What the answer is marked with.
+        id: u64,
+        /// The tokens.
+        tokens: Vec<u32>,
+    },
+}
+
+/// What an answer goes on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// A text, presented as the stage was trained: as a question where it answers questions.
+    Text(String),
+    /// A text as it is.
+    Raw(String),
+    /// Tokens as they are.
+    Tokens(Vec<u32>),
+}
+
+impl What {
+    /// The text, if it is one.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Raw(text) => text,
+            Self::Tokens(_) => "",
+        }
+    }
+}
+
+impl Default for What {
+    fn default() -> Self {
+        Self::Text(String::new())
+    }
+}
+
+/// Which probabilities an answer comes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Score {
+    /// Also those of the prompt's tokens.
+    pub prompt: bool,
+    /// Likeliest tokens that are told at each place.
+    pub top: u32,
+}
+
+/// A question to the model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Prompt {
     /// What answers are marked with.
     pub id: u64,
-    /// The text.
-    pub text: String,
+    /// What it says.
+    #[serde(default)]
+    pub what: What,
     /// A picture that stands before the text: a file's bytes in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub picture: Option<String>,
-    /// The text is taken as it is, even where the stage was trained on questions.
+    /// The answer begins with the prompt's text.
     #[serde(default)]
-    pub raw: bool,
-    /// Tokens that are generated at most; none: as many as the model has positions for.
+    pub echo: bool,
+    /// Probabilities of its tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<Score>,
+    /// Tokens that are generated at most; none: as many as the model has positions for. Zero is for an
+    /// echo or the prompt's own probabilities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
     /// How tokens are chosen.
@@ -116,7 +189,7 @@ impl Sampling {
             Err(Failure::usage(
                 format!("{name} cannot be {value}"),
                 format!("it must be {right}"),
-                "leave it out for the likeliest tokens",
+                "leave it out, or choose another number",
             ))
         };
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
@@ -139,6 +212,12 @@ pub enum Event {
         positions: u32,
         /// Whether it can be shown pictures.
         sees: bool,
+        /// Whether it was trained here, to go on from or to answer one text at a time.
+        answers: bool,
+        /// The token that ends a text.
+        end: String,
+        /// What opens every text, if that is one token.
+        begin: Option<String>,
     },
     /// The answer goes on with this.
     Text {
@@ -157,10 +236,28 @@ pub enum Event {
         prompt_tokens: u32,
         /// What was generated, without the end token.
         tokens: Vec<u32>,
+        /// Probabilities of the prompt's tokens and of those that were generated, the end token
+        /// included, as far as they were asked for.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        scores: Vec<Scored>,
     },
-    /// This prompt cannot be answered; others can.
+    /// The tokens of a text.
+    Tokens {
+        /// What asked for them.
+        id: u64,
+        /// The tokens.
+        tokens: Vec<u32>,
+    },
+    /// The text of tokens.
+    Plain {
+        /// What asked for it.
+        id: u64,
+        /// The text.
+        text: String,
+    },
+    /// This cannot be answered; other things can.
     Refused {
-        /// The prompt's.
+        /// What was asked.
         id: u64,
         /// Why not.
         why: Words,
@@ -170,6 +267,43 @@ pub enum Event {
         /// Why not.
         why: Words,
     },
+}
+
+impl Event {
+    /// What it belongs to; none: to all.
+    #[must_use]
+    pub fn id(&self) -> Option<u64> {
+        match self {
+            Self::Text { id, .. }
+            | Self::Done { id, .. }
+            | Self::Tokens { id, .. }
+            | Self::Plain { id, .. }
+            | Self::Refused { id, .. } => Some(*id),
+            Self::Ready { .. } | Self::Failed { .. } => None,
+        }
+    }
+}
+
+/// A token and how likely it was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scored {
+    /// The token.
+    pub token: Likely,
+    /// Characters that it adds to the text: none for special tokens and parts of a character.
+    pub length: u32,
+    /// The likeliest ones at its place, likeliest first.
+    pub top: Vec<Likely>,
+}
+
+/// A token at a place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Likely {
+    /// The token.
+    pub id: u32,
+    /// Its text, or its name in the vocabulary where it is no whole character.
+    pub text: String,
+    /// The natural logarithm of its probability; none for a first token, which nothing predicts.
+    pub logprob: Option<f64>,
 }
 
 /// Why an answer is complete.
@@ -227,9 +361,62 @@ mod tests {
 
     #[test]
     fn a_prompt_needs_no_more_than_its_text() {
-        let prompt: Prompt = serde_json::from_str(r#"{"id": 3, "text": "Hi"}"#).expect("a prompt");
-        assert_eq!(prompt.sampling, Sampling::default());
-        assert_eq!((prompt.max_tokens, prompt.raw), (None, false));
+        let line = r#"{"ask": "prompt", "id": 3, "what": {"text": "Hi"}}"#;
+        let ask: Ask = serde_json::from_str(line).expect("a prompt");
+        let wanted = Prompt {
+            id: 3,
+            what: What::Text("Hi".into()),
+            ..Prompt::default()
+        };
+        assert_eq!(ask, Ask::Prompt(wanted));
+    }
+
+    #[test]
+    fn all_that_is_asked_and_answered_survives_a_line() {
+        let asks = [
+            Ask::Prompt(Prompt {
+                what: What::Tokens(vec![3, 4]),
+                score: Some(Score {
+                    prompt: true,
+                    top: 2,
+                }),
+                ..Prompt::default()
+            }),
+            Ask::Cancel { id: 7 },
+            Ask::Tokenize {
+                id: 8,
+                text: "a\nb".into(),
+                special: true,
+            },
+            Ask::Detokenize {
+                id: 9,
+                tokens: vec![1],
+            },
+        ];
+        for ask in asks {
+            let line = serde_json::to_string(&ask).expect("JSON");
+            assert!(!line.contains('\n'));
+            assert_eq!(serde_json::from_str::<Ask>(&line).expect("read"), ask);
+        }
+        let likely = Likely {
+            id: 5,
+            text: "\"".into(),
+            logprob: Some(-0.1),
+        };
+        let event = Event::Done {
+            id: 1,
+            end: End::Length,
+            prompt_tokens: 3,
+            tokens: vec![5],
+            scores: vec![Scored {
+                length: 1,
+                token: likely.clone(),
+                top: vec![likely],
+            }],
+        };
+        let line = serde_json::to_string(&event).expect("JSON");
+        assert_eq!(serde_json::from_str::<Event>(&line).expect("read"), event);
+        assert_eq!(event.id(), Some(1));
     }
 
     #[test]

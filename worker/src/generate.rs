@@ -2,21 +2,26 @@
 //! talks with over standard input and output (see [`mks2_proto::generate`]).
 //!
 //! ```text
-//! lines ──► prompts ──► engine: many answers side by side, keys and values kept ──► events ──► lines
-//!                         │
-//!                       speaker: the model; sample: the next token; writer: tokens to text
+//! lines ──► desk ──► engine: many answers side by side, keys and values kept ──► events ──► lines
+//!                      │
+//!                    speaker: the model; sample: the next token; score: how likely it is;
+//!                    writer: tokens to text
 //! ```
 
 mod engine;
 mod sample;
+mod score;
 mod speaker;
 mod writer;
 
+use std::collections::VecDeque;
 use std::io::{BufRead, Write};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use mks2_proto::failure::{ExitCode, Failure};
-use mks2_proto::generate::{Event, Opening, Prompt, Words};
+use mks2_proto::generate::{Ask, Event, Opening, Prompt, Words};
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::io_runtime;
 use crate::device;
@@ -24,7 +29,7 @@ use crate::dispatch::check_libtorch;
 pub(crate) use engine::Engine;
 pub(crate) use speaker::Speaker;
 
-/// Prompts that are read before they are needed.
+/// Lines that are read before they are taken in.
 const AHEAD: usize = 64;
 
 /// Answers the prompts of `input` until it ends. What goes wrong is the last line.
@@ -64,58 +69,98 @@ fn converse(
 ) -> Result<(), Failure> {
     let device = device::choose(&opening.device, 0)?;
     let runtime = io_runtime()?;
+    // Whoever asks decides when it is over, by the end of the input. A signal to all processes of a
+    // service must not end this one before.
+    let _kept_away =
+        runtime.block_on(async { [SignalKind::terminate(), SignalKind::hangup()].map(signal) });
     let speaker = Speaker::open(&opening.model, device, runtime.handle())?;
-    let ready = Event::Ready {
-        positions: u32::try_from(speaker.positions).unwrap_or(u32::MAX),
-        sees: speaker.sees(),
-    };
-    tell(output, &[ready])?;
-    let (to, prompts) = sync_channel(AHEAD);
+    tell(output, &[speaker.ready()])?;
+    let (to, asked) = sync_channel(AHEAD);
     // It ends with the input, or with the process.
     std::thread::spawn(move || {
         for line in input.lines() {
-            let prompt = line.map_err(unheard).and_then(|line| parse(&line));
-            let is_last = prompt.is_err();
-            if to.send(prompt).is_err() || is_last {
+            let ask = line.map_err(unheard).and_then(|line| parse(&line));
+            let is_last = ask.is_err();
+            if to.send(ask).is_err() || is_last {
                 break;
             }
         }
     });
     let batch = opening.batch.max(1) as usize;
-    let mut engine = Engine::new(&speaker);
-    loop {
-        let new = next(&prompts, batch - engine.len(), engine.len() == 0)?;
-        let is_idle = new.is_empty() && engine.len() == 0;
-        if is_idle {
-            return Ok(());
-        }
+    let mut desk = Desk {
+        engine: Engine::new(&speaker),
+        speaker: &speaker,
+        waiting: VecDeque::new(),
+    };
+    while desk.hear(&asked, output)? {
+        let free = batch - desk.engine.len();
+        let new: Vec<Prompt> = desk.waiting.drain(..free.min(desk.waiting.len())).collect();
         if !new.is_empty() {
-            tell(output, &engine.admit(new)?)?;
+            tell(output, &desk.engine.admit(new)?)?;
         }
-        if engine.len() > 0 {
-            tell(output, &engine.advance()?)?;
+        if desk.engine.len() > 0 {
+            tell(output, &desk.engine.advance()?)?;
         }
     }
+    Ok(())
 }
 
-/// Prompts that have come, at most so many. Waits for the first one if there is nothing else to do;
-/// none are left then when none come.
-fn next(
-    prompts: &Receiver<Result<Prompt, Failure>>,
-    most: usize,
-    waits: bool,
-) -> Result<Vec<Prompt>, Failure> {
-    let mut new = Vec::new();
-    if waits && let Ok(first) = prompts.recv() {
-        new.push(first?);
-    }
-    while new.len() < most {
-        match prompts.try_recv() {
-            Ok(prompt) => new.push(prompt?),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+/// Where what is asked comes in.
+struct Desk<'a> {
+    engine: Engine<'a>,
+    speaker: &'a Speaker,
+    /// Prompts for which there is no room yet. Whoever asks decides how many may wait.
+    waiting: VecDeque<Prompt>,
+}
+
+impl Desk<'_> {
+    /// Takes in what has been asked meanwhile, or waits for it where there is nothing else to do. False
+    /// when nothing is left and nothing will come.
+    fn hear(
+        &mut self,
+        asked: &Receiver<Result<Ask, Failure>>,
+        output: &mut impl Write,
+    ) -> Result<bool, Failure> {
+        loop {
+            let is_idle = self.waiting.is_empty() && self.engine.len() == 0;
+            let ask = match is_idle {
+                true => asked.recv().map_err(|_| TryRecvError::Disconnected),
+                false => asked.try_recv(),
+            };
+            match ask {
+                Ok(ask) => self.take(ask?, output)?,
+                Err(TryRecvError::Empty) => return Ok(true),
+                Err(TryRecvError::Disconnected) => return Ok(!is_idle),
+            }
         }
     }
-    Ok(new)
+
+    fn take(&mut self, ask: Ask, output: &mut impl Write) -> Result<(), Failure> {
+        let (id, answer) = match ask {
+            Ask::Prompt(prompt) => {
+                self.waiting.push_back(prompt);
+                return Ok(());
+            }
+            Ask::Cancel { id } => {
+                self.waiting.retain(|prompt| prompt.id != id);
+                self.engine.cancel(id);
+                return Ok(());
+            }
+            Ask::Tokenize { id, text, special } => {
+                let tokens = self.speaker.tokenize(&text, special);
+                (id, tokens.map(|tokens| Event::Tokens { id, tokens }))
+            }
+            Ask::Detokenize { id, tokens } => {
+                let text = self.speaker.detokenize(&tokens);
+                (id, text.map(|text| Event::Plain { id, text }))
+            }
+        };
+        let event = answer.unwrap_or_else(|failure| Event::Refused {
+            id,
+            why: Words::from(&failure),
+        });
+        tell(output, &[event])
+    }
 }
 
 fn tell(output: &mut impl Write, events: &[Event]) -> Result<(), Failure> {
@@ -145,6 +190,15 @@ fn unheard(error: std::io::Error) -> Failure {
 /// A prompt or model that cannot be had so.
 fn refused(what: impl Into<String>, why: impl Into<String>, cure: impl Into<String>) -> Failure {
     Failure::usage(what, why, cure)
+}
+
+/// The model is damaged.
+fn no_numbers(position: usize) -> Failure {
+    Failure::checkpoint(
+        "the model cannot say how a text goes on",
+        format!("its logits after {position} tokens are no numbers"),
+        "look for infinite or undefined weights in the model",
+    )
 }
 
 #[cfg(test)]

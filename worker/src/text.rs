@@ -240,6 +240,40 @@ impl TextEncoder {
         Ok(self.plain(&ids)?.trim().to_owned())
     }
 
+    /// What a token says, or its name in the vocabulary where it is no whole character, or a special
+    /// token.
+    pub fn name_of(&self, token: u32) -> String {
+        self.said_by(token)
+            .or_else(|| self.tokenizer.id_to_token(token))
+            .unwrap_or_else(|| format!("<{token}>"))
+    }
+
+    /// Characters that a token adds to a text; none for special tokens and parts of a character.
+    pub fn length_of(&self, token: u32) -> usize {
+        let is_special = self.plain(&[token]).is_ok_and(|text| text.is_empty());
+        match is_special {
+            true => 0,
+            false => self.said_by(token).map_or(0, |text| text.chars().count()),
+        }
+    }
+
+    /// What a token says behind others, whole characters alone: the first one of a text may lose the
+    /// space before it.
+    fn said_by(&self, token: u32) -> Option<String> {
+        let end = u32::try_from(self.end).ok()?;
+        let before = self.tokenizer.decode(&[end], false).ok()?;
+        let both = self.tokenizer.decode(&[end, token], false).ok()?;
+        let text = both.strip_prefix(&before)?;
+        let is_whole = !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER);
+        is_whole.then(|| text.to_owned())
+    }
+
+    /// Bytes of the longest entry of the vocabulary: no token stands for more.
+    pub fn longest_entry(&self) -> usize {
+        let vocabulary = self.tokenizer.get_vocab(true);
+        vocabulary.keys().map(String::len).max().unwrap_or(1)
+    }
+
     /// The text of `ids`, special tokens left out.
     ///
     /// # Errors
@@ -313,7 +347,8 @@ fn broken(verb: &str, cause: &dyn std::fmt::Display) -> Failure {
         ExitCode::Checkpoint,
         format!("could not {verb} the tokenizer"),
         cause.to_string(),
-        "start the bootstrap stage again in a new run directory",
+        "where it came with a published model, fetch that again; else start the bootstrap stage again \
+         in a new run directory",
     )
 }
 

@@ -1,7 +1,7 @@
 //! What is asked.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,7 +17,10 @@ const MOST_PICTURE: u64 = 64 << 20;
 /// A prompt, and what messages call it.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
+    /// All but its picture.
     pub(super) prompt: Prompt,
+    /// The file of the picture that stands before it.
+    pub(super) picture: Option<PathBuf>,
     /// `--prompt 2`, or `questions.jsonl, line 7`.
     pub(super) name: String,
 }
@@ -37,7 +40,7 @@ struct Line {
 /// None at all or a bad line (exit 2), pictures that cannot be read (4), a file (5).
 pub(super) fn collect(args: &GenerateArgs) -> Result<Vec<Asked>, Failure> {
     let asked = match &args.file {
-        Some(path) => of_file(path)?,
+        Some(path) => of_file(path, args)?,
         None => of_options(args)?,
     };
     if asked.is_empty() {
@@ -50,7 +53,6 @@ pub(super) fn collect(args: &GenerateArgs) -> Result<Vec<Asked>, Failure> {
     let settled = (0..).zip(asked).map(|(id, mut one)| {
         one.prompt = Prompt {
             id,
-            raw: args.raw,
             max_tokens: args.max_tokens.map(std::num::NonZeroU32::get),
             sampling: Sampling {
                 seed: args.seed.wrapping_add(id),
@@ -65,24 +67,25 @@ pub(super) fn collect(args: &GenerateArgs) -> Result<Vec<Asked>, Failure> {
 }
 
 fn of_options(args: &GenerateArgs) -> Result<Vec<Asked>, Failure> {
-    let picture = args.image.as_deref().map(|path| picture(path, "--image"));
-    let picture = picture.transpose()?;
-    let texts = match (args.prompts.is_empty(), &picture) {
+    if let Some(path) = &args.image {
+        check_picture(path, "--image")?;
+    }
+    let texts = match (args.prompts.is_empty(), &args.image) {
         (true, Some(_)) => vec![String::new()],
         _ => args.prompts.clone(),
     };
     let asked = (1..).zip(texts).map(|(number, text)| Asked {
         prompt: Prompt {
-            text,
-            picture: picture.clone(),
+            what: args.what(text),
             ..Prompt::default()
         },
+        picture: args.image.clone(),
         name: format!("prompt {number}"),
     });
     Ok(asked.collect())
 }
 
-fn of_file(path: &Path) -> Result<Vec<Asked>, Failure> {
+fn of_file(path: &Path, args: &GenerateArgs) -> Result<Vec<Asked>, Failure> {
     let (text, file) = if path.as_os_str() == "-" {
         let mut text = String::new();
         let read = std::io::stdin().read_to_string(&mut text);
@@ -105,33 +108,52 @@ fn of_file(path: &Path) -> Result<Vec<Asked>, Failure> {
                     r#"write {"prompt": "TEXT"}, or {"prompt": "TEXT", "image": "FILE"}"#,
                 )
             })?;
-            let image = line.image.as_deref();
-            let picture = image.map(|image| picture(Path::new(image), &name));
+            let picture = line.image.map(PathBuf::from);
+            if let Some(path) = &picture {
+                check_picture(path, &name)?;
+            }
             Ok(Asked {
                 prompt: Prompt {
-                    text: line.prompt,
-                    picture: picture.transpose()?,
+                    what: args.what(line.prompt),
                     ..Prompt::default()
                 },
+                picture,
                 name,
             })
         })
         .collect()
 }
 
-/// A picture's file in base64.
-fn picture(path: &Path, asked_by: &str) -> Result<String, Failure> {
+impl Asked {
+    /// The prompt with its picture.
+    ///
+    /// # Errors
+    /// When the file is gone meanwhile.
+    pub(super) fn whole(&self) -> Result<Prompt, Failure> {
+        let read = |path: &PathBuf| {
+            let bytes = std::fs::read(path);
+            bytes.map_err(|error| unreadable(&path.display().to_string(), error))
+        };
+        let bytes = self.picture.as_ref().map(read).transpose()?;
+        Ok(Prompt {
+            picture: bytes.map(|bytes| STANDARD.encode(bytes)),
+            ..self.prompt.clone()
+        })
+    }
+}
+
+/// Whether there is such a file, not larger than pictures are.
+fn check_picture(path: &Path, asked_by: &str) -> Result<(), Failure> {
     let file = path.display().to_string();
     let size = std::fs::metadata(path).map_err(|error| unreadable(&file, error))?;
-    if size.len() > MOST_PICTURE {
-        return Err(Failure::data(
+    match size.len() <= MOST_PICTURE {
+        true => Ok(()),
+        false => Err(Failure::data(
             format!("{asked_by}: {file} is too large for a picture"),
             format!("it has {} bytes, more than {MOST_PICTURE}", size.len()),
             "give a smaller one",
-        ));
+        )),
     }
-    let bytes = std::fs::read(path).map_err(|error| unreadable(&file, error))?;
-    Ok(STANDARD.encode(bytes))
 }
 
 fn unreadable(file: &str, error: std::io::Error) -> Failure {

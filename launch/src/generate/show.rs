@@ -71,7 +71,6 @@ impl<'a> Answers<'a> {
     /// When the answer has no JSON.
     pub(super) fn take(&mut self, event: Event) -> Result<(), Failure> {
         match event {
-            Event::Ready { .. } | Event::Failed { .. } => return Ok(()),
             Event::Text { id, text } => {
                 if let Some(answer) = self.answers.get_mut(id as usize) {
                     answer.text.push_str(&text);
@@ -82,6 +81,7 @@ impl<'a> Answers<'a> {
                 end,
                 prompt_tokens,
                 tokens,
+                ..
             } => self.ended(
                 id,
                 Ended::Done {
@@ -91,6 +91,7 @@ impl<'a> Answers<'a> {
                 },
             ),
             Event::Refused { id, why } => self.ended(id, Ended::Refused(why.into())),
+            _ => return Ok(()),
         }
         self.show()
     }
@@ -150,7 +151,7 @@ impl<'a> Answers<'a> {
 
 fn line(asked: &Asked, answer: &Answer, end: &Ended) -> Result<String, Failure> {
     let bare = Line {
-        prompt: &asked.prompt.text,
+        prompt: asked.prompt.what.text(),
         text: &answer.text,
         end: None,
         prompt_tokens: None,

@@ -50,8 +50,9 @@ pub(crate) enum SpawnError {
     Program(io::Error),
 }
 
+/// On Linux the child ends with the thread that starts it.
 #[cfg(target_os = "linux")]
-fn die_with_the_launcher(command: &mut Command) {
+pub(crate) fn die_with_the_launcher(command: &mut Command) {
     let launcher = std::process::id();
     // SAFETY: the closure runs in the child between fork and exec. It only makes system calls
     // that are safe there (prctl, getppid) and allocates nothing.
@@ -71,7 +72,7 @@ fn die_with_the_launcher(command: &mut Command) {
 
 /// Elsewhere a worker notices the lost coordinator, looks for it a while and ends by itself.
 #[cfg(not(target_os = "linux"))]
-fn die_with_the_launcher(_command: &mut Command) {}
+pub(crate) fn die_with_the_launcher(_command: &mut Command) {}
 
 /// Sends a signal to a child that has not been waited for.
 pub(crate) fn signal(pid: u32, signal: i32) {

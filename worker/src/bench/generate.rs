@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::Args;
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{Event, Prompt, Source};
+use mks2_proto::generate::{Event, Prompt, Source, What};
 use serde_json::{Value, json};
 
 use super::stage::median;
@@ -47,7 +47,7 @@ pub(super) fn measure(settings: &Generate) -> Result<Value, Failure> {
     let load_seconds = began.elapsed().as_secs_f64();
     let prompts = (0..settings.batch).map(|id| Prompt {
         id,
-        text: "fox ".repeat(settings.words),
+        what: What::Text("fox ".repeat(settings.words)),
         max_tokens: Some(settings.tokens),
         ..Prompt::default()
     });

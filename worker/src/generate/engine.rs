@@ -8,13 +8,14 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{End, Event, Prompt, Sampling, Words};
+use mks2_proto::generate::{End, Event, Prompt, Sampling, Score, Scored, What, Words};
 use tch::Tensor;
 
-use super::refused;
 use super::sample::choose;
+use super::score;
 use super::speaker::Speaker;
 use super::writer::Writer;
+use super::{no_numbers, refused};
 use crate::model::Cache;
 use crate::objective::to_floats;
 
@@ -34,7 +35,17 @@ struct Answer<'a> {
     prompt_tokens: u32,
     most: usize,
     tokens: Vec<u32>,
+    score: Option<Score>,
+    scores: Vec<Scored>,
     is_over: Option<End>,
+}
+
+/// What reading prompts gives.
+struct Read {
+    /// The states of their last positions.
+    last_b1d: Tensor,
+    /// The scores of the tokens of each, where they were asked for.
+    scores: Vec<Vec<Scored>>,
 }
 
 /// A prompt that can be read.
@@ -86,25 +97,75 @@ impl<'a> Engine<'a> {
             row_td.constant_pad_nd([0, 0, 0, missing])
         });
         let h_btd = Tensor::stack(&padded.collect::<Vec<_>>(), 0);
-        let speaker = self.speaker;
-        let halves = speaker.halves();
-        let states_b1d = speaker
-            .decoder
-            .read(&h_btd, &lengths, halves, &mut self.cache)?;
+        let states = self.read(&h_btd, &lengths, &ready)?;
         let first = self.answers.len();
-        for (one, length) in ready.into_iter().zip(lengths) {
+        for (one, (length, scores)) in ready.into_iter().zip(lengths.iter().zip(states.scores)) {
+            if one.prompt.echo {
+                let id = one.prompt.id;
+                let text = self.echo(&one)?;
+                events.push(Event::Text { id, text });
+            }
             self.answers.push(Answer {
                 id: one.prompt.id,
                 sampling: one.prompt.sampling,
-                writer: Writer::new(&speaker.encoder, &one.ids, one.prompt.stop),
-                prompt_tokens: u32::try_from(length).unwrap_or(u32::MAX),
+                writer: Writer::new(&self.speaker.encoder, &one.ids, one.prompt.stop),
+                prompt_tokens: u32::try_from(*length).unwrap_or(u32::MAX),
                 most: one.most,
                 tokens: Vec::new(),
+                score: one.prompt.score,
+                scores,
                 is_over: None,
             });
         }
-        events.extend(self.take(&states_b1d, first)?);
+        events.extend(self.take(&states.last_b1d, first)?);
         Ok(events)
+    }
+
+    /// Reads prompts into the cache.
+    fn read(&mut self, h_btd: &Tensor, lengths: &[i64], ready: &[Ready]) -> Result<Read, Failure> {
+        let Speaker { decoder, .. } = self.speaker;
+        let halves = self.speaker.halves();
+        let wanted = |one: &Ready| one.prompt.score.filter(|score| score.prompt);
+        if ready.iter().all(|one| wanted(one).is_none()) {
+            return Ok(Read {
+                last_b1d: decoder.read(h_btd, lengths, halves, &mut self.cache)?,
+                scores: vec![Vec::new(); ready.len()],
+            });
+        }
+        let states_btd = decoder.read_all(h_btd, lengths, halves, &mut self.cache)?;
+        let (mut last, mut scores) = (Vec::new(), Vec::new());
+        for (row, (one, length)) in (0..).zip(ready.iter().zip(lengths)) {
+            let states_td = states_btd.get(row).narrow(0, 0, *length);
+            last.push(states_td.narrow(0, length - 1, 1));
+            let ids = one.ids.iter().filter_map(|&id| u32::try_from(id).ok());
+            scores.push(match wanted(one) {
+                None => Vec::new(),
+                Some(score) => {
+                    let ids: Vec<u32> = ids.collect();
+                    score::of_prompt(self.speaker, &states_td, &ids, score.top)?
+                }
+            });
+        }
+        Ok(Read {
+            last_b1d: Tensor::stack(&last, 0),
+            scores,
+        })
+    }
+
+    /// The text of a prompt.
+    fn echo(&self, one: &Ready) -> Result<String, Failure> {
+        match &one.prompt.what {
+            What::Text(text) | What::Raw(text) => Ok(text.clone()),
+            What::Tokens(tokens) => self.speaker.encoder.plain(tokens),
+        }
+    }
+
+    /// Nobody waits for this answer any more.
+    pub(super) fn cancel(&mut self, id: u64) {
+        if let Some(row) = self.answers.iter().position(|answer| answer.id == id) {
+            self.answers.swap_remove(row);
+            self.cache.remove(row);
+        }
     }
 
     /// One more token for every answer.
@@ -127,7 +188,7 @@ impl<'a> Engine<'a> {
     /// What a prompt needs, before anything is computed.
     fn prepare(&self, prompt: Prompt) -> Result<Ready, Failure> {
         prompt.sampling.check()?;
-        let ids = self.speaker.ids(&prompt)?;
+        let ids = self.speaker.ids(&prompt.what)?;
         let picture = match &prompt.picture {
             None => None,
             Some(text) => {
@@ -144,29 +205,27 @@ impl<'a> Engine<'a> {
         if ids.is_empty() && picture.is_none() {
             return Err(refused(
                 "the prompt is empty",
-                "the tokenizer puts nothing before a text, so that there is nothing to go on from",
+                "it has no token that an answer could go on from",
                 "give a text",
             ));
         }
-        let positions = self.speaker.positions;
-        if ids.len() >= positions {
-            return Err(refused(
-                format!("the prompt is too long: {} tokens", ids.len()),
-                format!(
-                    "the model has positions for {positions} tokens of text, the answer included"
-                ),
-                "shorten the prompt",
-            ));
-        }
-        let room = positions - ids.len();
-        let wanted = prompt.max_tokens.map_or(room, |most| most as usize);
-        if wanted == 0 {
+        let says_something = prompt.echo || prompt.score.is_some_and(|score| score.prompt);
+        if prompt.max_tokens == Some(0) && !says_something {
             return Err(refused(
                 "nothing is to be generated",
                 "the largest number of tokens is 0",
                 "ask for one or more",
             ));
         }
+        let least = usize::from(prompt.max_tokens != Some(0));
+        let positions = self.speaker.positions;
+        let Some(room) = positions
+            .checked_sub(ids.len())
+            .filter(|room| *room >= least)
+        else {
+            return Err(self.speaker.too_long(&format!("{} tokens", ids.len())));
+        };
+        let wanted = prompt.max_tokens.map_or(room, |most| most as usize);
         Ok(Ready {
             most: wanted.min(room),
             prompt,
@@ -233,25 +292,11 @@ impl<'a> Engine<'a> {
 impl Answer<'_> {
     /// One more token by these logits.
     fn take(&mut self, logits: &[f32], end: i64) -> Result<Vec<Event>, Failure> {
-        let position = self.tokens.len() as u64;
-        let token = choose(logits, &self.sampling, position).ok_or_else(|| {
-            Failure::checkpoint(
-                "the model cannot say how to go on",
-                format!("its logits after {position} tokens of the answer are no numbers"),
-                "look for infinite or undefined weights in the model",
-            )
-        })?;
         let mut text = String::new();
-        if i64::from(token) == end {
-            self.is_over = Some(End::Stop);
+        if self.most == 0 {
+            self.is_over = Some(End::Length);
         } else {
-            self.tokens.push(token);
-            text = self.writer.push(token)?;
-            if self.writer.is_over() {
-                self.is_over = Some(End::Stop);
-            } else if self.tokens.len() >= self.most {
-                self.is_over = Some(End::Length);
-            }
+            text = self.go_on(logits, end)?;
         }
         let mut events = Vec::new();
         if let Some(end) = self.is_over {
@@ -266,11 +311,37 @@ impl Answer<'_> {
                 end,
                 prompt_tokens: self.prompt_tokens,
                 tokens: std::mem::take(&mut self.tokens),
+                scores: std::mem::take(&mut self.scores),
             });
         }
         if !text.is_empty() {
             events.insert(0, Event::Text { id: self.id, text });
         }
         Ok(events)
+    }
+
+    /// Chooses the next token; gives the text that is certain with it.
+    fn go_on(&mut self, logits: &[f32], end: i64) -> Result<String, Failure> {
+        let position = self.tokens.len() as u64;
+        let read = self.prompt_tokens as usize + self.tokens.len();
+        let token = choose(logits, &self.sampling, position);
+        let token = token.ok_or_else(|| no_numbers(read))?;
+        if let Some(score) = self.score {
+            let encoder = self.writer.encoder();
+            let scored = score::of_token(encoder, logits, token, score.top);
+            self.scores.push(scored);
+        }
+        if i64::from(token) == end {
+            self.is_over = Some(End::Stop);
+            return Ok(String::new());
+        }
+        self.tokens.push(token);
+        let text = self.writer.push(token)?;
+        if self.writer.is_over() {
+            self.is_over = Some(End::Stop);
+        } else if self.tokens.len() >= self.most {
+            self.is_over = Some(End::Length);
+        }
+        Ok(text)
     }
 }

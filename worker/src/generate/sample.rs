@@ -8,9 +8,8 @@ use mks2_proto::splitmix;
 /// As in transformers, temperature comes first, then `top_k`, then `top_p`; of equal logits the
 /// first one is the likeliest.
 pub(super) fn choose(logits: &[f32], sampling: &Sampling, position: u64) -> Option<u32> {
-    let is_usable = |logit: &f32| !logit.is_nan() && *logit < f32::INFINITY;
     let best = likeliest(logits)?;
-    if !logits.iter().all(is_usable) || logits[best] == f32::NEG_INFINITY {
+    if !logits.iter().copied().all(is_number) || logits[best] == f32::NEG_INFINITY {
         return None;
     }
     if sampling.temperature == 0.0 {
@@ -24,6 +23,11 @@ pub(super) fn choose(logits: &[f32], sampling: &Sampling, position: u64) -> Opti
         left < 0.0
     });
     drawn.or(weights.last()).map(|(token, _)| *token)
+}
+
+/// Whether a logit says something; minus infinity says never.
+pub(super) fn is_number(logit: f32) -> bool {
+    !logit.is_nan() && logit < f32::INFINITY
 }
 
 fn likeliest(logits: &[f32]) -> Option<usize> {

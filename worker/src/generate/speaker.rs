@@ -8,7 +8,7 @@ use mks2_dataset::pretrained::config::Described;
 use mks2_dataset::pretrained::{Folder, tokens};
 use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{Prompt, Source, Trained};
+use mks2_proto::generate::{Event, Source, Trained, What};
 use mks2_proto::job::{self, Job, Stage, StageKind, load};
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
@@ -25,6 +25,9 @@ use crate::pretrained;
 use crate::saver::TOKENIZER;
 use crate::text::TextEncoder;
 
+/// Bytes of a text, or tokens, that the tokenizer is given at once: nothing else is done meanwhile.
+const MOST_AT_ONCE: usize = 1 << 20;
+
 /// A language model, its memories and eyes, and how it was trained to be asked.
 pub(crate) struct Speaker {
     pub(super) encoder: Arc<TextEncoder>,
@@ -34,6 +37,8 @@ pub(crate) struct Speaker {
     form: Form,
     /// Tokens of text that it has positions for.
     pub(super) positions: usize,
+    /// Bytes of a text that may have so few tokens.
+    most_bytes: usize,
     pub(super) device: Device,
 }
 
@@ -105,6 +110,7 @@ impl Speaker {
         let weights = pretrained::part(&part, device, runtime)?;
         Ok(Self {
             decoder: Decoder::new(&language.shape, language.vocab_size, &weights)?,
+            most_bytes: positions.saturating_mul(encoder.longest_entry()),
             encoder: encoder.into(),
             halves: Halves::Mlp,
             eyes: None,
@@ -123,40 +129,109 @@ impl Speaker {
         }
     }
 
-    /// Whether it can be shown pictures.
-    pub(super) fn sees(&self) -> bool {
-        self.eyes.is_some()
+    /// What whoever asks has to know.
+    pub(super) fn ready(&self) -> Event {
+        let name = |id: i64| u32::try_from(id).map(|id| self.encoder.name_of(id));
+        Event::Ready {
+            positions: u32::try_from(self.positions).unwrap_or(u32::MAX),
+            sees: self.eyes.is_some(),
+            answers: !matches!(self.form, Form::Published),
+            end: name(self.encoder.end()).unwrap_or_default(),
+            begin: match self.encoder.opening() {
+                [begin] if *begin != self.encoder.end() => name(*begin).ok(),
+                _ => None,
+            },
+        }
     }
 
-    /// The tokens of a prompt's text.
+    /// The tokens of a prompt.
     ///
     /// # Errors
-    /// When the stage's template wants more than a question.
-    pub(super) fn ids(&self, prompt: &Prompt) -> Result<Vec<i64>, Failure> {
+    /// When the stage's template wants more than a question, or the model has no such token.
+    pub(super) fn ids(&self, what: &What) -> Result<Vec<i64>, Failure> {
         let opened = |text: &str, closing: Option<i64>| {
             let mut ids = self.encoder.opening().to_vec();
             ids.extend(self.encoder.ids(text)?);
             ids.extend(closing);
             Ok(ids)
         };
-        match &self.form {
-            Form::Published => self.encoder.published(&prompt.text),
-            Form::Question(settings) if !prompt.raw => {
+        match (what, &self.form) {
+            (What::Tokens(tokens), _) => self.known(tokens),
+            (What::Text(text) | What::Raw(text), _) if text.len() > self.most_bytes => {
+                Err(self.too_long(&format!("{} bytes", text.len())))
+            }
+            (What::Text(text), Form::Question(settings)) => {
                 let row = Row {
-                    question: Some(prompt.text.clone()),
+                    question: Some(text.clone()),
                     ..Row::default()
                 };
                 let question = render(&settings.question, &row).map_err(|error| {
-                    Failure::usage(
+                    refused(
                         "the stage cannot be asked a question alone",
                         error.to_string(),
-                        "give the whole text as it was trained on, with --raw",
+                        "give the whole text as it was trained on: with --raw, or as tokens",
                     )
                 })?;
                 let end = settings.answer_after_end.then(|| self.encoder.end());
                 opened(&question, end)
             }
-            Form::Text | Form::Question(_) => opened(&prompt.text, None),
+            (What::Text(text) | What::Raw(text), Form::Published) => self.encoder.published(text),
+            (What::Text(text) | What::Raw(text), _) => opened(text, None),
+        }
+    }
+
+    /// A prompt of this size is.
+    pub(super) fn too_long(&self, size: &str) -> Failure {
+        refused(
+            format!("the prompt is too long: {size}"),
+            format!(
+                "the model has positions for {} tokens of text, the answer included",
+                self.positions
+            ),
+            "shorten the prompt",
+        )
+    }
+
+    /// The tokens of a text, with special tokens around it or without.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses.
+    pub(super) fn tokenize(&self, text: &str, special: bool) -> Result<Vec<u32>, Failure> {
+        limited(text.len())?;
+        let ids = match (special, &self.form) {
+            (false, _) => self.encoder.ids(text)?,
+            (true, Form::Published) => self.encoder.published(text)?,
+            (true, _) => {
+                let mut ids = self.encoder.opening().to_vec();
+                ids.extend(self.encoder.ids(text)?);
+                ids
+            }
+        };
+        Ok(ids
+            .into_iter()
+            .filter_map(|id| u32::try_from(id).ok())
+            .collect())
+    }
+
+    /// The text of tokens.
+    ///
+    /// # Errors
+    /// When the model has no such token.
+    pub(super) fn detokenize(&self, tokens: &[u32]) -> Result<String, Failure> {
+        limited(tokens.len())?;
+        self.known(tokens)?;
+        self.encoder.plain(tokens)
+    }
+
+    fn known(&self, tokens: &[u32]) -> Result<Vec<i64>, Failure> {
+        let entries = self.encoder.vocab_size();
+        match tokens.iter().find(|token| **token >= entries) {
+            None => Ok(tokens.iter().map(|token| i64::from(*token)).collect()),
+            Some(token) => Err(refused(
+                format!("there is no token {token}"),
+                format!("the model knows those from 0 to {}", entries - 1),
+                "make tokens with the model's own tokenizer",
+            )),
         }
     }
 
@@ -199,6 +274,18 @@ impl Speaker {
                 "leave the picture out, or ask a memory stage or one that builds on it",
             )
         })
+    }
+}
+
+/// Whether bytes or tokens for the tokenizer alone are few enough.
+fn limited(count: usize) -> Result<(), Failure> {
+    match count <= MOST_AT_ONCE {
+        true => Ok(()),
+        false => Err(refused(
+            "that is too much for the tokenizer at once",
+            format!("{count} bytes or tokens are more than {MOST_AT_ONCE}"),
+            "send it in parts",
+        )),
     }
 }
 
@@ -260,6 +347,7 @@ impl Reader<'_> {
         };
         Ok(Speaker {
             decoder: Decoder::new(&model.decoder, encoder.vocab_size(), &weights)?,
+            most_bytes: positions.saturating_mul(encoder.longest_entry()),
             encoder,
             halves,
             eyes,

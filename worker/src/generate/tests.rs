@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use mks2_proto::generate::{End, Sampling, Source};
+use mks2_proto::generate::{End, Sampling, Score, Source, What};
 use serde_json::{Value, json};
 
 use super::*;
@@ -27,7 +27,7 @@ fn opening(batch: u32) -> Opening {
 fn prompt(id: u64, text: &str) -> Prompt {
     Prompt {
         id,
-        text: text.into(),
+        what: What::Text(text.into()),
         max_tokens: Some(12),
         ..Prompt::default()
     }
@@ -51,17 +51,22 @@ type Answer = (String, Vec<u32>, End);
 /// The answers by prompt, and those that were refused.
 fn answers(batch: u32, prompts: &[Prompt]) -> (BTreeMap<u64, Answer>, BTreeMap<u64, Words>) {
     let mut lines = vec![json!(opening(batch))];
-    lines.extend(prompts.iter().map(|prompt| json!(prompt)));
+    lines.extend(
+        prompts
+            .iter()
+            .map(|prompt| json!(Ask::Prompt(prompt.clone()))),
+    );
     let (events, ended) = conversation(&lines);
     ended.expect("a good conversation");
     let (mut texts, mut done, mut refused) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    assert_eq!(
-        events[0],
-        Event::Ready {
-            positions: 128,
-            sees: false
-        }
-    );
+    let ready = Event::Ready {
+        positions: 128,
+        sees: false,
+        answers: false,
+        end: "<|end|>".into(),
+        begin: Some("<|begin|>".into()),
+    };
+    assert_eq!(events[0], ready);
     for event in events.into_iter().skip(1) {
         match event {
             Event::Text { id, text } => {
@@ -170,10 +175,11 @@ fn without_a_largest_number_an_answer_ends_where_positions_do() {
     };
     let (found, _) = answers(1, &[open]);
     let (_, tokens, end) = &found[&0];
-    match end {
-        End::Length => assert!(tokens.len() > 100),
-        End::Stop => assert!(tokens.len() < 128),
-    }
+    assert!(
+        tokens.len() > 12,
+        "it would have ended without a limit, too"
+    );
+    assert_eq!(*end, End::Length);
 }
 
 #[test]
@@ -229,7 +235,10 @@ fn what_ends_the_conversation_is_its_last_line() {
         (vec![json!(gpu)], ExitCode::Settings, "'tpu'"),
         (vec![json!({"model": 3})], ExitCode::Usage, "cannot be read"),
         (
-            vec![good.clone(), json!({"text": "no id"})],
+            vec![
+                good.clone(),
+                json!({"ask": "prompt", "what": {"text": "no id"}}),
+            ],
             ExitCode::Usage,
             "id",
         ),
@@ -244,4 +253,77 @@ fn what_ends_the_conversation_is_its_last_line() {
     let (events, ended) = conversation(&[good]);
     ended.expect("nothing is asked, and that is all right");
     assert_eq!(events.len(), 1);
+}
+
+#[test]
+fn probabilities_of_all_tokens_are_one_together() {
+    let scored = Prompt {
+        score: Some(Score {
+            prompt: true,
+            top: 320,
+        }),
+        max_tokens: Some(3),
+        ..prompt(0, "the red fox")
+    };
+    let lines = [json!(opening(1)), json!(Ask::Prompt(scored))];
+    let (events, ended) = conversation(&lines);
+    ended.expect("a good conversation");
+    let Some(Event::Done {
+        prompt_tokens,
+        tokens,
+        scores,
+        ..
+    }) = events.last()
+    else {
+        panic!("{events:?}");
+    };
+    assert!(scores.len() >= *prompt_tokens as usize + tokens.len());
+    assert_eq!((&scores[0].token.logprob, scores[0].top.len()), (&None, 0));
+    for scored in &scores[1..] {
+        let all: f64 = scored
+            .top
+            .iter()
+            .filter_map(|one| Some(one.logprob?.exp()))
+            .sum();
+        assert!((all - 1.0).abs() < 1e-6, "{all}");
+        let mine = scored.top.iter().find(|one| one.id == scored.token.id);
+        assert_eq!(mine.map(|one| one.logprob), Some(scored.token.logprob));
+    }
+    let answer = &scores[*prompt_tokens as usize..];
+    for (scored, token) in answer.iter().zip(tokens) {
+        assert_eq!((scored.token.id, scored.top[0].id), (*token, *token));
+    }
+}
+
+#[test]
+fn what_is_cancelled_is_not_answered() {
+    let lines = [
+        json!(opening(1)),
+        json!(Ask::Prompt(Prompt {
+            max_tokens: None,
+            ..prompt(0, "the")
+        })),
+        json!(Ask::Prompt(prompt(1, "a picture"))),
+        json!(Ask::Cancel { id: 1 }),
+        json!(Ask::Cancel { id: 7 }),
+        json!(Ask::Tokenize {
+            id: 2,
+            text: "the".into(),
+            special: true
+        }),
+    ];
+    let (events, ended) = conversation(&lines);
+    ended.expect("a good conversation");
+    let is_of = |event: &&Event, wanted| event.id() == Some(wanted);
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::Done { id: 0, .. }))
+    );
+    assert!(!events.iter().any(|event| is_of(&event, 1)), "{events:?}");
+    let tokens = events.iter().find(|event| is_of(event, 2));
+    let Some(Event::Tokens { tokens, .. }) = tokens else {
+        panic!("{events:?}");
+    };
+    assert_eq!(tokens[0], 0);
 }

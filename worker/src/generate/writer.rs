@@ -61,6 +61,11 @@ impl<'a> Writer<'a> {
         Ok(self.release())
     }
 
+    /// What makes text of tokens.
+    pub(super) fn encoder(&self) -> &'a TextEncoder {
+        self.encoder
+    }
+
     /// Whether a stop text has come.
     pub(super) fn is_over(&self) -> bool {
         self.is_over

@@ -45,11 +45,14 @@ impl Cache {
     /// Takes a row out. The last one takes its place.
     pub fn remove(&mut self, row: usize) {
         let last = self.lengths.len() - 1;
-        let length = self.lengths[last];
-        if row != last {
-            for table in self.blocks.iter().flatten() {
-                let of = |row: usize| table.get(row as i64).narrow(0, 0, length);
-                of(row).copy_(&of(last));
+        let (length, had) = (self.lengths[last], self.lengths[row]);
+        for table in self.blocks.iter().flatten() {
+            let of = |row: usize, length| table.get(row as i64).narrow(0, 0, length);
+            // What is no number would not stay hidden: nothing times it is no number, too.
+            let _ = of(row, had).zero_();
+            if row != last {
+                of(row, length).copy_(&of(last, length));
+                let _ = of(last, length).zero_();
             }
         }
         self.lengths.swap_remove(row);
@@ -80,27 +83,24 @@ impl Cache {
             }
             new
         };
-        let blocks = 0..stack.blocks.len();
-        let tables = blocks.map(|layer| {
-            let old = self.blocks.get(layer);
-            [
-                grown(old.map(|[keys, _]| keys)),
-                grown(old.map(|[_, values]| values)),
-            ]
-        });
-        self.blocks = tables.collect();
+        // One after the other, so that no more than one is there twice.
+        self.blocks
+            .resize_with(stack.blocks.len(), || [Tensor::new(), Tensor::new()]);
+        for table in self.blocks.iter_mut().flatten() {
+            *table = grown(Some(&*table).filter(|old| old.defined()));
+        }
         self.turns = Some(Rotary::new(room, shape.head, &stack.shape.turns, device));
     }
 }
 
 impl Stack {
     /// Reads new rows `h_btd`, padded on the right behind `lengths`, and gives the normed states of
-    /// the last position of each, `[b, 1, d]`.
+    /// the last position of each, `[b, 1, d]`, or of `all`, `[b, t, d]`.
     pub(super) fn read(
         &self,
         h_btd: &Tensor,
         lengths: &[i64],
-        second: SecondHalves<'_>,
+        (second, all): (SecondHalves<'_>, bool),
         cache: &mut Cache,
     ) -> Result<Tensor> {
         let (b, d) = (lengths.len() as i64, self.shape.attention.hidden);
@@ -119,7 +119,10 @@ impl Stack {
             .to_device(h_btd.device())
             .unsqueeze(1)
             - 1;
-        let pass = Pass::new(second).reading(Read::At(&last_b1));
+        let pass = Pass::new(second).reading(match all {
+            true => Read::All,
+            false => Read::At(&last_b1),
+        });
         let states = self.forward_keeping(h_btd, &pass, |layer, heads| {
             let [keys, values] = &cache.blocks[layer];
             for (table, new_btgk) in [(keys, &heads.k_btgk), (values, &heads.v_btgk)] {

@@ -89,7 +89,21 @@ impl Decoder {
         second: SecondHalves<'_>,
         cache: &mut Cache,
     ) -> Result<Tensor> {
-        self.stack.read(h_btd, lengths, second, cache)
+        self.stack.read(h_btd, lengths, (second, false), cache)
+    }
+
+    /// The same with the normed states of all positions, `[b, t, d]`.
+    ///
+    /// # Errors
+    /// If a shape does not fit.
+    pub fn read_all(
+        &self,
+        h_btd: &Tensor,
+        lengths: &[i64],
+        second: SecondHalves<'_>,
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
+        self.stack.read(h_btd, lengths, (second, true), cache)
     }
 
     /// One further position of every row of `cache`, from its input embedding `h_b1d`; gives the

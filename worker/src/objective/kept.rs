@@ -9,7 +9,8 @@
 //!    written, that its writer did not finish or that memory has damaged holds nothing.
 //! 2. Features come from weights that may be damaged. They are told to the others only once the
 //!    members have compared their copies of these (`audit`), so that they are not worse than
-//!    the weights themselves.
+//!    the weights themselves. A worker that is alone has nobody to compare with: then, as with
+//!    all that it computes, nothing is promised. Until then they wait in its own memory, up to a limit.
 //! 3. Every worker holds a shared lock on the file. The last one to leave removes it; where that one
 //!    was killed, the next run on the machine does.
 
@@ -28,6 +29,8 @@ use crate::flat::{le_bytes, le_bytes_mut};
 
 /// How the files' names begin.
 const PREFIX: &str = "mks2-features-";
+/// Bytes of features that wait to be told to the others; what is more is not kept.
+const MOST_FRESH: usize = 256 << 20;
 /// Memory that processes share, where the system has such a folder.
 const SHARED_MEMORY: &str = "/dev/shm";
 
@@ -56,6 +59,7 @@ pub struct KeptFeatures {
     /// Whether features wait in `fresh` until [`compared`](Self::compared).
     is_cautious: bool,
     fresh: RefCell<BTreeMap<u64, Fresh>>,
+    most_fresh: usize,
     is_full: Cell<bool>,
 }
 
@@ -103,6 +107,7 @@ impl KeptFeatures {
             sources: sources.collect(),
             is_cautious: keep.is_cautious,
             fresh: RefCell::default(),
+            most_fresh: MOST_FRESH,
             is_full: Cell::new(false),
         })
     }
@@ -129,6 +134,10 @@ impl KeptFeatures {
         let Some(slot) = self.slot(picture).filter(|_| !self.is_full.get()) else {
             return;
         };
+        let waiting = self.fresh.borrow().len() * size_of::<f32>() * self.width;
+        if waiting >= self.most_fresh {
+            return;
+        }
         let fresh = Fresh {
             digest: blake3::hash(le_bytes(values)),
             values: values.to_vec(),

@@ -3,7 +3,6 @@
 //! asked again.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use mks2_proto::env;
 use mks2_proto::failure::TERMINATED;
@@ -15,8 +14,6 @@ use tracing::{info, warn};
 
 use super::shared::Shared;
 
-/// Kubernetes gives 30 s: a little less.
-const USUAL_GRACE: Duration = Duration::from_secs(25);
 /// Listens for SIGTERM as long as the process lives.
 pub(super) async fn listen(shared: Arc<Shared>, reports: WeakSender<Labelled>) {
     let mut asked = match signal(SignalKind::terminate()) {
@@ -33,13 +30,10 @@ pub(super) async fn listen(shared: Arc<Shared>, reports: WeakSender<Labelled>) {
     info!("SIGTERM: leaving at the next step boundary");
     let reason = "SIGTERM".to_owned();
     let report = (shared.generation(), Kind::Leaving(Leaving { reason }));
-    let grace = std::env::var(env::GRACE).ok();
-    let grace = grace.and_then(|seconds| seconds.parse().ok());
-    let grace = grace.map_or(USUAL_GRACE, Duration::from_secs);
     if reports.send(report).await.is_ok() {
         // The sender must not keep the session open.
         drop(reports);
-        let _again = tokio::time::timeout(grace, asked.recv()).await;
+        let _again = tokio::time::timeout(env::grace(), asked.recv()).await;
     }
     warn!("the time to leave is over");
     std::process::exit(TERMINATED);

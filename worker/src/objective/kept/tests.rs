@@ -166,3 +166,19 @@ fn files_of_others_and_links_are_refused() {
     let error = open().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
 }
+
+#[test]
+fn what_waits_for_a_comparison_is_limited() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut kept = open_in(&folder, true);
+    kept.most_fresh = 4 * FEATURES.len() + 1;
+    let row = |row| RowRef { row, ..PICTURE };
+    for number in 0..4 {
+        kept.put(row(number), &FEATURES);
+    }
+    let found = (0..4).filter(|number| kept.get(row(*number)).is_some());
+    assert_eq!(found.collect::<Vec<_>>(), [0, 1]);
+    kept.compared();
+    kept.put(row(2), &FEATURES);
+    assert!(kept.get(row(2)).is_some());
+}

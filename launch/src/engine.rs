@@ -1,0 +1,65 @@
+//! A model that can be asked: which one a path or URL means, and the program that computes its answers.
+
+mod source;
+mod talk;
+
+use std::num::NonZeroU32;
+
+use clap::Args;
+use mks2_proto::failure::Failure;
+use mks2_proto::generate::Opening;
+
+use crate::output::Output;
+pub(crate) use talk::{Answers, Asking};
+
+/// Which model is asked, and where it computes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// A run directory, or a folder with a published language model: a path or any object store URL
+    #[arg(value_name = "RUN|MODEL")]
+    pub(crate) model: String,
+    /// The stage of the run that is asked [default: what its evaluation calls mks2, or else the last
+    /// one that is finished]
+    #[arg(long, value_name = "NAME")]
+    stage: Option<String>,
+    /// Prompts that are answered side by side
+    #[arg(long, default_value = "8", value_name = "N", help_heading = COMPUTING)]
+    batch: NonZeroU32,
+    /// Where to compute: cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu", value_name = "DEVICE", help_heading = COMPUTING)]
+    device: String,
+    /// Threads on a CPU [default: all]
+    #[arg(long, value_name = "N", help_heading = COMPUTING)]
+    threads: Option<NonZeroU32>,
+}
+
+const COMPUTING: &str = "Computing";
+
+impl ModelArgs {
+    /// Finds the model and starts the program. Call it from the main thread.
+    ///
+    /// # Errors
+    /// No such model (exit 2, 3), storage (5), no program (6).
+    pub(crate) async fn start(&self, output: &Output) -> Result<(Asking, Answers), Failure> {
+        let found = source::find(&self.model, self.stage.as_deref()).await?;
+        output.note(&found.words);
+        let opening = Opening {
+            model: found.source,
+            device: self.device.clone(),
+            threads: self.threads(),
+            batch: self.batch.get(),
+        };
+        talk::begin(&opening).await
+    }
+
+    /// Prompts that are answered side by side.
+    pub(crate) fn batch(&self) -> usize {
+        self.batch.get() as usize
+    }
+
+    fn threads(&self) -> u32 {
+        let all = std::thread::available_parallelism();
+        let all = all.map_or(1, |all| u32::try_from(all.get()).unwrap_or(1));
+        self.threads.map_or(all, NonZeroU32::get)
+    }
+}
