@@ -1,4 +1,5 @@
-//! The fixtures of the parity tests, made by an independent PyTorch implementation.
+//! The fixtures of the parity tests, made by an independent PyTorch implementation; and an evaluation
+//! harness on our server beside its own backend.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use crate::fault::{Fault, Outcome};
 use crate::{places, python, setup, shell, ui};
 
 const REFERENCE: &str = "worker/tests/reference";
+const PEERS: &str = "xtask/peers";
 const FIXTURES: &str = "worker/tests/fixtures";
 /// Where models lie in it that transformers has written.
 const PRETRAINED: &str = "pretrained";
@@ -64,7 +66,27 @@ pub(crate) fn compare() -> Outcome {
         "{} fixtures made afresh agree",
         committed.len()
     ));
-    Ok(())
+    harness()
+}
+
+/// lm-evaluation-harness scores a model through `mks2 serve` as it does by itself.
+fn harness() -> Outcome {
+    let python = match std::env::var_os("MKS2_PYTHON") {
+        Some(own) => own.into(),
+        None => python::environment(&places::root().join(PEERS).join("requirements-harness.txt"))?,
+    };
+    shell::run(&mut shell::cargo(&["build", "--workspace", "--bins"]))?;
+    let model = places::root()
+        .join(FIXTURES)
+        .join(PRETRAINED)
+        .join("base-decoder");
+    let mut compare = shell::program(python);
+    compare
+        .arg(places::root().join(PEERS).join("harness.py"))
+        .arg(places::binary("debug", "mks2"))
+        .arg(model)
+        .arg(places::root().join("target/harness"));
+    shell::run(&mut compare)
 }
 
 /// All safetensors files in a folder and below it.
