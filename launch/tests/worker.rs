@@ -8,6 +8,8 @@ mod bits;
 mod chance;
 #[path = "worker/chaos.rs"]
 mod chaos;
+#[path = "worker/client.rs"]
+mod client;
 #[path = "worker/cluster.rs"]
 mod cluster;
 #[path = "worker/corruption.rs"]
