@@ -263,7 +263,12 @@ fn crop(picture: &RgbPicture, longest: u32) -> RgbPicture {
     }
 }
 
+/// Lines first, then columns, as Pillow does: values are cut off between both, so that the order shows.
 fn scale_to(picture: &RgbPicture, width: u32, height: u32) -> Result<RgbPicture, PictureError> {
+    scale_once(&scale_once(picture, width, picture.height)?, width, height)
+}
+
+fn scale_once(picture: &RgbPicture, width: u32, height: u32) -> Result<RgbPicture, PictureError> {
     let fault = |error: &dyn std::fmt::Display| PictureError::Broken(error.to_string());
     let mut pixels = vec![0; width as usize * height as usize * 3];
     // The typed views keep the compiler from making code for every other kind of pixel.

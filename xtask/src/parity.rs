@@ -8,6 +8,7 @@ use crate::fault::{Fault, Outcome};
 use crate::{places, python, setup, shell, ui};
 
 const REFERENCE: &str = "worker/tests/reference";
+const PICTURES: &str = "dataset/tests/fixtures/pictures";
 const PEERS: &str = "xtask/peers";
 const FIXTURES: &str = "worker/tests/fixtures";
 /// Where models lie in it that transformers has written.
@@ -23,14 +24,18 @@ pub(crate) fn interpreter() -> Outcome<PathBuf> {
 
 /// `cargo xtask fixtures`
 pub(crate) fn make_fixtures() -> Outcome {
-    make(&places::root().join(FIXTURES))
+    make(
+        &places::root().join(FIXTURES),
+        &places::root().join(PICTURES),
+    )
 }
 
-fn make(folder: &Path) -> Outcome {
+fn make(folder: &Path, pictures: &Path) -> Outcome {
     let python = interpreter()?;
     let targets = [
         ("make_fixtures.py", folder.to_owned()),
         ("make_pretrained.py", folder.join(PRETRAINED)),
+        ("make_pictures.py", pictures.to_owned()),
     ];
     for (script, target) in targets {
         let script = places::root().join(REFERENCE).join(script);
@@ -44,7 +49,7 @@ pub(crate) fn compare() -> Outcome {
     setup::ensure()?;
     let fresh = places::root().join("target/parity-fixtures");
     fs::create_dir_all(&fresh).map_err(|error| Fault::file("make", &fresh, &error))?;
-    make(&fresh)?;
+    make(&fresh, &fresh.join("pictures"))?;
     let committed = names(&places::root().join(FIXTURES))?;
     if names(&fresh)? != committed {
         return Err(Fault::new(format!(
@@ -60,6 +65,8 @@ pub(crate) fn compare() -> Outcome {
         "parity",
         "--test",
         "pretrained",
+        "--test",
+        "pictures",
     ]);
     shell::run(tests.env("MKS2_PARITY_FIXTURES", &fresh))?;
     ui::say(format_args!(
