@@ -136,6 +136,14 @@ pub fn resize_square(picture: &RgbPicture, side: u32) -> Result<RgbPicture, Pict
     Ok(crop(&scaled, side))
 }
 
+/// A file's picture as a square of this side: decoded, scaled and cropped.
+///
+/// # Errors
+/// [`PictureError`].
+pub fn square(bytes: &[u8], limits: &Limits, side: u32) -> Result<RgbPicture, PictureError> {
+    resize_square(&decode(bytes, limits)?, side)
+}
+
 /// Scales a picture to fit into `width` x `height` pixels, keeping its shape.
 ///
 /// # Errors

@@ -121,8 +121,7 @@ pub(crate) async fn run(args: &ServeArgs, output: &Output) -> Result<(), Failure
         _ = signals.next() => return Ok(()),
     };
     let metrics = Arc::new(Metrics::default());
-    let room = (args.queue.get(), model.positions);
-    let (hub, listening) = Hub::new(asking, room, Arc::clone(&metrics));
+    let (hub, listening) = Hub::new(asking, args.queue.get(), model.positions);
     let address = listener.local_addr();
     let address = address.map_err(|error| Failure::io("the address is not known", error))?;
     output.note(&format!("{} at http://{address}/v1", model.name));

@@ -175,9 +175,8 @@ pub(crate) fn picture_of(row: &Row, side: u32) -> Result<Vec<u8>, Failure> {
             "name a corpus in which every row has one",
         )
     })?;
-    let decoded = picture::decode(bytes, &picture::Limits::default());
-    let resized = decoded.and_then(|decoded| picture::resize_square(&decoded, side));
-    Ok(resized.map_err(|error| undecodable(row, &error))?.pixels)
+    let square = picture::square(bytes, &picture::Limits::default(), side);
+    Ok(square.map_err(|error| undecodable(row, &error))?.pixels)
 }
 
 fn undecodable(row: &Row, error: &picture::PictureError) -> Failure {

@@ -31,6 +31,7 @@ pub mod dispatch;
 pub mod evaluate;
 pub mod exact;
 mod exchange;
+mod eyes;
 pub mod flat;
 pub mod generate;
 pub mod gpu_check;

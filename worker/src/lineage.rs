@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mks2_proto::failure::Failure;
+use mks2_proto::job::{Job, Stage};
+use mks2_proto::params::trained_by;
 use tch::{Device, Tensor};
 
-use crate::flat::FlatState;
+use crate::checkpoint::{Checkpoint, Kind};
+use crate::evaluate::ancestry;
+use crate::flat::{FlatLayout, FlatState};
 use crate::model::Weights;
+use crate::saver::{TOKENIZER, table_of};
 use crate::text::TextEncoder;
 
 /// The weights of `state`, frozen; they share its memory.
@@ -41,6 +46,46 @@ pub struct StageResult {
     pub weights_digest: String,
     /// The tokenizer that it brings.
     pub encoder: Option<Arc<TextEncoder>>,
+}
+
+impl StageResult {
+    /// What a stage has left, from its checkpoint; `before` holds the stages that it builds on.
+    ///
+    /// # Errors
+    /// When the checkpoint is of another model than the job's.
+    pub(crate) fn of(
+        checkpoint: &Checkpoint,
+        (job, stage): (&Job, &Stage),
+        before: &Lineage,
+        device: Device,
+    ) -> Result<Self, Failure> {
+        let max_tokens = job.model.decoder.max_text_tokens as usize;
+        let tokenizer = checkpoint.tensor(Kind::Tokenizer, TOKENIZER);
+        let encoder = tokenizer.map(|file| TextEncoder::from_json(&file.data, max_tokens));
+        let encoder = encoder.transpose()?.map(Arc::new);
+        let vocab_size = match &encoder {
+            Some(encoder) => encoder.vocab_size(),
+            None => {
+                let mut names = ancestry(job, &stage.name)?;
+                names.pop();
+                before.encoder(&names)?.vocab_size()
+            }
+        };
+        let specs = trained_by(&job.model, vocab_size, stage);
+        let table = table_of(&FlatLayout::new(&specs)?)?;
+        checkpoint.check_model(Kind::Weights, &table)?;
+        let mut weights = Weights::new();
+        for (name, tensor) in checkpoint.tensors(Kind::Weights) {
+            let shape: Vec<i64> = tensor.shape.iter().map(|size| *size as i64).collect();
+            let values = Tensor::from_data_size(&tensor.data, &shape, tch::Kind::Float);
+            weights.insert_frozen(name, &values.to_device(device));
+        }
+        Ok(Self {
+            weights,
+            weights_digest: checkpoint.manifest.weights_digest.clone(),
+            encoder,
+        })
+    }
 }
 
 /// Results of stages by name.

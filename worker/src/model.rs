@@ -71,7 +71,7 @@ mod weights;
 
 pub use block::{Pass, Read, SecondHalves, States};
 pub use bridge::Bridge;
-pub use cache::Cache;
+pub use cache::{Cache, Wanted};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use experts::Experts;

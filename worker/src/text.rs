@@ -173,10 +173,20 @@ impl TextEncoder {
 
     /// Ids of a bare text, without special tokens.
     pub fn ids(&self, text: &str) -> Result<Vec<i64>, Failure> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, false)
-            .map_err(|e| broken("apply", &e))?;
+        self.encode(text, false)
+    }
+
+    /// A text as the tokenizer's own post-processor presents it.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses.
+    pub fn published(&self, text: &str) -> Result<Vec<i64>, Failure> {
+        self.encode(text, true)
+    }
+
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<i64>, Failure> {
+        let encoding = self.tokenizer.encode_fast(text, special);
+        let encoding = encoding.map_err(|e| broken("apply", &e))?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
@@ -216,28 +226,12 @@ impl TextEncoder {
         Ok(self.pad(ids, first_target))
     }
 
-    /// A text as the tokenizer's own post-processor presents it.
-    ///
-    /// # Errors
-    /// When the tokenizer refuses.
-    pub fn published(&self, text: &str) -> Result<Vec<i64>, Failure> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, true)
-            .map_err(|e| broken("apply", &e))?;
-        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
-    }
-
     /// The text of `ids`, special tokens and space around it left out.
     ///
     /// # Errors
     /// When the tokenizer refuses.
     pub fn decode(&self, ids: &[i64]) -> Result<String, Failure> {
-        let ids: Vec<u32> = ids
-            .iter()
-            .filter_map(|&id| u32::try_from(id).ok())
-            .collect();
-        Ok(self.plain(&ids)?.trim().to_owned())
+        Ok(self.plain(&to_tokens(ids))?.trim().to_owned())
     }
 
     /// What a token says, or its name in the vocabulary where it is no whole character, or a special
@@ -250,8 +244,9 @@ impl TextEncoder {
 
     /// Characters that a token adds to a text; none for special tokens and parts of a character.
     pub fn length_of(&self, token: u32) -> usize {
-        let is_special = self.plain(&[token]).is_ok_and(|text| text.is_empty());
-        match is_special {
+        let added = self.tokenizer.get_added_vocabulary();
+        let name = self.tokenizer.id_to_token(token);
+        match name.is_some_and(|name| added.is_special_token(&name)) {
             true => 0,
             false => self.said_by(token).map_or(0, |text| text.chars().count()),
         }
@@ -295,6 +290,12 @@ impl TextEncoder {
             end,
         }
     }
+}
+
+/// Ids of libtorch as ids of the tokenizer.
+pub fn to_tokens(ids: &[i64]) -> Vec<u32> {
+    let ids = ids.iter();
+    ids.filter_map(|&id| u32::try_from(id).ok()).collect()
 }
 
 /// The template of `templates` that belongs to (seed, step, row), with the row's fields.

@@ -14,7 +14,7 @@ use mks2_dataset::pretrained::tensors::Tensors;
 use mks2_dataset::pretrained::{Folder, extras};
 use mks2_proto::job;
 use mks2_proto::params::{self, ParamSpec};
-use mks2_worker::model::{Cache, Decoder, Pass, SecondHalves, Vision, Weights};
+use mks2_worker::model::{Cache, Decoder, Pass, SecondHalves, Vision, Wanted, Weights};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -188,6 +188,20 @@ fn visual_encoders_agree_alone_and_within_clip() {
     assert_eq!(big.hidden_act, job::VisionActivation::Gelu);
 }
 
+/// Reads prompts, filled up behind their ends; gives the states of these.
+fn read(decoder: &Decoder, ids: &[Vec<i64>], cache: &mut Cache) -> Tensor {
+    let lengths: Vec<i64> = ids.iter().map(|ids| ids.len() as i64).collect();
+    let longest = *lengths.iter().max().unwrap();
+    let padded = ids.iter().map(|ids| {
+        let missing = longest - ids.len() as i64;
+        Tensor::from_slice(ids).constant_pad_nd([0, missing])
+    });
+    let ids_bt = Tensor::stack(&padded.collect::<Vec<_>>(), 0);
+    let h_btd = decoder.embed(&ids_bt).unwrap();
+    let wanted = (SecondHalves::Mlp, Wanted::Last);
+    decoder.read(&h_btd, &lengths, wanted, cache).unwrap()
+}
+
 /// What a model generates from prompts of unequal length, side by side; as answers end, others take
 /// their place.
 #[track_caller]
@@ -215,16 +229,7 @@ fn goes_on_alike(name: &str, prompts: &[Value]) -> usize {
         if !new.is_empty() {
             let ids = new.iter().map(|at| numbers(&prompts[*at]["prompt"]));
             let ids: Vec<Vec<i64>> = ids.collect();
-            let lengths: Vec<i64> = ids.iter().map(|ids| ids.len() as i64).collect();
-            let longest = *lengths.iter().max().unwrap();
-            let padded = ids.iter().map(|ids| {
-                let missing = longest - ids.len() as i64;
-                Tensor::from_slice(ids).constant_pad_nd([0, missing])
-            });
-            let ids_bt = Tensor::stack(&padded.collect::<Vec<_>>(), 0);
-            let h_btd = decoder.embed(&ids_bt).unwrap();
-            let states = decoder.read(&h_btd, &lengths, SecondHalves::Mlp, &mut cache);
-            let first = likeliest(&states.unwrap());
+            let first = likeliest(&read(&decoder, &ids, &mut cache));
             rows.extend(new.into_iter().zip(first.into_iter().map(|id| vec![id])));
         }
         for row in (0..rows.len()).rev() {

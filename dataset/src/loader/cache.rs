@@ -257,8 +257,8 @@ impl Pictures {
         if let Some(pixels) = self.kept().and_then(|kept| kept.get(&key).cloned()) {
             return Ok(pixels);
         }
-        let decoded = picture::decode(encoded, &self.limits)?;
-        let pixels: Arc<[u8]> = picture::resize_square(&decoded, side)?.pixels.into();
+        let square = picture::square(encoded, &self.limits, side)?;
+        let pixels: Arc<[u8]> = square.pixels.into();
         if let Some(mut kept) = self.kept() {
             kept.insert(key, Arc::clone(&pixels));
         }

@@ -105,7 +105,7 @@ impl Drawing {
             top_k: self.top_k.unwrap_or(0),
             seed: match self.seed {
                 Some(seed) => seed.cast_unsigned().wrapping_add(place),
-                None => fastrand(),
+                None => any_seed(),
             },
         };
         sampling.check()?;
@@ -114,7 +114,7 @@ impl Drawing {
 }
 
 /// A seed for those who give none.
-fn fastrand() -> u64 {
+fn any_seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)
 }

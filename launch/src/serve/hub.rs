@@ -27,7 +27,6 @@ pub(super) struct Hub {
     /// Tokens of text that the model has positions for.
     positions: u32,
     next: AtomicU64,
-    metrics: Arc<Metrics>,
 }
 
 /// Those who wait.
@@ -49,21 +48,15 @@ impl Waiting {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes somebody off the list; gives how many are left.
-    fn remove(&self, id: u64) -> (Option<Sender<Event>>, usize) {
-        let mut list = self.lock();
-        let removed = list.by_id.remove(&id);
-        (removed, list.by_id.len())
+    /// Takes somebody off the list.
+    fn remove(&self, id: u64) -> Option<Sender<Event>> {
+        self.lock().by_id.remove(&id)
     }
 }
 
 impl Hub {
     /// A hub with room for so many prompts to a model with so many positions, and what [`listen`] needs.
-    pub(super) fn new(
-        asking: Asking,
-        (most, positions): (usize, u32),
-        metrics: Arc<Metrics>,
-    ) -> (Arc<Self>, Arc<Waiting>) {
+    pub(super) fn new(asking: Asking, most: usize, positions: u32) -> (Arc<Self>, Arc<Waiting>) {
         let waiting = Arc::new(Waiting::default());
         let hub = Self {
             asking,
@@ -71,7 +64,6 @@ impl Hub {
             most,
             positions,
             next: AtomicU64::new(0),
-            metrics,
         };
         (Arc::new(hub), waiting)
     }
@@ -79,6 +71,11 @@ impl Hub {
     /// Prompts that may wait at most.
     pub(super) fn most(&self) -> usize {
         self.most
+    }
+
+    /// Prompts that wait or are being answered.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.lock().by_id.len()
     }
 
     /// Whether something new is taken.
@@ -145,12 +142,9 @@ impl Hub {
                 id,
                 events,
                 hub: Arc::clone(self),
-                is_complete: false,
             }
         });
-        let answers = answers.collect();
-        self.metrics.waiting(list.by_id.len());
-        Ok(answers)
+        Ok(answers.collect())
     }
 }
 
@@ -159,7 +153,6 @@ pub(super) struct Answer {
     id: u64,
     events: Receiver<Event>,
     hub: Arc<Hub>,
-    is_complete: bool,
 }
 
 impl Answer {
@@ -173,30 +166,18 @@ impl Answer {
     /// # Errors
     /// When the model refuses, or the program is gone.
     pub(super) async fn next(&mut self) -> Result<Event, Refusal> {
-        let event = self.events.recv().await;
-        match event {
-            Some(Event::Text { id, text }) => Ok(Event::Text { id, text }),
-            Some(Event::Refused { why, .. }) => {
-                self.is_complete = true;
-                Err(Failure::from(why).into())
-            }
-            Some(event) => {
-                self.is_complete = true;
-                Ok(event)
-            }
-            None => {
-                self.is_complete = true;
-                Err(Refusal::closed())
-            }
+        match self.events.recv().await {
+            Some(Event::Refused { why, .. }) => Err(Failure::from(why).into()),
+            Some(event) => Ok(event),
+            None => Err(Refusal::closed()),
         }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        let (waited, left) = self.hub.waiting.remove(self.id);
-        self.hub.metrics.waiting(left);
-        if self.is_complete || waited.is_none() {
+        // Whose answer is complete is not on the list any more.
+        if self.hub.waiting.remove(self.id).is_none() {
             return;
         }
         let (asking, id) = (self.hub.asking.clone(), self.id);
@@ -221,9 +202,7 @@ pub(super) async fn listen(
                     (Some(id), Event::Text { .. }) => waiting.lock().by_id.get(&id).cloned(),
                     (Some(id), _) => {
                         metrics.answered(&event);
-                        let (to, left) = waiting.remove(id);
-                        metrics.waiting(left);
-                        to
+                        waiting.remove(id)
                     }
                 };
                 if let Some(to) = to {

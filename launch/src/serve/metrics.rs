@@ -16,15 +16,9 @@ pub(super) struct Metrics {
     answers: AtomicU64,
     prompt_tokens: AtomicU64,
     tokens: AtomicU64,
-    waiting: AtomicU64,
 }
 
 impl Metrics {
-    /// So many wait for answers.
-    pub(super) fn waiting(&self, now: usize) {
-        self.waiting.store(now as u64, Ordering::Relaxed);
-    }
-
     /// An answer is complete.
     pub(super) fn answered(&self, event: &Event) {
         if let Event::Done {
@@ -41,35 +35,35 @@ impl Metrics {
         }
     }
 
-    fn text(&self) -> String {
+    fn text(&self, waiting: usize) -> String {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut text = String::new();
         for (name, kind, help, value) in [
             (
                 "mks2_answers_total",
                 "counter",
                 "Complete answers.",
-                &self.answers,
+                count(&self.answers),
             ),
             (
                 "mks2_prompt_tokens_total",
                 "counter",
                 "Tokens of the prompts of complete answers.",
-                &self.prompt_tokens,
+                count(&self.prompt_tokens),
             ),
             (
                 "mks2_generated_tokens_total",
                 "counter",
                 "Tokens of complete answers.",
-                &self.tokens,
+                count(&self.tokens),
             ),
             (
                 "mks2_prompts_waiting",
                 "gauge",
                 "Prompts that wait or are being answered.",
-                &self.waiting,
+                waiting as u64,
             ),
         ] {
-            let value = value.load(Ordering::Relaxed);
             let _ = writeln!(
                 text,
                 "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
@@ -81,5 +75,6 @@ impl Metrics {
 
 pub(super) async fn show(State(server): Shared) -> impl IntoResponse {
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], server.metrics.text())
+    let text = server.metrics.text(server.hub.waiting());
+    ([(header::CONTENT_TYPE, kind)], text)
 }

@@ -294,7 +294,7 @@ fn too_many_are_told_to_come_again_and_who_goes_away_makes_room() {
     let mut first = [0; 64];
     reading.read_exact(&mut first).expect("it begins");
     // From here on no answer becomes complete.
-    let program = workers_of(server.child.as_ref().expect("it is there").id())[0];
+    let program = workers_of(server.id())[0];
     signal(program, "STOP");
     assert_eq!(server.metric("mks2_prompts_waiting"), 64);
     let busy = server.post("/v1/completions", &greedy(&json!("the"), json!({})));
@@ -320,6 +320,8 @@ fn what_was_asked_is_answered_before_the_end() {
         reading.read_to_end(&mut all).expect("it ends well");
         String::from_utf8(all).expect("UTF-8")
     });
+    // As a service manager does: the signal goes to all processes.
+    signal(workers_of(server.id())[0], "TERM");
     server.end("TERM").done();
     let all = rest.join().expect("read");
     assert!(

@@ -173,12 +173,7 @@ impl Checkpoint {
     /// [`CheckpointError::Internal`] if the buffer is too short.
     pub fn fill(&self, kind: Kind, table: &Table, flat: &mut [f32]) -> Result<()> {
         table.check_buffer(flat.len())?;
-        let found = self
-            .tensors(kind)
-            .map(|(name, tensor)| (name, &tensor.shape[..]));
-        if let Some(difference) = table.difference(found) {
-            return Err(CheckpointError::OtherModel { difference });
-        }
+        self.check_model(kind, table)?;
         for slot in table.slots() {
             if let Some(tensor) = self.tensor(kind, &slot.name) {
                 let values = tensor.data.chunks_exact(4);
@@ -188,6 +183,20 @@ impl Checkpoint {
             }
         }
         Ok(())
+    }
+
+    /// Whether the tensors of a kind are those of the table.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OtherModel`] if one is missing, has another shape, or is none of it.
+    pub fn check_model(&self, kind: Kind, table: &Table) -> Result<()> {
+        let found = self
+            .tensors(kind)
+            .map(|(name, tensor)| (name, &tensor.shape[..]));
+        match table.difference(found) {
+            Some(difference) => Err(CheckpointError::OtherModel { difference }),
+            None => Ok(()),
+        }
     }
 
     /// All tensors of a kind, in ascending order of names.

@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::Evaluator;
 use super::pairs::{Pairs, Reader};
 use super::recall::nearest;
-use crate::model::{Pass, Read, SecondHalves};
+use crate::model::{Cache, SecondHalves, Wanted};
 use crate::pixels::to_pixels;
 
 /// Pictures listed for a text.
@@ -100,27 +100,29 @@ fn generate(evaluator: &Evaluator, reader: &Reader, rows: &[&Row]) -> Result<Vec
     let soft_bpd = reader.bridge.forward(&seen.patches_bpv)?;
     let opening = reader.encoder.opening();
     let opening_t = Tensor::from_slice(opening).to_device(evaluator.device);
-    let mut ids_bt = opening_t.repeat([rows.len() as i64, 1]);
-    while ids_bt.size()[1] < reader.encoder.max_tokens() as i64 {
-        let h_btd = Tensor::cat(&[&soft_bpd, &reader.decoder.embed(&ids_bt)?], 1);
-        let last = h_btd.size()[1] - 1;
-        let pass = Pass::new(SecondHalves::Memory(&reader.memory)).reading(Read::From(last));
-        let states = reader.decoder.forward(&h_btd, &pass)?;
-        let next_b1 = reader.decoder.logits(&states.last_bnd).argmax(-1, false);
-        ids_bt = Tensor::cat(&[ids_bt, next_b1], 1);
-    }
-    let rows = (0..rows.len() as i64).map(|row| {
-        let ids = Vec::<i64>::try_from(ids_bt.get(row)).map_err(|e| {
+    let opening_bt = opening_t.repeat([rows.len() as i64, 1]);
+    let h_btd = Tensor::cat(&[&soft_bpd, &reader.decoder.embed(&opening_bt)?], 1);
+    let lengths = vec![h_btd.size()[1]; rows.len()];
+    let memory = SecondHalves::Memory(&reader.memory);
+    let mut cache = Cache::default();
+    let decoder = &reader.decoder;
+    let mut states_b1d = decoder.read(&h_btd, &lengths, (memory, Wanted::Last), &mut cache)?;
+    let mut written = vec![Vec::new(); rows.len()];
+    for _ in opening.len()..reader.encoder.max_tokens() {
+        let next_b1 = decoder.logits(&states_b1d).argmax(-1, false);
+        let next = Vec::<i64>::try_from(next_b1.flatten(0, -1)).map_err(|e| {
             Failure::internal("a caption could not be read from libtorch", e.to_string())
         })?;
-        let written: Vec<i64> = ids
-            .into_iter()
-            .skip(opening.len())
-            .take_while(|&id| id != reader.encoder.end())
-            .collect();
-        reader.encoder.decode(&written)
+        for (row, id) in written.iter_mut().zip(next) {
+            row.push(id);
+        }
+        states_b1d = decoder.advance(&decoder.embed(&next_b1)?, memory, &mut cache)?;
+    }
+    let captions = written.iter().map(|ids| {
+        let end = ids.iter().position(|id| *id == reader.encoder.end());
+        reader.encoder.decode(&ids[..end.unwrap_or(ids.len())])
     });
-    rows.collect()
+    captions.collect()
 }
 
 /// The encoded picture of a row as a `data:` URL; empty without picture.

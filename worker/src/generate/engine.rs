@@ -16,8 +16,9 @@ use super::score;
 use super::speaker::Speaker;
 use super::writer::Writer;
 use super::{no_numbers, refused};
-use crate::model::Cache;
+use crate::model::{Cache, Wanted};
 use crate::objective::to_floats;
+use crate::text::to_tokens;
 
 /// The answers under way.
 pub(crate) struct Engine<'a> {
@@ -128,21 +129,19 @@ impl<'a> Engine<'a> {
         let wanted = |one: &Ready| one.prompt.score.filter(|score| score.prompt);
         if ready.iter().all(|one| wanted(one).is_none()) {
             return Ok(Read {
-                last_b1d: decoder.read(h_btd, lengths, halves, &mut self.cache)?,
+                last_b1d: decoder.read(h_btd, lengths, (halves, Wanted::Last), &mut self.cache)?,
                 scores: vec![Vec::new(); ready.len()],
             });
         }
-        let states_btd = decoder.read_all(h_btd, lengths, halves, &mut self.cache)?;
+        let states_btd = decoder.read(h_btd, lengths, (halves, Wanted::All), &mut self.cache)?;
         let (mut last, mut scores) = (Vec::new(), Vec::new());
         for (row, (one, length)) in (0..).zip(ready.iter().zip(lengths)) {
             let states_td = states_btd.get(row).narrow(0, 0, *length);
             last.push(states_td.narrow(0, length - 1, 1));
-            let ids = one.ids.iter().filter_map(|&id| u32::try_from(id).ok());
             scores.push(match wanted(one) {
                 None => Vec::new(),
                 Some(score) => {
-                    let ids: Vec<u32> = ids.collect();
-                    score::of_prompt(self.speaker, &states_td, &ids, score.top)?
+                    score::of_prompt(self.speaker, &states_td, &to_tokens(&one.ids), score.top)?
                 }
             });
         }

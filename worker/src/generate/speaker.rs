@@ -10,20 +10,18 @@ use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::{Event, Source, Trained, What};
 use mks2_proto::job::{self, Job, Stage, StageKind, load};
-use safetensors::Dtype;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use tokio::runtime::Handle;
 
 use super::refused;
-use crate::checkpoint::{self, Checkpoint, CheckpointStore, Expected};
+use crate::checkpoint::{self, CheckpointStore, Expected};
 use crate::evaluate::ancestry;
+use crate::eyes::Eyes;
 use crate::lineage::{Lineage, StageResult};
-use crate::model::{Bridge, Decoder, Memory, SecondHalves, Vision, Weights};
+use crate::model::{Decoder, Memory, SecondHalves};
 use crate::objective::experts::experts;
-use crate::pixels::to_pixels;
 use crate::pretrained;
-use crate::saver::TOKENIZER;
-use crate::text::TextEncoder;
+use crate::text::{TextEncoder, to_tokens};
 
 /// Bytes of a text, or tokens, that the tokenizer is given at once: nothing else is done meanwhile.
 const MOST_AT_ONCE: usize = 1 << 20;
@@ -47,13 +45,6 @@ enum Halves {
     Mlp,
     Memory(Memory),
     Experts(crate::model::Experts),
-}
-
-/// What sees pictures.
-struct Eyes {
-    vision: Vision,
-    bridge: Bridge,
-    side: u32,
 }
 
 /// How texts are presented to the model.
@@ -149,12 +140,6 @@ impl Speaker {
     /// # Errors
     /// When the stage's template wants more than a question, or the model has no such token.
     pub(super) fn ids(&self, what: &What) -> Result<Vec<i64>, Failure> {
-        let opened = |text: &str, closing: Option<i64>| {
-            let mut ids = self.encoder.opening().to_vec();
-            ids.extend(self.encoder.ids(text)?);
-            ids.extend(closing);
-            Ok(ids)
-        };
         match (what, &self.form) {
             (What::Tokens(tokens), _) => self.known(tokens),
             (What::Text(text) | What::Raw(text), _) if text.len() > self.most_bytes => {
@@ -173,11 +158,25 @@ impl Speaker {
                     )
                 })?;
                 let end = settings.answer_after_end.then(|| self.encoder.end());
-                opened(&question, end)
+                self.opened(&question, end)
             }
-            (What::Text(text) | What::Raw(text), Form::Published) => self.encoder.published(text),
-            (What::Text(text) | What::Raw(text), _) => opened(text, None),
+            (What::Text(text) | What::Raw(text), _) => self.presented(text),
         }
+    }
+
+    /// A text as every text begins.
+    fn presented(&self, text: &str) -> Result<Vec<i64>, Failure> {
+        match self.form {
+            Form::Published => self.encoder.published(text),
+            Form::Text | Form::Question(_) => self.opened(text, None),
+        }
+    }
+
+    fn opened(&self, text: &str, closing: Option<i64>) -> Result<Vec<i64>, Failure> {
+        let mut ids = self.encoder.opening().to_vec();
+        ids.extend(self.encoder.ids(text)?);
+        ids.extend(closing);
+        Ok(ids)
     }
 
     /// A prompt of this size is.
@@ -198,19 +197,11 @@ impl Speaker {
     /// When the tokenizer refuses.
     pub(super) fn tokenize(&self, text: &str, special: bool) -> Result<Vec<u32>, Failure> {
         limited(text.len())?;
-        let ids = match (special, &self.form) {
-            (false, _) => self.encoder.ids(text)?,
-            (true, Form::Published) => self.encoder.published(text)?,
-            (true, _) => {
-                let mut ids = self.encoder.opening().to_vec();
-                ids.extend(self.encoder.ids(text)?);
-                ids
-            }
+        let ids = match special {
+            true => self.presented(text)?,
+            false => self.encoder.ids(text)?,
         };
-        Ok(ids
-            .into_iter()
-            .filter_map(|id| u32::try_from(id).ok())
-            .collect())
+        Ok(to_tokens(&ids))
     }
 
     /// The text of tokens.
@@ -240,11 +231,8 @@ impl Speaker {
     /// # Errors
     /// When the model cannot see.
     pub(super) fn look(&self, pictures: &[Vec<u8>]) -> Result<Tensor, Failure> {
-        let eyes = self.eyes()?;
         let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-        let pixels = to_pixels(&pictures, eyes.side as usize, self.device);
-        let seen = eyes.vision.forward(&pixels)?;
-        Ok(eyes.bridge.forward(&seen.patches_bpv)?)
+        self.eyes()?.look(&pictures, self.device)
     }
 
     /// A picture's file as the encoder wants it: RGB bytes of a square.
@@ -252,18 +240,16 @@ impl Speaker {
     /// # Errors
     /// When the model cannot see, or the file is no picture that can be read.
     pub(super) fn picture(&self, file: &[u8]) -> Result<Vec<u8>, Failure> {
-        let side = self.eyes()?.side;
-        let decoded = picture::decode(file, &picture::Limits::default());
-        let square = decoded.and_then(|decoded| picture::resize_square(&decoded, side));
-        Ok(square
-            .map_err(|error| {
-                Failure::data(
-                    "the picture cannot be read",
-                    error.to_string(),
-                    "give a PNG, JPEG or WebP file",
-                )
-            })?
-            .pixels)
+        let side = self.eyes()?.side();
+        let square = picture::square(file, &picture::Limits::default(), side);
+        let square = square.map_err(|error| {
+            Failure::data(
+                "the picture cannot be read",
+                error.to_string(),
+                "give a PNG, JPEG or WebP file",
+            )
+        });
+        Ok(square?.pixels)
     }
 
     fn eyes(&self) -> Result<&Eyes, Failure> {
@@ -338,11 +324,7 @@ impl Reader<'_> {
             }
         };
         let eyes = match weights.contains("bridge.weight") {
-            true => Some(Eyes {
-                vision: Vision::new(&model.vision, &weights)?,
-                bridge: Bridge::new(model, &weights)?,
-                side: model.vision.image_size,
-            }),
+            true => Some(Eyes::new(model, &weights)?),
             false => None,
         };
         Ok(Speaker {
@@ -400,44 +382,6 @@ impl Reader<'_> {
             &[checkpoint::Kind::Weights, checkpoint::Kind::Tokenizer],
         );
         let checkpoint = self.runtime.block_on(read)?;
-        let (weights, weights_digest) = self.weights(&checkpoint)?;
-        let max_tokens = self.job.model.decoder.max_text_tokens as usize;
-        let tokenizer = checkpoint.tensor(checkpoint::Kind::Tokenizer, TOKENIZER);
-        let encoder = tokenizer
-            .map(|file| TextEncoder::from_json(&file.data, max_tokens))
-            .transpose()?;
-        Ok(StageResult {
-            weights,
-            weights_digest,
-            encoder: encoder.map(Arc::new),
-        })
-    }
-
-    /// The weights of a checkpoint, and their digest as [`StageResult`] has it.
-    fn weights(&self, checkpoint: &Checkpoint) -> Result<(Weights, String), Failure> {
-        let mut weights = Weights::new();
-        let mut hasher = blake3::Hasher::new();
-        let mut names: Vec<&str> = checkpoint
-            .manifest
-            .weights()
-            .map(|(name, _)| name)
-            .collect();
-        names.sort_unstable();
-        for name in names {
-            let tensor = checkpoint.tensor(checkpoint::Kind::Weights, name);
-            let tensor = tensor.filter(|tensor| tensor.dtype == Dtype::F32);
-            let tensor = tensor.ok_or_else(|| {
-                Failure::checkpoint(
-                    "a checkpoint cannot be used",
-                    format!("it has no weight '{name}' in fp32"),
-                    "see what is wrong with `mks2 ledger verify RUN --deep`",
-                )
-            })?;
-            hasher.update(&tensor.data);
-            let shape: Vec<i64> = tensor.shape.iter().map(|size| *size as i64).collect();
-            let values = Tensor::from_data_size(&tensor.data, &shape, Kind::Float);
-            weights.insert_frozen(name, &values.to_device(self.device));
-        }
-        Ok((weights, hasher.finalize().to_hex().to_string()))
+        StageResult::of(&checkpoint, (self.job, stage), lineage, self.device)
     }
 }

@@ -5,7 +5,7 @@
 
 use mks2_proto::failure::Failure;
 
-use crate::text::TextEncoder;
+use crate::text::{TextEncoder, to_tokens};
 
 /// Tokens of the prompt that decide how the first ones of the answer look, such as whether a space
 /// stands before them.
@@ -29,10 +29,7 @@ impl<'a> Writer<'a> {
     /// The text behind a prompt.
     pub(super) fn new(encoder: &'a TextEncoder, prompt: &[i64], stop: Vec<String>) -> Self {
         let context = &prompt[prompt.len().saturating_sub(CONTEXT)..];
-        let ids: Vec<u32> = context
-            .iter()
-            .filter_map(|&id| u32::try_from(id).ok())
-            .collect();
+        let ids = to_tokens(context);
         Self {
             encoder,
             stop: stop.into_iter().filter(|stop| !stop.is_empty()).collect(),

@@ -21,6 +21,15 @@ use super::{ModelError, Result};
 /// Positions for which there is room at first; there is always room for a power of two times so many.
 const ROOM: i64 = 64;
 
+/// Whose states reading gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Of the last position of each row, `[b, 1, d]`.
+    Last,
+    /// Of all positions, `[b, t, d]`.
+    All,
+}
+
 /// Keys and values of rows of text; see the module's header.
 #[derive(Debug, Default)]
 pub struct Cache {
@@ -94,13 +103,13 @@ impl Cache {
 }
 
 impl Stack {
-    /// Reads new rows `h_btd`, padded on the right behind `lengths`, and gives the normed states of
-    /// the last position of each, `[b, 1, d]`, or of `all`, `[b, t, d]`.
+    /// Reads new rows `h_btd`, padded on the right behind `lengths`, and gives the normed states that
+    /// are wanted.
     pub(super) fn read(
         &self,
         h_btd: &Tensor,
         lengths: &[i64],
-        (second, all): (SecondHalves<'_>, bool),
+        (second, states): (SecondHalves<'_>, Wanted),
         cache: &mut Cache,
     ) -> Result<Tensor> {
         let (b, d) = (lengths.len() as i64, self.shape.attention.hidden);
@@ -119,9 +128,9 @@ impl Stack {
             .to_device(h_btd.device())
             .unsqueeze(1)
             - 1;
-        let pass = Pass::new(second).reading(match all {
-            true => Read::All,
-            false => Read::At(&last_b1),
+        let pass = Pass::new(second).reading(match states {
+            Wanted::All => Read::All,
+            Wanted::Last => Read::At(&last_b1),
         });
         let states = self.forward_keeping(h_btd, &pass, |layer, heads| {
             let [keys, values] = &cache.blocks[layer];

@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use super::attention::AttentionShape;
 use super::block::{Pass, SecondHalves, Stack, StackShape, States, look_up};
-use super::cache::Cache;
+use super::cache::{Cache, Wanted};
 use super::ops::linear;
 use super::rotary::Turns;
 use super::weights::expect_shape;
@@ -78,7 +78,7 @@ impl Decoder {
     }
 
     /// Reads new rows of input embeddings `h_btd`, padded on the right behind `lengths`, into
-    /// `cache`; gives the normed states of the last position of each, `[b, 1, d]`.
+    /// `cache`; gives the normed states that are wanted.
     ///
     /// # Errors
     /// If a shape does not fit.
@@ -86,24 +86,10 @@ impl Decoder {
         &self,
         h_btd: &Tensor,
         lengths: &[i64],
-        second: SecondHalves<'_>,
+        (second, states): (SecondHalves<'_>, Wanted),
         cache: &mut Cache,
     ) -> Result<Tensor> {
-        self.stack.read(h_btd, lengths, (second, false), cache)
-    }
-
-    /// The same with the normed states of all positions, `[b, t, d]`.
-    ///
-    /// # Errors
-    /// If a shape does not fit.
-    pub fn read_all(
-        &self,
-        h_btd: &Tensor,
-        lengths: &[i64],
-        second: SecondHalves<'_>,
-        cache: &mut Cache,
-    ) -> Result<Tensor> {
-        self.stack.read(h_btd, lengths, (second, true), cache)
+        self.stack.read(h_btd, lengths, (second, states), cache)
     }
 
     /// One further position of every row of `cache`, from its input embedding `h_b1d`; gives the

@@ -5,13 +5,11 @@ use mks2_dataset::loader::Sample;
 use mks2_dataset::row::render;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{self, Job, Stage};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor};
 
 use super::{LaneLoss, Losses, Objective, Place, Share, TokenBatch, total};
-use crate::model::{
-    Bridge, Decoder, Experts, Memory, Pass, Read, SecondHalves, Vision, Weights, losses,
-};
-use crate::pixels::to_pixels;
+use crate::eyes::Eyes;
+use crate::model::{Decoder, Experts, Memory, Pass, Read, SecondHalves, Weights, losses};
 use crate::text::TextEncoder;
 
 /// The loss of an `experts` stage.
@@ -22,13 +20,6 @@ pub struct ExpertsObjective<'a> {
     experts: Experts,
     eyes: Option<Eyes>,
     device: Device,
-}
-
-/// What a stage with pictures sees with.
-struct Eyes {
-    vision: Vision,
-    bridge: Bridge,
-    side: usize,
 }
 
 /// Inputs of one lane.
@@ -59,11 +50,7 @@ impl<'a> ExpertsObjective<'a> {
     ) -> Result<Self, Failure> {
         let settings = stage.experts.clone().unwrap_or_default();
         let eyes = match settings.pictures {
-            true => Some(Eyes {
-                vision: Vision::new(&job.model.vision, weights)?,
-                bridge: Bridge::new(&job.model, weights)?,
-                side: job.model.vision.image_size as usize,
-            }),
+            true => Some(Eyes::new(&job.model, weights)?),
             false => None,
         };
         let decoder = Decoder::new(&job.model.decoder, encoder.vocab_size(), weights)?;
@@ -96,28 +83,16 @@ pub fn experts(job: &Job, settings: &job::Experts, weights: &Weights) -> Result<
     Ok(Experts::new(&job.model, settings, &memories, weights)?)
 }
 
-impl Eyes {
-    /// Soft tokens of every sample; those of a sample without picture are computed from an empty
-    /// one and masked later, so that shapes do not depend on the data.
-    fn look(&self, samples: &[Sample], device: Device) -> Result<(Tensor, Vec<bool>), Failure> {
-        let blank = vec![255u8; 3 * self.side * self.side];
-        let pictures: Vec<&[u8]> = samples
-            .iter()
-            .map(|sample| sample.pixels.as_deref().unwrap_or(&blank))
-            .collect();
-        let pixels_bcyx = to_pixels(&pictures, self.side, device);
-        let soft_bpd = no_grad(|| -> Result<Tensor, Failure> {
-            let seen = self.vision.forward(&pixels_bcyx)?;
-            Ok(self.bridge.forward(&seen.patches_bpv)?)
-        })?;
-        Ok((
-            soft_bpd,
-            samples
-                .iter()
-                .map(|sample| sample.pixels.is_some())
-                .collect(),
-        ))
-    }
+/// Soft tokens of every sample; those of a sample without picture are computed from an empty one and
+/// masked later, so that shapes do not depend on the data.
+fn look(eyes: &Eyes, samples: &[Sample], device: Device) -> Result<(Tensor, Vec<bool>), Failure> {
+    let side = eyes.side() as usize;
+    let blank = vec![255u8; 3 * side * side];
+    let pictures = samples.iter().map(|sample| sample.pixels.as_deref());
+    let seen = pictures.clone().map(|picture| picture.is_some());
+    let seen = seen.collect();
+    let pictures: Vec<&[u8]> = pictures.map(|picture| picture.unwrap_or(&blank)).collect();
+    Ok((eyes.look(&pictures, device)?, seen))
 }
 
 /// `[b, p + t]`, true where a key is real: image tokens of rows without picture are not.
@@ -149,7 +124,7 @@ impl Objective for ExpertsObjective<'_> {
         let soft = self
             .eyes
             .as_ref()
-            .map(|eyes| eyes.look(samples, self.device))
+            .map(|eyes| look(eyes, samples, self.device))
             .transpose()?;
         let share = Share {
             counts: vec![dialogues.targets as f64],

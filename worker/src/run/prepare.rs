@@ -17,7 +17,7 @@ use crate::device::made_with;
 use crate::evaluate::picture_of;
 use crate::exact::Reducer;
 use crate::flat::{Buffer, FlatLayout, FlatState};
-use crate::lineage;
+use crate::lineage::{self, StageResult};
 use crate::model::{Vision, VisionFeatures, Weights};
 use crate::objective::kept::{Keep, KeptFeatures};
 use crate::pixels::to_pixels;
@@ -46,13 +46,15 @@ impl Run {
     pub(super) fn recall(&mut self, stage: &Stage, from: &CheckpointRef) -> Result<(), Failure> {
         let kinds = [Kind::Weights, Kind::Tokenizer];
         let checkpoint = self.read(stage, from, &kinds)?;
-        let prepared = self.layout(stage, Some(&checkpoint))?;
         info!(
             stage = stage.name,
             step = from.step as i64,
             "stage was finished before"
         );
-        self.keep(stage, &prepared.replica.state, prepared.encoder)
+        let about = (&self.job, stage);
+        let result = StageResult::of(&checkpoint, about, &self.lineage, self.device)?;
+        self.lineage.insert(&stage.name, result);
+        Ok(())
     }
 
     /// Where a `memory` stage keeps features of pictures, if it does.

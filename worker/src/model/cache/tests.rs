@@ -114,7 +114,9 @@ fn goes_on_as_at_once(decoder: &Decoder, second: SecondHalves<'_>) {
         let ids_bt = ids_t.unsqueeze(0).repeat([lengths.len() as i64, 1]);
         let h_btd = decoder.embed(&ids_bt).expect("embedded");
         let first = cache.rows();
-        let states_b1d = decoder.read(&h_btd, lengths, second, cache).expect("read");
+        let states_b1d = decoder
+            .read(&h_btd, lengths, (second, Wanted::Last), cache)
+            .expect("read");
         let logits = decoder.logits(&states_b1d).squeeze_dim(1);
         for (row, length) in lengths.iter().enumerate() {
             assert_eq!(cache.length(first + row), *length);
@@ -179,11 +181,21 @@ fn rows_of_the_wrong_shape_are_refused() {
     let mut cache = Cache::default();
     let h_btd = Tensor::zeros([2, 4, 24], (Kind::Float, Device::Cpu));
     for lengths in [vec![4], vec![4, 5], vec![0, 4]] {
-        let read = decoder.read(&h_btd, &lengths, SecondHalves::Mlp, &mut cache);
+        let read = decoder.read(
+            &h_btd,
+            &lengths,
+            (SecondHalves::Mlp, Wanted::Last),
+            &mut cache,
+        );
         assert!(read.is_err(), "{lengths:?}");
     }
     assert_eq!(cache.rows(), 0);
-    let read = decoder.read(&h_btd, &[4, 3], SecondHalves::Mlp, &mut cache);
+    let read = decoder.read(
+        &h_btd,
+        &[4, 3],
+        (SecondHalves::Mlp, Wanted::Last),
+        &mut cache,
+    );
     assert!(read.is_ok());
     let h_b1d = Tensor::zeros([3, 1, 24], (Kind::Float, Device::Cpu));
     assert!(
