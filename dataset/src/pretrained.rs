@@ -18,18 +18,23 @@ pub mod base;
 pub mod config;
 mod error;
 pub mod extras;
+mod kept;
 pub mod tensors;
 pub mod tokens;
 
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::store;
 pub use error::PretrainedError;
+use kept::Kept;
 
 /// Result of everything in this module.
 pub type Result<T, E = PretrainedError> = std::result::Result<T, E>;
@@ -37,7 +42,7 @@ pub type Result<T, E = PretrainedError> = std::result::Result<T, E>;
 /// Largest file of text, bytes: vocabularies of a quarter of a million tokens have 30 million.
 const MOST_TEXT: u64 = 64 << 20;
 /// Bytes that are asked for at a time.
-const PIECE: u64 = 32 << 20;
+const PIECE: usize = 32 << 20;
 
 /// The folder of a model.
 #[derive(Clone, Debug)]
@@ -45,6 +50,10 @@ pub struct Folder {
     store: Arc<dyn ObjectStore>,
     root: Path,
     location: String,
+    /// Where it is on this machine.
+    local: Option<PathBuf>,
+    /// What is on this machine of it, where it is not.
+    kept: Arc<Kept>,
 }
 
 impl Folder {
@@ -58,6 +67,8 @@ impl Folder {
             store,
             root,
             location: store::shown(location),
+            local: store::local_path(location),
+            kept: Arc::new(Kept::of_user()),
         })
     }
 
@@ -98,19 +109,47 @@ impl Folder {
         Ok(store::size(&*self.store, &path).await?)
     }
 
-    /// A range of a file, in pieces: a store has so and so long to answer one question.
-    async fn range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
-        if range.end - range.start <= PIECE {
-            return self.piece(name, range).await;
+    /// Fills `into` with what a file has from `start` on. A file on this machine is read straight into
+    /// its place, and the call blocks; a store is asked for pieces, since it has so and so long for one
+    /// answer.
+    async fn fill(&self, name: &str, start: u64, into: &mut [u8]) -> Result<()> {
+        if let Some(folder) = &self.local {
+            return self.fill_from(&folder.join(name), name, start, into);
         }
-        let mut bytes = BytesMut::with_capacity((range.end - range.start) as usize);
-        let mut at = range.start;
-        while at < range.end {
-            let end = (at + PIECE).min(range.end);
-            bytes.extend_from_slice(&self.piece(name, at..end).await?);
-            at = end;
+        for (number, piece) in into.chunks_mut(PIECE).enumerate() {
+            let first = start + (number * PIECE) as u64;
+            let range = first..first + piece.len() as u64;
+            piece.copy_from_slice(&self.piece(name, range).await?);
         }
-        Ok(bytes.freeze())
+        Ok(())
+    }
+
+    /// The same for a file that is read as a whole, sooner or later: it is kept on this machine.
+    async fn fill_keeping(&self, name: &str, start: u64, into: &mut [u8]) -> Result<()> {
+        if self.local.is_none()
+            && let Some(file) = self.kept.file(self, name).await?
+        {
+            return self.fill_from(&file, name, start, into);
+        }
+        self.fill(name, start, into).await
+    }
+
+    fn fill_from(&self, file: &FilePath, name: &str, start: u64, into: &mut [u8]) -> Result<()> {
+        let file = File::open(file);
+        let read = file.and_then(|file| file.read_exact_at(into, start));
+        read.map_err(|error| self.unread(name, error))
+    }
+
+    fn unread(&self, name: &str, error: std::io::Error) -> PretrainedError {
+        if error.kind() == std::io::ErrorKind::UnexpectedEof {
+            return self.refuse(name, "it ends before the last of its tensors");
+        }
+        let source = Box::new(error);
+        let error = object_store::Error::Generic {
+            store: "LocalFileSystem",
+            source,
+        };
+        crate::error::Error::store("read", &self.name_of(name), &error).into()
     }
 
     async fn piece(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
@@ -155,18 +194,26 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_range_of_several_pieces_comes_as_a_whole() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let size = PIECE as usize + 9;
+    async fn a_file_of_several_pieces_comes_as_a_whole_from_any_store() {
+        let local = tempfile::tempdir().expect("a folder");
+        let size = PIECE + 9;
         let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
-        std::fs::write(folder.path().join("large"), &bytes).expect("written");
-        let folder = Folder::open(folder.path().to_str().expect("UTF-8")).expect("a folder");
-        for range in [2..size, 0..PIECE as usize, 7..PIECE as usize + 8] {
-            let wanted = range.start as u64..range.end as u64;
-            let read = folder.range("large", wanted).await.expect("read");
-            assert!(read == bytes[range.clone()], "{range:?}");
+        std::fs::write(local.path().join("large"), &bytes).expect("written");
+        let local = Folder::open(local.path().to_str().expect("UTF-8")).expect("a folder");
+        let remote = Folder::open("memory:///several-pieces").expect("a store");
+        let path = store::under(&remote.root, "large").expect("a path");
+        let put = store::put(&*remote.store, &path, bytes.clone().into()).await;
+        put.expect("written");
+        for folder in [local, remote] {
+            for range in [2..size, 0..PIECE, 7..PIECE + 8] {
+                let mut read = vec![0; range.len()];
+                let filled = folder.fill("large", range.start as u64, &mut read).await;
+                filled.expect("read");
+                assert!(read == bytes[range.clone()], "{range:?}");
+            }
+            let behind = folder.fill("large", 3, &mut vec![0; size]).await;
+            let why = behind.expect_err("too short").to_string();
+            assert!(why.contains("large"), "{why}");
         }
-        let behind = folder.range("large", 3..size as u64 + 1).await;
-        assert!(behind.is_err(), "{behind:?}");
     }
 }

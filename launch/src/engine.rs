@@ -8,6 +8,9 @@ use std::num::NonZeroU32;
 use clap::Args;
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::Opening;
+use mks2_proto::job::Precision;
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
 
 use crate::output::Output;
 pub(crate) use talk::{Answers, Asking};
@@ -28,12 +31,20 @@ pub(crate) struct ModelArgs {
     /// Where to compute: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu", value_name = "DEVICE", help_heading = COMPUTING)]
     device: String,
+    /// Numbers to compute in [default: those of the run, or fp32]
+    #[arg(long, value_parser = precision, value_name = "fp32|bf16", help_heading = COMPUTING)]
+    precision: Option<Precision>,
     /// Threads on a CPU [default: all]
     #[arg(long, value_name = "N", help_heading = COMPUTING)]
     threads: Option<NonZeroU32>,
 }
 
 const COMPUTING: &str = "Computing";
+
+fn precision(word: &str) -> Result<Precision, String> {
+    let value = word.into_deserializer();
+    Precision::deserialize(value).map_err(|error: serde::de::value::Error| error.to_string())
+}
 
 impl ModelArgs {
     /// Finds the model and starts the program. Call it from the main thread.
@@ -46,6 +57,7 @@ impl ModelArgs {
         let opening = Opening {
             model: found.source,
             device: self.device.clone(),
+            precision: self.precision,
             threads: self.threads(),
             batch: self.batch.get(),
         };

@@ -50,11 +50,14 @@ pub const GRACE: &str = "MKS2_GRACE";
 const USUAL_GRACE: Duration = Duration::from_secs(25);
 /// Seconds without an answer of the store after which a checkpoint is given up; 120 without it.
 pub const UPLOAD_LIMIT: &str = "MKS2_UPLOAD_LIMIT";
+/// Folder in which files of models from other machines are kept; empty: none is. Without it
+/// `mks2/models` in the user's cache.
+pub const MODEL_CACHE: &str = "MKS2_MODEL_CACHE";
 /// Beginning of the variables that set a key of the job file: `MKS2__STAGE__MEMORY__STEPS=5`.
 pub const SETTING_PREFIX: &str = "MKS2__";
 
 /// The list, with what each is for: `(name, meaning)`.
-pub const ALL: [(&str, &str); 18] = [
+pub const ALL: [(&str, &str); 19] = [
     (COORDINATOR, "endpoint of the coordinator, http://HOST:PORT"),
     (TOKEN, "the run's token"),
     (
@@ -101,6 +104,10 @@ pub const ALL: [(&str, &str); 18] = [
     (
         UPLOAD_LIMIT,
         "seconds without the store's answer that end an upload; else 120",
+    ),
+    (
+        MODEL_CACHE,
+        "where files of models from other machines are kept; else in the user's cache",
     ),
     (
         SETTING_PREFIX,

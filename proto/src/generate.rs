@@ -12,6 +12,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{ExitCode, Failure};
+use crate::job::Precision;
 
 /// The first line: what is to be asked, and where it computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub struct Opening {
     pub model: Source,
     /// `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// What it computes in; none: as the run did, or fp32.
+    #[serde(default)]
+    pub precision: Option<Precision>,
     /// Threads of libtorch.
     pub threads: u32,
     /// Prompts that are answered side by side.

@@ -39,6 +39,13 @@ pub struct Job {
     /// Threads of libtorch in each worker. Part of what fixes the bits on a CPU.
     #[serde(default = "default_threads")]
     pub threads: u32,
+    /// The numbers that the model computes in. What is trained, its gradients and moments are fp32
+    /// in either case; frozen matrices are kept in this precision.
+    #[serde(default)]
+    pub precision: Precision,
+    /// What of the decoder's blocks is computed again in the backward pass instead of kept for it.
+    #[serde(default)]
+    pub recompute: Recompute,
     /// Corpora by name: what `[[stage.data]]` refers to.
     #[serde(default)]
     pub data: BTreeMap<String, Corpus>,
@@ -67,6 +74,40 @@ pub enum Reduction {
     Exact,
     /// Plain fp32 all-reduce: less traffic, bits depend on the number of workers.
     Fast,
+}
+
+/// The numbers that a model computes in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// IEEE single precision.
+    #[default]
+    Fp32,
+    /// bfloat16, with norms' statistics, scores of routers and losses in fp32.
+    Bf16,
+}
+
+impl Precision {
+    /// Bytes of a number.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Fp32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// What is computed again in the backward pass instead of kept for it
+/// ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing.
+    #[default]
+    None,
+    /// Each block of the decoder: of a block only its input is kept. The weights come out the same.
+    Blocks,
 }
 
 /// An imported corpus.

@@ -6,6 +6,8 @@
 
 pub mod cli;
 mod generate;
+mod loss;
+mod process;
 mod save;
 mod stage;
 

@@ -34,6 +34,7 @@ use crate::collectives::Collective;
 use crate::control::Control;
 use crate::exchange::all_lanes;
 use crate::lineage::Lineage;
+use crate::model::Weights;
 use crate::objective::Share;
 use crate::team::Setback;
 use crate::text::TextEncoder;
@@ -150,6 +151,12 @@ impl Evaluator<'_> {
     /// The tokenizer of the lineage that `stage` stands in.
     fn encoder(&self, stage: &str) -> Result<Arc<TextEncoder>, Failure> {
         self.lineage.encoder(&self.ancestry(stage)?)
+    }
+
+    /// All that `stage` and those that it builds on have left, to compute as the job does.
+    fn weights(&self, stage: &str) -> Result<Weights, Failure> {
+        let weights = self.lineage.weights(&self.ancestry(stage)?)?;
+        Ok(weights.computing_in(self.job.precision))
     }
 
     /// A stage and all stages that it builds on, oldest first.

@@ -25,8 +25,8 @@ mod memory;
 
 pub use loan::Lent;
 use loan::Loans;
+pub(crate) use memory::{bytes_mut, le_bytes, le_bytes_mut};
 pub use memory::{f32_slice, f32_slice_mut, i64_slice, i64_slice_mut};
-pub(crate) use memory::{le_bytes, le_bytes_mut};
 
 /// Elements of 64 bytes of fp32: every tensor starts on a multiple of it.
 pub const ALIGN_ELEMENTS: usize = 16;

@@ -73,7 +73,11 @@ fn converse(
     // service must not end this one before.
     let _kept_away =
         runtime.block_on(async { [SignalKind::terminate(), SignalKind::hangup()].map(signal) });
-    let speaker = Speaker::open(&opening.model, device, runtime.handle())?;
+    let speaker = Speaker::open(
+        &opening.model,
+        (opening.precision, device),
+        runtime.handle(),
+    )?;
     tell(output, &[speaker.ready()])?;
     let (to, asked) = sync_channel(AHEAD);
     // It ends with the input, or with the process.

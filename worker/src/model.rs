@@ -32,16 +32,20 @@
 //! experts  states   = decoder.forward(&decoder.embed(&ids), &Pass::new(SecondHalves::Experts(&experts))
 //!                                                              .reading(Read::At(&answer_bn)))?
 //!          (sum, n) = losses::next_token(&decoder, &states.last_bnd, &labels)?
-//! gradients           Tensor::run_backward(&[loss], &leaves, false, false)
+//! gradients           tape.gradients(&loss, &leaves)?        the passes are `.onto(..)` the tape or not
 //! ```
 //!
-//! A leaf that took no part in the loss comes back from `run_backward` as an undefined tensor
-//! (`Tensor::defined`): its gradient is zero. Where no weight in a module requires a gradient,
+//! A leaf that took no part in the loss comes back as an undefined tensor (`Tensor::defined`): its
+//! gradient is zero. Where no weight in a module requires a gradient,
 //! libtorch records no graph, so a frozen encoder costs its forward pass alone.
 //!
 //! Rows are padded on the **right**. A causal mask then suffices: no real position sees padding,
 //! and what padding computes is not read. For other layouts give the mask of real keys
 //! ([`Pass::keys`]).
+//!
+//! A model computes in the kind of its [`Weights`], fp32 or bf16, and keeps frozen matrices in it; what is
+//! trained is fp32 and converted where it is applied. Statistics of norms, scores of routers, retrieval
+//! heads, logits and losses are fp32 in either.
 //!
 //! Shapes are checked at the doors and give a [`ModelError`]; the operations inside are
 //! libtorch's and panic only if it runs out of memory.
@@ -65,6 +69,9 @@ mod memory;
 mod ops;
 mod retrieval;
 mod rotary;
+#[cfg(test)]
+mod small;
+mod tape;
 mod text_tower;
 mod vision;
 mod weights;
@@ -77,6 +84,7 @@ pub use error::{ModelError, Result};
 pub use experts::Experts;
 pub use memory::Memory;
 pub use retrieval::{RetrievalHead, RetrievalHeads};
+pub use tape::Tape;
 pub use text_tower::TextTower;
 pub use vision::{Vision, VisionFeatures};
-pub use weights::Weights;
+pub use weights::{Weights, follows_precision, kind_of};

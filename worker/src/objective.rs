@@ -21,7 +21,7 @@ use mks2_dataset::loader::Sample;
 use mks2_proto::failure::Failure;
 use tch::{Device, Kind, Tensor};
 
-use crate::model::losses;
+use crate::model::{Tape, losses};
 use crate::text::{Draw, TextEncoder, Tokens};
 
 /// What one lane tells all others.
@@ -34,11 +34,24 @@ pub struct Share {
 }
 
 /// The loss of one lane.
-pub struct LaneLoss {
+pub struct LaneLoss<'m> {
     /// Scalar to take gradients of.
     pub loss: Tensor,
+    /// What takes them.
+    pub tape: Tape<'m>,
     /// Sums that become the step's [`Losses`] once added over lanes.
     pub sums: Vec<f64>,
+}
+
+impl LaneLoss<'_> {
+    /// The loss's gradients at `leaves`; undefined where a leaf has no part in it.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn gradients(self, leaves: &[Tensor]) -> Result<Vec<Tensor>, Failure> {
+        let gradients = self.tape.gradients(&self.loss, leaves);
+        gradients.map_err(|e| Failure::internal("the backward pass failed", e.to_string()))
+    }
 }
 
 /// The losses of a step over its global batch, as in `metrics.jsonl`.
@@ -107,7 +120,7 @@ pub trait Objective {
         lane: u32,
         inputs: &Self::Lane,
         global: &Self::Global,
-    ) -> Result<LaneLoss, Failure>;
+    ) -> Result<LaneLoss<'_>, Failure>;
 
     /// The losses of the step from the lanes' sums, added in lane order.
     fn losses(&self, sums: &[f64], global: &Self::Global) -> Losses;

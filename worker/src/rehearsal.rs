@@ -256,6 +256,7 @@ impl Scene<'_> {
         for spec in &specs {
             state.load(Buffer::Weights, &spec.name, &spec.initial_values(job.seed))?;
         }
+        let mut weights = weights.computing_in(job.precision);
         let leaves = lineage::leaves(&mut weights, &state)?;
         Ok((weights, (state, leaves)))
     }

@@ -35,7 +35,7 @@ use crate::control::Control;
 use crate::exact::Verdict;
 use crate::exchange::all_lanes;
 use crate::flat::FlatState;
-use crate::objective::{LaneLoss, Losses, Objective, Place};
+use crate::objective::{Losses, Objective, Place};
 use crate::optim::{AdamW, clip, learning_rate};
 use crate::replica::Replica;
 use crate::team::{Setback, Team};
@@ -254,10 +254,10 @@ impl<'a, O: Objective> Trainer<'a, O> {
                 break;
             }
             control.set_phase(Phase::Computing, 0);
-            let LaneLoss { loss, sums: counts } = self.objective.loss(lane, inputs, global)?;
+            let mut loss = self.objective.loss(lane, inputs, global)?;
             control.set_phase(Phase::Computing, 0);
-            let gradients = Tensor::f_run_backward(&[loss], &self.leaves, false, false)
-                .map_err(|e| Failure::internal("the backward pass failed", e.to_string()))?;
+            let counts = std::mem::take(&mut loss.sums);
+            let gradients = loss.gradients(&self.leaves)?;
             self.replica.reducer.add_lane(lane, &gradients, 1.0)?;
             sums.push((lane, counts));
         }

@@ -12,18 +12,18 @@ use std::path::{Path, PathBuf};
 use mks2_dataset::pretrained::config::{self, Described, Language};
 use mks2_dataset::pretrained::tensors::Tensors;
 use mks2_dataset::pretrained::{Folder, extras};
-use mks2_proto::job;
+use mks2_proto::job::{self, Precision};
 use mks2_proto::params::{self, ParamSpec};
-use mks2_worker::model::{Cache, Decoder, Pass, SecondHalves, Vision, Wanted, Weights};
+use mks2_worker::model::{Cache, Decoder, Pass, SecondHalves, Vision, Wanted, Weights, kind_of};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
 /// Types of weights, what the outputs of transformers are called, and the largest relative error per
 /// tensor: `max |a - b| / max |b|` in fp32, `|a - b| / |b|` in bf16.
-const PRECISIONS: [(Kind, &str, f64); 2] = [
-    (Kind::Float, "output", 1e-5),
-    (Kind::BFloat16, "output_bf16", 1e-2),
+const PRECISIONS: [(Precision, &str, f64); 2] = [
+    (Precision::Fp32, "output", 1e-5),
+    (Precision::Bf16, "output_bf16", 1e-2),
 ];
 
 fn folders() -> PathBuf {
@@ -55,7 +55,9 @@ impl Case {
             tensors.check(&specs, is_extra).unwrap();
             let mut weights = Weights::new();
             for spec in &specs {
-                let (place, bytes) = tensors.read(&spec.name).await.unwrap();
+                let place = tensors.place(&spec.name).unwrap();
+                let mut bytes = vec![0; (place.range.end - place.range.start) as usize];
+                tensors.read(place, &mut bytes).await.unwrap();
                 assert_eq!(place.dtype, Dtype::F32);
                 let shape: Vec<i64> = place.shape.iter().map(|size| *size as i64).collect();
                 let tensor = Tensor::from_data_size(&bytes, &shape, Kind::Float);
@@ -81,27 +83,31 @@ impl Case {
         Tensor::from_data_size(view.data(), &shape, kind)
     }
 
-    /// The weights in a type.
-    fn in_kind(&self, kind: Kind) -> Weights {
-        let mut weights = Weights::new();
-        for name in self.weights.names() {
-            let tensor = self.weights.get(name).unwrap().to_kind(kind);
-            weights.insert_frozen(name, &tensor);
-        }
-        weights
+    /// The weights as a model reads them that computes in this.
+    fn computing_in(&self, precision: Precision) -> Weights {
+        self.weights.clone().computing_in(precision)
     }
 
     #[track_caller]
-    fn agrees(&self, (kind, group, tolerance): (Kind, &str, f64), name: &str, ours: &Tensor) {
+    fn agrees(
+        &self,
+        (precision, group, tolerance): (Precision, &str, f64),
+        name: &str,
+        ours: &Tensor,
+    ) {
         let theirs = self.get(&format!("{group}/{name}"));
+        let kind = match name {
+            "logits" => Kind::Float,
+            _ => kind_of(precision),
+        };
         assert_eq!((ours.kind(), ours.size()), (kind, theirs.size()), "{name}");
-        let size = |x: &Tensor| match kind {
-            Kind::Float => x.abs().max().double_value(&[]),
+        let size = |x: &Tensor| match precision {
+            Precision::Fp32 => x.abs().max().double_value(&[]),
             // Single values of two implementations in bf16 are some units of its last place apart.
-            _ => x.norm().double_value(&[]),
+            Precision::Bf16 => x.norm().double_value(&[]),
         };
         let error = size(&(ours.to_kind(Kind::Float) - &theirs)) / size(&theirs);
-        assert!(error < tolerance, "{name} in {kind:?}: {error:e}");
+        assert!(error < tolerance, "{name} in {precision:?}: {error:e}");
     }
 }
 
@@ -124,7 +130,7 @@ fn speaks_alike(name: &str) {
     };
     let inner: Vec<u32> = (1..shape.num_hidden_layers).collect();
     for precision in PRECISIONS {
-        let decoder = Decoder::new(shape, *vocab_size, &case.in_kind(precision.0)).unwrap();
+        let decoder = Decoder::new(shape, *vocab_size, &case.computing_in(precision.0)).unwrap();
         let h_btd = decoder.embed(&case.get("input/ids")).unwrap();
         let pass = Pass::new(SecondHalves::Mlp).after_blocks(&inner);
         let states = decoder.forward(&h_btd, &pass).unwrap();
@@ -145,9 +151,8 @@ fn sees_alike(name: &str) -> job::Vision {
         panic!("{name} is a visual encoder");
     };
     for precision in PRECISIONS {
-        let vision = Vision::new(shape, &case.in_kind(precision.0)).unwrap();
-        let pixels = case.get("input/pixels").to_kind(precision.0);
-        let seen = vision.forward(&pixels).unwrap();
+        let vision = Vision::new(shape, &case.computing_in(precision.0)).unwrap();
+        let seen = vision.forward(&case.get("input/pixels")).unwrap();
         case.agrees(precision, "global", &seen.global_be);
         case.agrees(precision, "patches", &seen.patches_bpv);
     }

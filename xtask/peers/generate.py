@@ -1,9 +1,10 @@
 """Greedy generation with transformers, as a peer for `mks2-worker bench generate`.
 
     python generate.py make FOLDER TOKENIZER_FOLDER
+    python generate.py make-vision FOLDER
     python generate.py run FOLDER --batch 8 --words 4 --tokens 64 --threads 2
 
-`make` writes a Llama of 110 million random parameters in fp32. `run` prints one line of JSON: the median of
+`make` writes a Llama of 110 million random parameters in fp32, `make-vision` a CLIP encoder of 11 million. `run` prints one line of JSON: the median of
 the seconds that a generated token takes, prompts included, and those that reading the model took.
 """
 
@@ -15,7 +16,14 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 
 def arguments():
@@ -24,6 +32,8 @@ def arguments():
     make = commands.add_parser("make")
     make.add_argument("folder", type=Path)
     make.add_argument("tokenizer", type=Path)
+    vision = commands.add_parser("make-vision")
+    vision.add_argument("folder", type=Path)
     run = commands.add_parser("run")
     run.add_argument("folder", type=Path)
     run.add_argument("--batch", type=int, default=1)
@@ -53,6 +63,22 @@ def make(args):
     part.rename(args.folder)
 
 
+def make_vision(args):
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        image_size=64,
+        patch_size=16,
+        hidden_size=384,
+        intermediate_size=1536,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        projection_dim=256,
+    )
+    part = args.folder.with_name(args.folder.name + ".part")
+    CLIPVisionModelWithProjection(config).save_pretrained(part)
+    part.rename(args.folder)
+
+
 @torch.inference_mode()
 def run(args):
     torch.set_num_threads(args.threads)
@@ -76,4 +102,4 @@ def run(args):
 
 if __name__ == "__main__":
     args = arguments()
-    {"make": make, "run": run}[args.command](args)
+    {"make": make, "make-vision": make_vision, "run": run}[args.command](args)

@@ -17,6 +17,7 @@ use crate::{demo, parity, places, setup, shell};
 
 mod control;
 mod generate;
+mod model;
 mod page;
 mod plans;
 
@@ -29,6 +30,10 @@ pub(crate) enum Subject {
     Collectives,
     /// A training step of both stages, against eager PyTorch.
     Step,
+    /// The same in the shapes of a small Llama, fp32 and bf16, with the memory that it takes.
+    Model,
+    /// The loss of a long text, against all logits at once.
+    Loss,
     /// The optimizer, against tch's own.
     Adamw,
     /// Everything of a step that is not compute, and the loader.
@@ -71,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     if subjects.iter().any(|subject| {
         matches!(
             subject,
-            Subject::Overhead | Subject::Checkpoint | Subject::Audit
+            Subject::Overhead | Subject::Checkpoint | Subject::Audit | Subject::Model
         )
     }) {
         stages.run("import", demo::import)?;

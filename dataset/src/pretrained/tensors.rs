@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
-use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use mks2_proto::params::ParamSpec;
 use safetensors::tensor::{Dtype, TensorInfo};
@@ -132,17 +131,32 @@ impl Tensors {
         })
     }
 
-    /// The bytes of a tensor, little endian, as they lie in its file.
+    /// Where a tensor lies.
     ///
     /// # Errors
-    /// When there is none of this name, or its file cannot be read.
-    pub async fn read(&self, name: &str) -> Result<(&Place, Bytes)> {
-        let Some(place) = self.places.get(name) else {
+    /// When there is none of this name.
+    pub fn place(&self, name: &str) -> Result<&Place> {
+        self.places.get(name).ok_or_else(|| {
             let why = format!("it has no tensor '{name}'");
-            return Err(self.folder.refuse(SINGLE, why));
-        };
-        let bytes = self.folder.range(&place.file, place.range.clone()).await?;
-        Ok((place, bytes))
+            self.folder.refuse(SINGLE, why)
+        })
+    }
+
+    /// What messages call the file of a tensor.
+    #[must_use]
+    pub fn file_of(&self, place: &Place) -> String {
+        self.folder.name_of(&place.file)
+    }
+
+    /// Fills `into`, which is as long, with the bytes of a tensor, little endian, as they lie in its
+    /// file. Blocks where that is on this machine.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub async fn read(&self, place: &Place, into: &mut [u8]) -> Result<()> {
+        self.folder
+            .fill_keeping(&place.file, place.range.start, into)
+            .await
     }
 }
 
@@ -199,17 +213,17 @@ async fn header(folder: &Folder, file: String) -> Result<(String, Vec<(String, P
             "it has {bytes} bytes, and a header needs {LENGTH}"
         )));
     }
-    let length = folder.range(&file, 0..LENGTH).await?;
-    let length = length
-        .first_chunk()
-        .map_or(0, |eight| u64::from_le_bytes(*eight));
+    let mut length = [0; LENGTH as usize];
+    folder.fill(&file, 0, &mut length).await?;
+    let length = u64::from_le_bytes(length);
     if length > MOST_HEADER || LENGTH + length > bytes {
         return Err(refuse(format!(
             "its header says that it has {length} bytes, of {bytes} in the file and at most {MOST_HEADER}"
         )));
     }
     let data_at = LENGTH + length;
-    let json = folder.range(&file, LENGTH..data_at).await?;
+    let mut json = vec![0; length as usize];
+    folder.fill(&file, LENGTH, &mut json).await?;
     let mut tensors =
         infos(&json).map_err(|why| refuse(format!("its header is damaged: {why}")))?;
     tensors.sort_by(|(a, one), (b, other)| (one.data_offsets, a).cmp(&(other.data_offsets, b)));

@@ -12,6 +12,7 @@ use mks2_proto::job::StageKind;
 use serde_json::Value;
 
 use super::generate::{self, Generate};
+use super::loss::{self, Loss};
 use super::save::{self, Save};
 use super::stage::{self, Measured};
 use super::{CollectiveBench, adamw, adamw_bits, collectives};
@@ -48,6 +49,8 @@ enum Subject {
     Audit(Step),
     /// What a token takes that a published model generates.
     Generate(Generate),
+    /// The loss of a long text, by pieces and with all logits at once.
+    Loss(Loss),
 }
 
 #[derive(Debug, Args)]
@@ -151,6 +154,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
         }
         Subject::Save(settings) => save::measure(settings)?,
         Subject::Generate(settings) => generate::measure(settings)?,
+        Subject::Loss(settings) => loss::measure(settings)?,
     };
     write_line(out, &found)
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use clap::Args;
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::{Event, Prompt, Source, What};
+use mks2_proto::job::Precision;
 use serde_json::{Value, json};
 
 use super::stage::median;
@@ -27,6 +28,9 @@ pub(super) struct Generate {
     /// Tokens of an answer.
     #[arg(long, default_value_t = 64)]
     tokens: u32,
+    /// Computes in bf16.
+    #[arg(long)]
+    bf16: bool,
     /// Threads of libtorch.
     #[arg(long, default_value_t = 2)]
     threads: u32,
@@ -43,7 +47,8 @@ pub(super) fn measure(settings: &Generate) -> Result<Value, Failure> {
         url: settings.folder.clone(),
     };
     let began = Instant::now();
-    let speaker = Speaker::open(&source, tch::Device::Cpu, runtime.handle())?;
+    let precision = settings.bf16.then_some(Precision::Bf16);
+    let speaker = Speaker::open(&source, (precision, tch::Device::Cpu), runtime.handle())?;
     let load_seconds = began.elapsed().as_secs_f64();
     let prompts = (0..settings.batch).map(|id| Prompt {
         id,

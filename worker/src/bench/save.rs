@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
 use tokio::runtime::Runtime;
 
+use super::process::{memory, reset_peak};
 use crate::app::io_runtime;
 use crate::checkpoint::{CheckpointStore, Facts, Pool, Table};
 use crate::device;
@@ -167,18 +168,4 @@ impl<'a> Bench<'a> {
             let _product = self.factor.matmul(&self.factor);
         }
     }
-}
-
-/// A line of this process' memory, in bytes.
-fn memory(name: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kibibytes.unwrap_or_default() << 10
-}
-
-/// From here on the peak is measured anew.
-fn reset_peak() {
-    // Where the system does not allow it, the peak includes the start.
-    let _refused = std::fs::write("/proc/self/clear_refs", "5");
 }

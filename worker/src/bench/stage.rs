@@ -13,6 +13,7 @@ use mks2_proto::v1::{Phase, StepMetrics};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
+use super::process::memory;
 use crate::checkpoint::{CheckpointStore, Facts, Pool};
 use crate::control::Control;
 use crate::device;
@@ -132,6 +133,7 @@ impl Act for Measurement<'_> {
         }
         let mut found = laps.found(self.stage, self.measured);
         found["parameters"] = layout.parameters().into();
+        found["peak_bytes"] = memory("VmHWM:").into();
         found["loss"] = trainer.progress().loss.into();
         if self.measured == Measured::Audit {
             let seconds = median(digests);

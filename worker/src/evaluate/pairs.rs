@@ -52,7 +52,7 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new(evaluator: &Evaluator, stage: &str) -> Result<Self, Failure> {
         let encoder = evaluator.encoder(stage)?;
-        let weights = evaluator.lineage.weights(&evaluator.ancestry(stage)?)?;
+        let weights = evaluator.weights(stage)?;
         let model = &evaluator.job.model;
         let settings = evaluator
             .job

@@ -190,7 +190,7 @@ impl Model {
             .and_then(|stage| stage.experts.clone())
             .unwrap_or_default();
         let encoder = evaluator.encoder(stage)?;
-        let weights = evaluator.lineage.weights(&evaluator.ancestry(stage)?)?;
+        let weights = evaluator.weights(stage)?;
         let decoder = Decoder::new(&evaluator.job.model.decoder, encoder.vocab_size(), &weights)?;
         let experts = experts(evaluator.job, &settings, &weights)?;
         Ok(Self {

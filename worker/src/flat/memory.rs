@@ -75,6 +75,20 @@ pub fn i64_slice_mut(tensor: &mut Tensor) -> Result<&mut [i64], FlatError> {
     slice_mut(tensor, Kind::Int64)
 }
 
+/// The bytes of a contiguous tensor of any kind on the CPU, for writing in place; see
+/// [`f32_slice_mut`].
+///
+/// # Errors
+/// [`FlatError::Memory`] for any other tensor.
+pub(crate) fn bytes_mut(tensor: &mut Tensor) -> Result<&mut [u8], FlatError> {
+    let len = check(tensor, tensor.kind())? * tensor.kind().elt_size_in_bytes();
+    if len == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: as in `slice_mut`; any bytes are numbers.
+    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) })
+}
+
 #[cfg(not(target_endian = "little"))]
 compile_error!("digests, checkpoints and the wire are defined on little-endian machines");
 

@@ -9,7 +9,7 @@ use mks2_dataset::pretrained::{Folder, tokens};
 use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::{Event, Source, Trained, What};
-use mks2_proto::job::{self, Job, Stage, StageKind, load};
+use mks2_proto::job::{self, Job, Precision, Stage, StageKind, load};
 use tch::{Device, Tensor};
 use tokio::runtime::Handle;
 
@@ -58,20 +58,27 @@ enum Form {
 }
 
 impl Speaker {
-    /// Reads what `source` names.
+    /// Reads what `source` names. It computes in `precision`; without one as the run did, or in fp32.
     ///
     /// # Errors
     /// When something is missing, damaged or of another job, or the stage cannot be asked.
-    pub(crate) fn open(source: &Source, device: Device, runtime: &Handle) -> Result<Self, Failure> {
+    pub(crate) fn open(
+        source: &Source,
+        (precision, device): (Option<Precision>, Device),
+        runtime: &Handle,
+    ) -> Result<Self, Failure> {
         match source {
-            Source::Folder { url } => Self::of_folder(url, device, runtime),
+            Source::Folder { url } => {
+                Self::of_folder(url, (precision.unwrap_or_default(), device), runtime)
+            }
             Source::Run {
                 job_toml,
                 url,
                 stage,
                 trained,
             } => {
-                let job = load::parse(job_toml)?;
+                let mut job = load::parse(job_toml)?;
+                job.precision = precision.unwrap_or(job.precision);
                 let reader = Reader {
                     job: &job,
                     store: CheckpointStore::open(url)?,
@@ -84,7 +91,11 @@ impl Speaker {
         }
     }
 
-    fn of_folder(url: &str, device: Device, runtime: &Handle) -> Result<Self, Failure> {
+    fn of_folder(
+        url: &str,
+        (precision, device): (Precision, Device),
+        runtime: &Handle,
+    ) -> Result<Self, Failure> {
         let folder = Folder::open(url)?;
         let described = runtime.block_on(base::read(&folder))?;
         let Described::Decoder(language) = &described else {
@@ -98,9 +109,13 @@ impl Speaker {
         let files = runtime.block_on(tokens::read(&folder))?;
         let positions = language.shape.max_text_tokens as usize;
         let encoder = TextEncoder::pretrained(&files, language.vocab_size, positions)?;
-        let weights = pretrained::part(&part, device, runtime)?;
+        let (weights, _) = pretrained::weights(&part, (precision, device), runtime)?;
         Ok(Self {
-            decoder: Decoder::new(&language.shape, language.vocab_size, &weights)?,
+            decoder: Decoder::new(
+                &language.shape,
+                language.vocab_size,
+                &weights.computing_in(precision),
+            )?,
             most_bytes: positions.saturating_mul(encoder.longest_entry()),
             encoder: encoder.into(),
             halves: Halves::Mlp,
@@ -300,7 +315,7 @@ impl Reader<'_> {
             };
             lineage.insert(name, result);
         }
-        let weights = lineage.weights(&names)?;
+        let weights = lineage.weights(&names)?.computing_in(self.job.precision);
         let encoder = lineage.encoder(&names)?;
         let stage = self.stage(name)?;
         let model = &self.job.model;

@@ -19,6 +19,7 @@ fn opening(batch: u32) -> Opening {
             url: model().display().to_string(),
         },
         device: "cpu".into(),
+        precision: None,
         threads: 1,
         batch,
     }

@@ -8,6 +8,8 @@
 //! Where only some positions are read, the last block computes queries, its second half and the
 //! final norm for these alone; keys and values come from all.
 
+use std::rc::Rc;
+
 use mks2_proto::job::MemoryForm;
 use tch::{Device, Kind, Tensor};
 
@@ -18,6 +20,7 @@ use super::lora::AttentionAdapters;
 use super::memory::Memory;
 use super::ops::rms_norm;
 use super::rotary::{Rotary, Turns};
+use super::tape::Tape;
 use super::weights::expect_shape;
 use super::{ModelError, Result, Weights};
 
@@ -52,25 +55,29 @@ pub enum Read<'a> {
     At(&'a Tensor),
 }
 
-/// One forward pass through the blocks.
+/// One forward pass through the blocks of a model that lives as long as `'m`.
 #[derive(Clone, Copy, Debug)]
-pub struct Pass<'a> {
-    second: SecondHalves<'a>,
+pub struct Pass<'a, 'm> {
+    second: SecondHalves<'m>,
     read: Read<'a>,
     keys_bt: Option<&'a Tensor>,
     blocks: &'a [u32],
     record_scores: bool,
+    dropout_seed: Option<i64>,
+    tape: Option<&'a Tape<'m>>,
 }
 
-impl<'a> Pass<'a> {
+impl<'a, 'm> Pass<'a, 'm> {
     /// A causal pass over rows padded on the right that reads all positions.
-    pub fn new(second: SecondHalves<'a>) -> Self {
+    pub fn new(second: SecondHalves<'m>) -> Self {
         Self {
             second,
             read: Read::All,
             keys_bt: None,
             blocks: &[],
             record_scores: false,
+            dropout_seed: None,
+            tape: None,
         }
     }
 
@@ -103,6 +110,22 @@ impl<'a> Pass<'a> {
             record_scores: true,
             ..self
         }
+    }
+
+    /// What adapters drop follows from this seed and the block's number.
+    #[must_use]
+    pub fn dropping(self, seed: Option<i64>) -> Self {
+        Self {
+            dropout_seed: seed,
+            ..self
+        }
+    }
+
+    /// Keeps of each block its input alone for the backward pass, which `tape` then does; without one
+    /// all is kept.
+    #[must_use]
+    pub fn onto(self, tape: Option<&'a Tape<'m>>) -> Self {
+        Self { tape, ..self }
     }
 }
 
@@ -151,20 +174,22 @@ impl Stack {
         })
     }
 
-    pub(super) fn forward(&self, h_btd: &Tensor, pass: &Pass) -> Result<States> {
+    pub(super) fn forward<'m>(&'m self, h_btd: &Tensor, pass: &Pass<'_, 'm>) -> Result<States> {
         self.forward_keeping(h_btd, pass, |_, _| {})
     }
 
-    /// The same; `keep` is shown the keys and values of every block, numbered from 0.
-    pub(super) fn forward_keeping(
-        &self,
+    /// The same; `keep` is shown the keys and values of every block, numbered from 0, but for those that
+    /// go onto a tape.
+    pub(super) fn forward_keeping<'m>(
+        &'m self,
         h_btd: &Tensor,
-        pass: &Pass,
+        pass: &Pass<'_, 'm>,
         mut keep: impl FnMut(usize, &Heads),
     ) -> Result<States> {
         self.check(h_btd, pass)?;
         let size = h_btd.size();
         let plan = Plan::new(&self.shape, pass, [size[0], size[1]], h_btd.device());
+        let plan = Rc::new(plan);
         let mut states = States {
             last_bnd: Tensor::new(),
             after_blocks: vec![],
@@ -172,12 +197,31 @@ impl Stack {
         };
         let mut h = h_btd.shallow_clone();
         for (layer, block) in self.blocks.iter().enumerate() {
+            let step = Step {
+                block,
+                second: pass.second,
+                layer,
+                record_scores: pass.record_scores,
+                dropout_seed: pass.dropout_seed,
+            };
             let is_last = layer + 1 == self.blocks.len();
-            let view = if is_last { &plan.last } else { &plan.inner };
-            h = block.attend(&h, pass, layer, view, &mut keep);
-            let (out, scores) = block.second_half(&h, pass, layer);
-            // Not in place: the norm's backward pass needs h as it was.
-            h = &h + out;
+            let scores = match pass.tape {
+                None => {
+                    let (out, scores) = step.forward(&h, plan.view(is_last), &mut keep);
+                    h = out;
+                    scores
+                }
+                Some(tape) => {
+                    let plan = Rc::clone(&plan);
+                    let run = move |h: &Tensor| {
+                        let (out, scores) = step.forward(h, plan.view(is_last), &mut |_, _| {});
+                        std::iter::once(out).chain(scores).collect()
+                    };
+                    let mut outputs = tape.cut(&h, run).into_iter();
+                    h = outputs.next().unwrap_or_default();
+                    outputs.next()
+                }
+            };
             states.scores.extend(scores);
             let number = layer as u32 + 1;
             if pass.blocks.contains(&number) {
@@ -223,6 +267,38 @@ struct Plan {
     last: View,
 }
 
+/// One block's part of a pass.
+#[derive(Clone, Copy)]
+struct Step<'m> {
+    block: &'m Block,
+    second: SecondHalves<'m>,
+    layer: usize,
+    record_scores: bool,
+    dropout_seed: Option<i64>,
+}
+
+impl Step<'_> {
+    /// The states after the block, and its mixture's scores if they are recorded.
+    fn forward(
+        &self,
+        h_btd: &Tensor,
+        view: &View,
+        keep: &mut impl FnMut(usize, &Heads),
+    ) -> (Tensor, Option<Tensor>) {
+        if let Some(seed) = self.dropout_seed {
+            tch::manual_seed(seed.wrapping_add(self.layer as i64));
+        }
+        let h = self
+            .block
+            .attend(h_btd, self.second, self.layer, view, keep);
+        let (out, scores) = self
+            .block
+            .second_half(&h, self.second, self.layer, self.record_scores);
+        // Not in place: the norm's backward pass needs h as it was.
+        (&h + out, scores)
+    }
+}
+
 /// The positions that a block computes, and what they see.
 struct View {
     sight: Sight,
@@ -238,6 +314,13 @@ enum Selection {
 }
 
 impl Plan {
+    fn view(&self, is_last: bool) -> &View {
+        match is_last {
+            true => &self.last,
+            false => &self.inner,
+        }
+    }
+
     fn new(shape: &StackShape, pass: &Pass, [b, t]: [i64; 2], device: Device) -> Self {
         let rotary = || Rotary::new(t, shape.attention.head, &shape.turns, device);
         let options = (Kind::Int64, device);
@@ -359,12 +442,12 @@ impl Block {
     fn attend(
         &self,
         h_btd: &Tensor,
-        pass: &Pass,
+        second: SecondHalves<'_>,
         layer: usize,
         view: &View,
         keep: &mut impl FnMut(usize, &Heads),
     ) -> Tensor {
-        let adapters = pass.second.attention_adapters(layer);
+        let adapters = second.attention_adapters(layer);
         let x_btd = rms_norm(h_btd, &self.norm_d, self.eps);
         let (residual_bnd, queries_bnd) = match view.select {
             Selection::All => (h_btd.shallow_clone(), None),
@@ -394,18 +477,24 @@ impl Block {
         let heads = keep(self.attention.heads(&x_b1d, None, sight, adapters));
         let sees = (sight.mask.as_ref(), false);
         let h_b1d = h_b1d + self.attention.mix(&heads, sees, adapters);
-        let (out, _) = self.second_half(&h_b1d, &Pass::new(second), layer);
+        let (out, _) = self.second_half(&h_b1d, second, layer, false);
         h_b1d + out
     }
 
     /// What the second half adds to `h_s`, and the mixture's scores if they are recorded.
-    fn second_half(&self, h_bnd: &Tensor, pass: &Pass, layer: usize) -> (Tensor, Option<Tensor>) {
+    fn second_half(
+        &self,
+        h_bnd: &Tensor,
+        second: SecondHalves<'_>,
+        layer: usize,
+        record_scores: bool,
+    ) -> (Tensor, Option<Tensor>) {
         let x_bnd = rms_norm(h_bnd, &self.second_norm_d, self.eps);
-        match pass.second {
+        match second {
             SecondHalves::Mlp => (self.mlp.forward(&x_bnd, None), None),
             SecondHalves::Memory(memory) => (memory.blocks[layer].forward(&x_bnd, None), None),
             SecondHalves::Experts(experts) => {
-                experts.blocks[layer].forward(&x_bnd, &self.mlp, pass.record_scores)
+                experts.blocks[layer].forward(&x_bnd, &self.mlp, record_scores)
             }
         }
     }

@@ -8,8 +8,9 @@
 //! the last block serves the global feature alone, and nothing ever trained its patches.
 
 use mks2_proto::job;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
+use super::ops::affine;
 use super::weights::expect_shape;
 use super::{Result, Weights};
 
@@ -18,6 +19,7 @@ use super::{Result, Weights};
 pub struct Bridge {
     weight_dv: Tensor,
     bias_d: Tensor,
+    kind: Kind,
 }
 
 impl Bridge {
@@ -31,6 +33,7 @@ impl Bridge {
         Ok(Self {
             weight_dv: weights.shaped("bridge.weight", &[d, v])?,
             bias_d: weights.shaped("bridge.bias", &[d])?,
+            kind: weights.kind(),
         })
     }
 
@@ -44,6 +47,7 @@ impl Bridge {
             patches_bpv,
             &[-1, -1, self.weight_dv.size()[1]],
         )?;
-        Ok(patches_bpv.linear(&self.weight_dv, Some(&self.bias_d)))
+        let patches_bpv = patches_bpv.to_kind(self.kind);
+        Ok(affine(&patches_bpv, &self.weight_dv, Some(&self.bias_d)))
     }
 }

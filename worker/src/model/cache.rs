@@ -73,7 +73,7 @@ impl Cache {
     }
 
     /// Makes room for so many rows and positions.
-    fn reserve(&mut self, stack: &Stack, rows: i64, positions: i64, device: Device) {
+    fn reserve(&mut self, stack: &Stack, rows: i64, positions: i64, options: (Kind, Device)) {
         let (had_rows, had) = self.room();
         if rows <= had_rows && positions <= had {
             return;
@@ -86,7 +86,7 @@ impl Cache {
         let shape = &stack.shape.attention;
         let size = [rows, room, shape.groups, shape.head];
         let grown = |old: Option<&Tensor>| {
-            let new = Tensor::zeros(size, (Kind::Float, device));
+            let new = Tensor::zeros(size, options);
             if let Some(old) = old {
                 new.narrow(0, 0, had_rows).narrow(1, 0, had).copy_(old);
             }
@@ -98,7 +98,7 @@ impl Cache {
         for table in self.blocks.iter_mut().flatten() {
             *table = grown(Some(&*table).filter(|old| old.defined()));
         }
-        self.turns = Some(Rotary::new(room, shape.head, &stack.shape.turns, device));
+        self.turns = Some(Rotary::new(room, shape.head, &stack.shape.turns, options.1));
     }
 }
 
@@ -123,7 +123,7 @@ impl Stack {
             });
         }
         let first = cache.rows() as i64;
-        cache.reserve(self, first + b, t, h_btd.device());
+        cache.reserve(self, first + b, t, (h_btd.kind(), h_btd.device()));
         let last_b1 = Tensor::from_slice(lengths)
             .to_device(h_btd.device())
             .unsqueeze(1)
@@ -152,7 +152,7 @@ impl Stack {
         let (b, device) = (cache.rows() as i64, h_b1d.device());
         expect_shape("h_b1d", h_b1d, &[b, 1, self.shape.attention.hidden])?;
         let most = cache.lengths.iter().max().copied().unwrap_or_default() + 1;
-        cache.reserve(self, b, most, device);
+        cache.reserve(self, b, most, (h_b1d.kind(), device));
         let Some(turns) = &cache.turns else {
             return Ok(h_b1d.shallow_clone());
         };

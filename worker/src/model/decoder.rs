@@ -6,7 +6,7 @@
 //! ```
 
 use mks2_proto::job;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::attention::AttentionShape;
 use super::block::{Pass, SecondHalves, Stack, StackShape, States, look_up};
@@ -22,6 +22,7 @@ pub struct Decoder {
     embedding: Tensor,
     head: Tensor,
     stack: Stack,
+    kind: Kind,
 }
 
 impl Decoder {
@@ -57,23 +58,24 @@ impl Decoder {
             embedding,
             head,
             stack: Stack::new("model", stack, weights)?,
+            kind: weights.kind(),
         })
     }
 
-    /// Embeddings `[b, t, d]` of `ids_bt`, int64.
+    /// Embeddings `[b, t, d]` of `ids_bt`, int64. All that follows computes in their kind.
     ///
     /// # Errors
     /// If the ids are not `[b, t]`.
     pub fn embed(&self, ids_bt: &Tensor) -> Result<Tensor> {
         expect_shape("ids_bt", ids_bt, &[-1, -1])?;
-        Ok(look_up(&self.embedding, ids_bt))
+        Ok(look_up(&self.embedding, ids_bt).to_kind(self.kind))
     }
 
     /// The states that `pass` reads, from the input embeddings `h_btd`.
     ///
     /// # Errors
     /// If a shape does not fit, or a block is asked for that does not exist.
-    pub fn forward(&self, h_btd: &Tensor, pass: &Pass) -> Result<States> {
+    pub fn forward<'m>(&'m self, h_btd: &Tensor, pass: &Pass<'_, 'm>) -> Result<States> {
         self.stack.forward(h_btd, pass)
     }
 
@@ -106,8 +108,23 @@ impl Decoder {
         self.stack.advance(h_b1d, second, cache)
     }
 
-    /// Logits `[.., V]` of normed states `[.., d]`.
+    /// Logits `[.., V]` of normed states `[.., d]`, fp32.
     pub fn logits(&self, states: &Tensor) -> Tensor {
-        linear(states, &self.head)
+        linear(states, &self.head).to_kind(Kind::Float)
+    }
+
+    /// What the head makes of an error in its logits: `error W_head`, `[.., d]`.
+    pub(super) fn through_head(&self, error: &Tensor) -> Tensor {
+        error.to_kind(self.head.kind()).matmul(&self.head)
+    }
+
+    /// Tokens that it knows.
+    pub(super) fn vocab(&self) -> i64 {
+        self.head.size()[0]
+    }
+
+    /// Whether the output head is trained.
+    pub(super) fn trains_head(&self) -> bool {
+        self.head.requires_grad()
     }
 }

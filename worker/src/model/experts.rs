@@ -15,6 +15,7 @@ use tch::{Kind, Tensor};
 use super::feed_forward::{FeedForward, FeedForwardAdapters};
 use super::lora::{AttentionAdapters, LoraSettings};
 use super::memory::Memory;
+use super::ops::affine;
 use super::weights::options;
 use super::{ModelError, Result, Weights};
 
@@ -28,8 +29,8 @@ impl Experts {
     /// The experts `experts.layers.*` over `memories`, given in the order of
     /// `settings.memories`, shuffled or not as the caller wants.
     ///
-    /// Randomness of adapter dropout comes from libtorch's generator: seed it per (seed, step,
-    /// lane) before a forward pass (`tch::manual_seed`).
+    /// What the adapters drop is drawn anew for each block of a pass
+    /// ([`Pass::dropping`](super::Pass::dropping)).
     ///
     /// # Errors
     /// If a weight is missing, has another shape, or the memories are not those of the settings.
@@ -203,10 +204,10 @@ impl BlockExperts {
                 (sum(parts), scores_bnx)
             }
             Scores::Router { weight_xd, bias_x } => {
-                let scores_bnx = x_bnd
-                    .linear(weight_xd, Some(bias_x))
+                // In fp32 whatever the rest computes in: experts are weighed by small differences.
+                let scores_bnx = affine(&x_bnd.to_kind(Kind::Float), weight_xd, Some(bias_x))
                     .softmax(-1, None::<Kind>);
-                let each = scores_bnx.split(1, -1);
+                let each = scores_bnx.to_kind(x_bnd.kind()).split(1, -1);
                 let parts = outputs.zip(&each).map(|(out, score_bn1)| out * score_bn1);
                 (sum(parts), record.then(|| scores_bnx.detach()))
             }

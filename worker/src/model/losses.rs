@@ -13,9 +13,13 @@ pub const IGNORE: i64 = -100;
 /// Learned temperatures never fall below 0.01: the logarithm of the inverse stays below this.
 const MAX_LOG_INVERSE_TEMPERATURE: f64 = 4.605_170_185_988_092;
 
+/// Numbers of logits that exist at a time: 32 MiB of them.
+const LOGITS: i64 = 8 << 20;
+
 /// Captioning loss `L_c` before its division: the sum of next-token cross-entropies over the
 /// labels `labels_bn` that are not [`IGNORE`], and their number. Position `n` of the states
-/// predicts label `n`; logits are computed at labelled positions only.
+/// predicts label `n`; logits are computed at labelled positions only, and so many rows of them at a
+/// time as make [`LOGITS`] numbers where the head is frozen.
 ///
 /// # Errors
 /// If labels and states do not fit.
@@ -29,11 +33,55 @@ pub fn next_token(
     let rows_c = labels.not_equal(IGNORE).nonzero().squeeze_dim(1);
     let count = rows_c.size()[0];
     let states_cd = states_bnd.flatten(0, 1).index_select(0, &rows_c);
-    let logits_cv = decoder.logits(&states_cd);
-    Ok((
-        cross_entropy_sum(&logits_cv, &labels.index_select(0, &rows_c)),
-        count,
-    ))
+    let targets_c = labels.index_select(0, &rows_c);
+    let rows = (LOGITS / decoder.vocab()).max(1);
+    let sum = match count <= rows || decoder.trains_head() {
+        true => cross_entropy_sum(&decoder.logits(&states_cd), &targets_c),
+        false => in_pieces(decoder, &states_cd, &targets_c, rows),
+    };
+    Ok((sum, count))
+}
+
+/// The sum of cross-entropies of a frozen head, by pieces of rows. The gradient at the states is
+/// computed along with it,
+///
+/// ```text
+/// d sum / d state_c = W_head^T (softmax(logits_c) - onehot(target_c))
+/// ```
+///
+/// and carried by a term that is zero: `(states - states') * gradient`, where `states'` has no graph.
+/// Neither logits nor anything of their size is kept for the backward pass.
+fn in_pieces(decoder: &Decoder, states_cd: &Tensor, targets_c: &Tensor, rows: i64) -> Tensor {
+    let fixed_cd = states_cd.detach();
+    let wants_gradient = states_cd.requires_grad();
+    let (sum, gradient_cd) = tch::no_grad(|| {
+        let mut sum = Tensor::zeros([0_i64; 0], (Kind::Float, states_cd.device()));
+        let gradient_cd = match wants_gradient {
+            true => fixed_cd.empty_like(),
+            false => Tensor::new(),
+        };
+        let count = fixed_cd.size()[0];
+        for first in (0..count).step_by(rows as usize) {
+            let size = rows.min(count - first);
+            let logits_cv = decoder.logits(&fixed_cd.narrow(0, first, size));
+            let targets_c1 = targets_c.narrow(0, first, size).unsqueeze(1);
+            let total_c1 = logits_cv.logsumexp([-1].as_slice(), true);
+            sum += (&total_c1 - logits_cv.gather(1, &targets_c1, false)).sum(Kind::Float);
+            if wants_gradient {
+                let mut error_cv = { logits_cv } - total_c1;
+                let _ = error_cv.exp_();
+                let minus_one = targets_c1.full_like(-1.0).to_kind(Kind::Float);
+                let _ = error_cv.scatter_add_(1, &targets_c1, &minus_one);
+                let piece = decoder.through_head(&error_cv);
+                gradient_cd.narrow(0, first, size).copy_(&piece);
+            }
+        }
+        (sum, gradient_cd)
+    });
+    match wants_gradient {
+        true => sum + ((states_cd - fixed_cd) * gradient_cd).sum(Kind::Float),
+        false => sum,
+    }
 }
 
 /// Where the labels of a batch stand: what a pass has to read ([`Read::At`](super::Read::At)).
@@ -126,4 +174,41 @@ pub fn clip(text_me: &Tensor, images_me: &Tensor, logit_scale: &Tensor) -> ClipL
 fn cross_entropy_sum(logits_cv: &Tensor, targets_c: &Tensor) -> Tensor {
     let weight = None::<Tensor>;
     logits_cv.cross_entropy_loss(targets_c, weight, Reduction::Sum, IGNORE, 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::model::small::{VOCAB, job, weights};
+
+    #[test]
+    fn a_loss_in_pieces_is_the_loss() {
+        let job = job("");
+        let decoder = Decoder::new(&job.model.decoder, VOCAB, &weights(&job)).expect("a decoder");
+        let states_cd = Tensor::randn([10, 24], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let targets_c = Tensor::arange(10, (Kind::Int64, Device::Cpu)) * 4;
+        let whole = cross_entropy_sum(&decoder.logits(&states_cd), &targets_c);
+        let of = |loss: &Tensor| {
+            let scaled = loss / 7.0;
+            let mut gradients = Tensor::run_backward(&[scaled], &[&states_cd], false, false);
+            gradients.pop().expect("one")
+        };
+        let right = of(&whole);
+        for rows in [1, 3, 10] {
+            let pieces = in_pieces(&decoder, &states_cd, &targets_c, rows);
+            let close = |ours: &Tensor, right: &Tensor| {
+                let error = (ours - right).abs().max().double_value(&[]);
+                assert!(
+                    error < 1e-5 * right.abs().max().double_value(&[]),
+                    "{error:e}"
+                );
+            };
+            close(&pieces, &whole);
+            close(&of(&pieces), &right);
+        }
+        let frozen = in_pieces(&decoder, &states_cd.detach(), &targets_c, 4);
+        assert!(!frozen.requires_grad());
+    }
 }

@@ -10,7 +10,7 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
     affine(x, weight, None)
 }
 
-/// `x W^T + b`, over the last dimension.
+/// `x W^T + b`, over the last dimension, in the kind of `x`.
 ///
 /// libtorch leaves it to MKL, which packs the whole matrix anew for each product. For the few rows of a
 /// token that is generated, `[b, 1, d]`, that takes longer than the product itself, and on some
@@ -19,18 +19,26 @@ pub(super) fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tens
     let is_token = matches!(x.size()[..], [b, 1, _] if b <= FEW_ROWS);
     let is_plain = x.device() == Device::Cpu && x.kind() == Kind::Float;
     let is_frozen = !x.requires_grad() && !weight.requires_grad();
+    let (weight, bias) = (like(weight, x), bias.map(|bias| like(bias, x)));
     if is_token && is_plain && is_frozen && tch::utils::has_mkldnn() {
         return x
             .g_to_mkldnn(None)
-            .mkldnn_linear(weight, bias)
+            .mkldnn_linear(&weight, bias)
             .to_dense(None, false);
     }
-    x.linear(weight, bias)
+    x.linear(&weight, bias)
 }
 
-/// RMSNorm (Zhang and Sennrich 2019): `x / sqrt(mean(x^2) + eps) * w` over the last dimension.
+/// A weight in the kind of what it is applied to; itself where it is of that kind. A weight that is
+/// trained is kept in fp32, and so is its gradient.
+pub(super) fn like(weight: &Tensor, x: &Tensor) -> Tensor {
+    weight.to_kind(x.kind())
+}
+
+/// RMSNorm (Zhang and Sennrich 2019): `x / sqrt(mean(x^2) + eps) * w` over the last dimension. Its
+/// statistics are fp32 in any kind.
 pub(super) fn rms_norm(x: &Tensor, weight_d: &Tensor, eps: f64) -> Tensor {
-    x.rms_norm(weight_d.size(), Some(weight_d), eps)
+    x.rms_norm(weight_d.size(), Some(&like(weight_d, x)), eps)
 }
 
 /// CLIP's activation `x sigmoid(1.702 x)`.

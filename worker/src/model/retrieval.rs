@@ -51,16 +51,18 @@ impl RetrievalHead {
         })
     }
 
-    /// Text states `[n, d]` in the shared space, unit rows `[n, s]`.
+    /// Text states `[n, d]` in the shared space, unit rows `[n, s]`, fp32.
     pub fn text(&self, states_nd: &Tensor) -> Tensor {
-        unit_rows(&linear(states_nd, &self.text_sd))
+        let states_nd = states_nd.to_kind(Kind::Float);
+        unit_rows(&linear(&states_nd, &self.text_sd))
     }
 
-    /// Global image features `[m, e]` in the shared space, unit rows `[m, s]`.
+    /// Global image features `[m, e]` in the shared space, unit rows `[m, s]`, fp32.
     pub fn images(&self, global_me: &Tensor) -> Tensor {
+        let global_me = global_me.to_kind(Kind::Float);
         match &self.image_se {
-            Some(image_se) => unit_rows(&linear(global_me, image_se)),
-            None => unit_rows(global_me),
+            Some(image_se) => unit_rows(&linear(&global_me, image_se)),
+            None => unit_rows(&global_me),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! ```
 
 use mks2_proto::job;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::attention::AttentionShape;
 use super::block::{Pass, Read, SecondHalves, Stack, StackShape, as_positions, look_up};
@@ -25,6 +25,7 @@ pub struct TextTower {
     stack: Stack,
     projection_ed: Tensor,
     logit_scale: Tensor,
+    kind: Kind,
 }
 
 impl TextTower {
@@ -67,6 +68,7 @@ impl TextTower {
             stack: Stack::new("text_tower", stack, weights)?,
             projection_ed: weights.shaped("text_projection.weight", &[e, d])?,
             logit_scale: weights.shaped("logit_scale", &[])?,
+            kind: weights.kind(),
         })
     }
 
@@ -79,9 +81,8 @@ impl TextTower {
         expect_shape("end_b", end_b, &[ids_bt.size()[0]])?;
         let positions_b1 = as_positions(end_b);
         let pass = Pass::new(SecondHalves::Mlp).reading(Read::At(&positions_b1));
-        let states = self
-            .stack
-            .forward(&look_up(&self.embedding, ids_bt), &pass)?;
+        let h_btd = look_up(&self.embedding, ids_bt).to_kind(self.kind);
+        let states = self.stack.forward(&h_btd, &pass)?;
         Ok(linear(&states.last_bnd.squeeze_dim(1), &self.projection_ed))
     }
 

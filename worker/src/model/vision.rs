@@ -11,9 +11,9 @@
 //! Of the last block only the class position is ever used, so only that is computed.
 
 use mks2_proto::job::{self, VisionActivation};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::ops::{attend, quick_gelu};
+use super::ops::{affine, attend, like, linear, quick_gelu};
 use super::weights::expect_shape;
 use super::{Result, Weights};
 
@@ -51,6 +51,7 @@ pub struct Vision {
     blocks: Vec<VisionBlock>,
     post: LayerNorm,
     projection_ev: Tensor,
+    kind: Kind,
 }
 
 impl Vision {
@@ -87,6 +88,7 @@ impl Vision {
             blocks: blocks.collect::<Result<_>>()?,
             post: norm("post_layernorm")?,
             projection_ev: weights.shaped("visual_projection.weight", &[e, v])?,
+            kind: weights.kind(),
         })
     }
 
@@ -108,7 +110,7 @@ impl Vision {
         let global = self.post.forward(&h.select(1, 0));
         Ok(VisionFeatures {
             patches_bpv: patches_bpv.narrow(1, 1, patches_bpv.size()[1] - 1),
-            global_be: global.linear(&self.projection_ev, None::<Tensor>),
+            global_be: linear(&global, &self.projection_ev),
         })
     }
 
@@ -137,9 +139,10 @@ impl Vision {
             .reshape([b, 3, grid, patch, grid, patch])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([b, grid * grid, 3 * patch * patch]);
-        let rows_bpv = patches_bpc.linear(&self.patch_vc, None::<Tensor>);
-        let class_b1v = self.class_v.expand([b, 1, -1], false);
-        Tensor::cat(&[class_b1v, rows_bpv], 1) + &self.positions_pv
+        let rows_bpv = linear(&patches_bpc.to_kind(self.kind), &self.patch_vc);
+        let class_b1v = like(&self.class_v, &rows_bpv).expand([b, 1, -1], false);
+        let positions_pv = like(&self.positions_pv, &rows_bpv);
+        Tensor::cat(&[class_b1v, rows_bpv], 1) + positions_pv
     }
 }
 
@@ -163,8 +166,8 @@ impl LayerNorm {
     fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(
             self.weight.size(),
-            Some(&self.weight),
-            Some(&self.bias),
+            Some(&like(&self.weight, x)),
+            Some(&like(&self.bias, x)),
             self.eps,
             true,
         )
@@ -187,7 +190,7 @@ impl Affine {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias))
+        affine(x, &self.weight, Some(&self.bias))
     }
 
     /// Several layers on the same input as one, when they are frozen.

@@ -4,18 +4,31 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use mks2_proto::job::Precision;
 use mks2_proto::params::ParamSpec;
 use tch::{Device, Kind, Tensor};
 
 use super::{ModelError, Result};
 
 /// Name -> tensor. Tensors are handles: copies share storage.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Weights {
     tensors: BTreeMap<String, Tensor>,
+    /// What models over these weights compute in.
+    kind: Kind,
     /// What the parts of a model have made of frozen weights and read instead of them; shared with
     /// copies.
     derived: Rc<RefCell<Vec<Tensor>>>,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self {
+            tensors: BTreeMap::new(),
+            kind: Kind::Float,
+            derived: Rc::default(),
+        }
+    }
 }
 
 impl Clone for Weights {
@@ -26,15 +39,39 @@ impl Clone for Weights {
             .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
         Self {
             tensors: tensors.collect(),
+            kind: self.kind,
             derived: Rc::clone(&self.derived),
         }
     }
 }
 
 impl Weights {
-    /// No weights.
+    /// No weights, to compute in fp32.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same for models that compute in `precision`. Frozen matrices are copied into it where they are
+    /// of another kind. What is trained stays in fp32; so do vectors, which weigh nothing, and the matrices
+    /// that are only ever applied in fp32.
+    #[must_use]
+    pub fn computing_in(self, precision: Precision) -> Self {
+        let kind = kind_of(precision);
+        let in_kind = |(name, tensor): (String, Tensor)| {
+            let stays = tensor.requires_grad() || !follows_precision(&name, tensor.dim());
+            let tensor = if stays { tensor } else { tensor.to_kind(kind) };
+            (name, tensor)
+        };
+        Self {
+            tensors: self.tensors.into_iter().map(in_kind).collect(),
+            kind,
+            derived: self.derived,
+        }
+    }
+
+    /// What models over these weights compute in.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// The initial values of `specs` on `device`, frozen.
@@ -117,10 +154,14 @@ impl Weights {
     }
 
     /// One matrix out of several that read the same input, when none of them is trained: one large
-    /// product instead of small ones. The parts are stacked along the outputs.
+    /// product instead of small ones. The parts are stacked along the outputs; where they lie so in memory,
+    /// it is a view of it.
     pub(super) fn fused(&self, parts: &[&Tensor]) -> Option<Tensor> {
         if parts.iter().any(|part| part.requires_grad()) {
             return None;
+        }
+        if let Some(view) = side_by_side(parts) {
+            return Some(view);
         }
         let fused = Tensor::cat(parts, 0);
         self.derive(&fused);
@@ -134,6 +175,38 @@ impl Weights {
     pub fn leaves(&self, specs: &[ParamSpec]) -> Result<Vec<Tensor>> {
         specs.iter().map(|spec| self.get(&spec.name)).collect()
     }
+}
+
+/// The parts as one, if each begins in memory where the one before it ends.
+fn side_by_side(parts: &[&Tensor]) -> Option<Tensor> {
+    let first = parts.first()?;
+    let (kind, device) = (first.kind(), first.device());
+    let mut end = first.data_ptr() as usize;
+    for part in parts {
+        let is_next = part.data_ptr() as usize == end;
+        if !is_next || part.kind() != kind || part.device() != device || !part.is_contiguous() {
+            return None;
+        }
+        end += part.numel() * kind.elt_size_in_bytes();
+    }
+    let mut size = first.size();
+    size[0] = parts.iter().map(|part| part.size()[0]).sum();
+    // Refused where they are neighbours by chance, each in a memory of its own.
+    first.f_as_strided(&size, first.stride(), None).ok()
+}
+
+/// The kind of a precision's numbers.
+pub fn kind_of(precision: Precision) -> Kind {
+    match precision {
+        Precision::Fp32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    }
+}
+
+/// Whether a frozen weight of so many dimensions is kept in what the model computes in.
+pub fn follows_precision(name: &str, dimensions: usize) -> bool {
+    let is_exact = name.starts_with("retrieval.") || name.contains(".router.");
+    dimensions >= 2 && !is_exact
 }
 
 /// Refuses a tensor whose shape is not `expected`, where -1 stands for any size.

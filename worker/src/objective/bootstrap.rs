@@ -13,13 +13,13 @@
 
 use mks2_dataset::loader::Sample;
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{Bootstrap, Job, Stage};
+use mks2_proto::job::{Bootstrap, Job, Recompute, Stage};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{
     LaneLoss, Losses, Objective, Place, Share, TokenBatch, gathered, pictures, to_floats, total,
 };
-use crate::model::{Decoder, Pass, Read, SecondHalves, TextTower, Vision, Weights, losses};
+use crate::model::{Decoder, Pass, Read, SecondHalves, Tape, TextTower, Vision, Weights, losses};
 use crate::pixels::{shifted, to_pixels};
 use crate::text::TextEncoder;
 
@@ -39,6 +39,7 @@ pub struct BootstrapObjective<'a> {
     side: usize,
     feature_width: i64,
     device: Device,
+    recompute: Recompute,
 }
 
 /// Inputs of one lane.
@@ -94,6 +95,7 @@ impl<'a> BootstrapObjective<'a> {
             side: job.model.vision.image_size as usize,
             feature_width: i64::from(features),
             device,
+            recompute: job.recompute,
         })
     }
 
@@ -197,8 +199,11 @@ impl Objective for BootstrapObjective<'_> {
         })
     }
 
-    fn loss(&self, number: u32, lane: &Lane, global: &Global) -> Result<LaneLoss, Failure> {
-        let pass = Pass::new(SecondHalves::Mlp).reading(Read::At(&lane.texts.positions_bn));
+    fn loss(&self, number: u32, lane: &Lane, global: &Global) -> Result<LaneLoss<'_>, Failure> {
+        let tape = Tape::default();
+        let pass = Pass::new(SecondHalves::Mlp)
+            .reading(Read::At(&lane.texts.positions_bn))
+            .onto((self.recompute == Recompute::Blocks).then_some(&tape));
         let states = self
             .decoder
             .forward(&self.decoder.embed(&lane.texts.ids_bt)?, &pass)?;
@@ -217,6 +222,7 @@ impl Objective for BootstrapObjective<'_> {
         let sums = vec![language.double_value(&[])];
         Ok(LaneLoss {
             loss: language / global.tokens + carried,
+            tape,
             sums,
         })
     }

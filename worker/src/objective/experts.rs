@@ -4,12 +4,12 @@
 use mks2_dataset::loader::Sample;
 use mks2_dataset::row::render;
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{self, Job, Stage};
+use mks2_proto::job::{self, Job, Recompute, Stage};
 use tch::{Device, Kind, Tensor};
 
 use super::{LaneLoss, Losses, Objective, Place, Share, TokenBatch, total};
 use crate::eyes::Eyes;
-use crate::model::{Decoder, Experts, Memory, Pass, Read, SecondHalves, Weights, losses};
+use crate::model::{Decoder, Experts, Memory, Pass, Read, SecondHalves, Tape, Weights, losses};
 use crate::text::TextEncoder;
 
 /// The loss of an `experts` stage.
@@ -20,6 +20,7 @@ pub struct ExpertsObjective<'a> {
     experts: Experts,
     eyes: Option<Eyes>,
     device: Device,
+    recompute: Recompute,
 }
 
 /// Inputs of one lane.
@@ -62,6 +63,7 @@ impl<'a> ExpertsObjective<'a> {
             experts,
             eyes,
             device,
+            recompute: job.recompute,
         })
     }
 }
@@ -148,24 +150,23 @@ impl Objective for ExpertsObjective<'_> {
         })
     }
 
-    fn loss(&self, _: u32, lane: &Lane, global: &Global) -> Result<LaneLoss, Failure> {
-        if self.settings.lora_dropout > 0.0 {
-            tch::manual_seed(lane.dropout_seed);
-        }
+    fn loss(&self, _: u32, lane: &Lane, global: &Global) -> Result<LaneLoss<'_>, Failure> {
+        let tape = Tape::default();
+        let drops = self.settings.lora_dropout > 0.0;
+        let base = Pass::new(SecondHalves::Experts(&self.experts))
+            .dropping(drops.then_some(lane.dropout_seed))
+            .onto((self.recompute == Recompute::Blocks).then_some(&tape));
         let text_btd = self.decoder.embed(&lane.dialogues.ids_bt)?;
-        let halves = SecondHalves::Experts(&self.experts);
         let states = match &lane.soft {
             None => {
-                let pass = Pass::new(halves).reading(Read::At(&lane.dialogues.positions_bn));
+                let pass = base.reading(Read::At(&lane.dialogues.positions_bn));
                 self.decoder.forward(&text_btd, &pass)?
             }
             Some((soft_bpd, seen)) => {
                 let (p, t) = (soft_bpd.size()[1], text_btd.size()[1]);
                 let keys_bt = real_keys(seen, p, t, self.device);
                 let positions_bn = &lane.dialogues.positions_bn + p;
-                let pass = Pass::new(halves)
-                    .keys(&keys_bt)
-                    .reading(Read::At(&positions_bn));
+                let pass = base.keys(&keys_bt).reading(Read::At(&positions_bn));
                 self.decoder
                     .forward(&Tensor::cat(&[soft_bpd, &text_btd], 1), &pass)?
             }
@@ -175,6 +176,7 @@ impl Objective for ExpertsObjective<'_> {
         Ok(LaneLoss {
             sums: vec![sum.double_value(&[])],
             loss: sum / global.tokens,
+            tape,
         })
     }
 

@@ -3,7 +3,7 @@
 
 use mks2_dataset::loader::Sample;
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{Job, MemoryStage, Stage};
+use mks2_proto::job::{Job, MemoryStage, Recompute, Stage};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::kept::KeptFeatures;
@@ -11,8 +11,8 @@ use super::{
     LaneLoss, Losses, Objective, Place, Share, TokenBatch, gathered, pictures, to_floats, total,
 };
 use crate::model::{
-    Bridge, Decoder, Memory, Pass, Read, RetrievalHeads, SecondHalves, Vision, VisionFeatures,
-    Weights, losses,
+    Bridge, Decoder, Memory, Pass, Read, RetrievalHeads, SecondHalves, Tape, Vision,
+    VisionFeatures, Weights, losses,
 };
 use crate::pixels::to_pixels;
 use crate::text::TextEncoder;
@@ -33,6 +33,7 @@ pub struct MemoryObjective<'a> {
     feature_width: i64,
     batch: f64,
     device: Device,
+    recompute: Recompute,
     /// What the encoder has made of pictures, if the stage keeps it.
     kept: Option<KeptFeatures>,
 }
@@ -74,6 +75,7 @@ impl<'a> MemoryObjective<'a> {
             feature_width: i64::from(job.model.vision.projection_dim),
             batch: f64::from(stage.batch_size),
             device,
+            recompute: job.recompute,
             kept: None,
         })
     }
@@ -119,20 +121,28 @@ impl<'a> MemoryObjective<'a> {
     }
 
     /// Sum of the captions' token losses, image tokens standing before the caption.
-    fn caption_sum(&self, lane: &Lane) -> Result<Tensor, Failure> {
+    fn caption_sum<'m>(&'m self, lane: &Lane, tape: Option<&Tape<'m>>) -> Result<Tensor, Failure> {
         let soft_bpd = self.bridge.forward(&lane.patches_bpv)?;
         let h_btd = Tensor::cat(&[&soft_bpd, &self.decoder.embed(&lane.captions.ids_bt)?], 1);
         let positions_bn = &lane.captions.positions_bn + soft_bpd.size()[1];
-        let pass = Pass::new(SecondHalves::Memory(&self.memory)).reading(Read::At(&positions_bn));
+        let pass = Pass::new(SecondHalves::Memory(&self.memory))
+            .reading(Read::At(&positions_bn))
+            .onto(tape);
         let states = self.decoder.forward(&h_btd, &pass)?;
         Ok(losses::next_token(&self.decoder, &states.last_bnd, &lane.captions.labels_bn)?.0)
     }
 
     /// Sum of the retrieval losses of the lane's texts against all pictures of the step.
-    fn retrieval_sum(&self, number: u32, lane: &Lane, global: &Global) -> Result<Tensor, Failure> {
+    fn retrieval_sum<'m>(
+        &'m self,
+        number: u32,
+        (lane, global): (&Lane, &Global),
+        tape: Option<&Tape<'m>>,
+    ) -> Result<Tensor, Failure> {
         let pass = Pass::new(SecondHalves::Memory(&self.memory))
             .reading(Read::At(&lane.queries.end_b1))
-            .after_blocks(self.heads.extra_blocks());
+            .after_blocks(self.heads.extra_blocks())
+            .onto(tape);
         let states = self
             .decoder
             .forward(&self.decoder.embed(&lane.queries.ids_bt)?, &pass)?;
@@ -185,14 +195,17 @@ impl Objective for MemoryObjective<'_> {
         })
     }
 
-    fn loss(&self, number: u32, lane: &Lane, global: &Global) -> Result<LaneLoss, Failure> {
-        let caption = self.caption_sum(lane)?;
-        let retrieval = self.retrieval_sum(number, lane, global)?;
+    fn loss(&self, number: u32, lane: &Lane, global: &Global) -> Result<LaneLoss<'_>, Failure> {
+        let tape = Tape::default();
+        let onto = (self.recompute == Recompute::Blocks).then_some(&tape);
+        let caption = self.caption_sum(lane, onto)?;
+        let retrieval = self.retrieval_sum(number, (lane, global), onto)?;
         let sums = vec![caption.double_value(&[]), retrieval.double_value(&[])];
         let loss = caption * (self.settings.caption_weight / global.caption_tokens)
             + retrieval * (self.settings.retrieval_weight / self.batch);
         Ok(LaneLoss {
             loss: loss.to_kind(Kind::Float),
+            tape,
             sums,
         })
     }

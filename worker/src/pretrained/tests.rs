@@ -3,8 +3,9 @@ use std::path::{Path, PathBuf};
 use mks2_dataset::pretrained::Folder;
 use mks2_dataset::pretrained::tokens::{self, EndToken, TokenizerFiles};
 use mks2_proto::job::load;
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
+use tch::{Kind, Tensor};
 
 use super::*;
 
@@ -188,4 +189,45 @@ fn where_the_tokenizer_names_no_end_token_the_model_does() {
         let encoder = TextEncoder::pretrained(&numbered, 320, 64).expect("it fits");
         assert_eq!(encoder.end(), right.end());
     }
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_named() {
+    let copy = copied("base-decoder");
+    let job = job(copy.path());
+    let path = copy.path().join("model-00002-of-00003.safetensors");
+    let mut bytes = std::fs::read(&path).expect("there");
+    let name = {
+        let file = SafeTensors::deserialize(&bytes).expect("whole");
+        file.names().into_iter().min().expect("a tensor").to_owned()
+    };
+    let at = {
+        let file = SafeTensors::deserialize(&bytes).expect("whole");
+        let data = file.tensor(&name).expect("there").data().as_ptr();
+        data as usize - bytes.as_ptr() as usize
+    };
+    // No number in F16 and BF16 alike.
+    bytes[at..at + 2].fill(0xff);
+    std::fs::write(&path, bytes).expect("written");
+    let failure = read(&job).err().expect("refused");
+    assert!(failure.why.contains(&name), "{failure}");
+    assert!(failure.why.contains("model-00002-of-00003"), "{failure}");
+}
+
+#[test]
+fn what_reads_the_same_input_is_there_once() {
+    let found = read(&job(&folder("base-decoder"))).expect("read");
+    let at = |name: &str| {
+        let name = format!("model.layers.0.{name}.weight");
+        let weight = found.weights.get(&name).expect("there");
+        let begin = weight.data_ptr() as usize;
+        (begin, begin + weight.numel() * 4)
+    };
+    assert_eq!(at("self_attn.q_proj").1, at("self_attn.k_proj").0);
+    assert_eq!(at("self_attn.k_proj").1, at("self_attn.v_proj").0);
+    assert_eq!(at("mlp.gate_proj").1, at("mlp.up_proj").0);
+    let shape = job(&folder("base-decoder")).model.decoder;
+    let frozen = found.weights.frozen().len();
+    crate::model::Decoder::new(&shape, 320, &found.weights).expect("a decoder");
+    assert_eq!(found.weights.frozen().len(), frozen, "nothing was copied");
 }

@@ -152,7 +152,8 @@ impl Run {
                 replica.progress = progress_of(&checkpoint.manifest.facts);
             }
         }
-        let mut weights = self.lineage.weights(&self.base(stage)?)?;
+        let weights = self.lineage.weights(&self.base(stage)?)?;
+        let mut weights = weights.computing_in(self.job.precision);
         let leaves = lineage::leaves(&mut weights, &replica.state)?;
         Ok(Prepared {
             encoder,

@@ -13,6 +13,7 @@ the same batch. Prints one line of JSON: the median of `--steps` steps after `--
 
 import argparse
 import json
+import resource
 import statistics
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="frozen weights in bf16, and autocast")
     return parser.parse_args()
 
 
@@ -117,7 +119,17 @@ def chunked_experts_step(model: MKS2, optimizer, batch, chunks: int) -> float:
     return total
 
 
-def timed(step, args) -> dict:
+def timed(model: MKS2, step, args) -> dict:
+    if args.bf16:
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+        fp32_step = step
+
+        def step():
+            with torch.autocast("cpu", torch.bfloat16):
+                return fp32_step()
+
     for _ in range(args.warmup):
         step()
     seconds = []
@@ -131,6 +143,7 @@ def timed(step, args) -> dict:
         "step_seconds_min": min(seconds),
         "samples_per_second": args.batch / median,
         "loss": loss,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
@@ -150,6 +163,7 @@ def main() -> None:
         optimizer = model.prepare_memory_stage("see")
         batch = memory_batch(config, args)
         result["memory"] = timed(
+            model,
             lambda: chunked_memory_step(
                 model, optimizer, batch, args.chunks, args.caption_share
             ),
@@ -163,7 +177,7 @@ def main() -> None:
         optimizer = model.prepare_experts_stage(chosen)
         batch = experts_batch(config, args)
         step = lambda: chunked_experts_step(model, optimizer, batch, args.chunks)  # noqa: E731
-        result["experts"] = timed(step, args)
+        result["experts"] = timed(model, step, args)
     print(json.dumps(result))
 
 

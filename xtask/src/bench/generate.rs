@@ -1,20 +1,27 @@
 //! Generation, of a model of 110 million random parameters.
 
+use std::path::PathBuf;
+
 use super::plans::{Against, Plan, Side, row, words};
 use crate::fault::Outcome;
 use crate::{parity, places, shell};
 
 const PEER: &str = "xtask/peers/generate.py";
 
-/// One answer alone, and eight side by side.
-pub(super) fn plans() -> Outcome<Vec<Plan>> {
+/// The model's folder; it is made where it is not there.
+pub(super) fn model() -> Outcome<PathBuf> {
     let folder = places::root().join("target/bench/llama-110m");
     if !folder.is_dir() {
         let tokenizer = places::root().join("worker/tests/fixtures/pretrained/base-decoder");
         let mut make = shell::program(parity::interpreter()?);
         shell::run(make.args([PEER, "make"]).arg(&folder).arg(tokenizer))?;
     }
-    let folder = folder.display().to_string();
+    Ok(folder)
+}
+
+/// One answer alone, and eight side by side.
+pub(super) fn plans() -> Outcome<Vec<Plan>> {
+    let folder = model()?.display().to_string();
     let transformers = |place| Against::Peer {
         name: "transformers",
         place,

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use toml::Table;
 
-use super::{Subject, control, generate};
+use super::{Subject, control, generate, model};
 use crate::fault::{Fault, Outcome};
 use crate::places;
 
@@ -83,6 +83,8 @@ pub(super) fn of(subject: Subject, job: &Path) -> Outcome<Vec<Plan>> {
             ]
         }
         Subject::Step => steps(job)?,
+        Subject::Model => model::plans()?,
+        Subject::Loss => vec![loss()],
         Subject::Adamw => vec![Plan {
             title: "AdamW",
             ours: Side::Worker(words(&["adamw"])),
@@ -287,12 +289,31 @@ fn steps(job: &Path) -> Outcome<Vec<Plan>> {
         1.0,
     );
     Ok(vec![
-        step("Training step, stage 1", "memory", &table, job, memory)?,
-        step("Training step, stage 2", "experts", &table, job, experts)?,
+        step(
+            "Training step, stage 1",
+            "memory",
+            &table,
+            job,
+            vec![memory],
+        )?,
+        step(
+            "Training step, stage 2",
+            "experts",
+            &table,
+            job,
+            vec![experts],
+        )?,
     ])
 }
 
-fn step(title: &'static str, kind: &str, table: &Table, job: &Path, row: Row) -> Outcome<Plan> {
+/// A step of a stage of this kind in our worker and in eager PyTorch.
+pub(super) fn step(
+    title: &'static str,
+    kind: &str,
+    table: &Table,
+    job: &Path,
+    rows: Vec<Row>,
+) -> Outcome<Plan> {
     let job_json = json!(table);
     let stages = job_json["stage"]
         .as_array()
@@ -345,13 +366,38 @@ fn step(title: &'static str, kind: &str, table: &Table, job: &Path, row: Row) ->
         "--caption-share",
         &caption_share.to_string(),
     ];
+    let mut peer = words(&peer);
+    if job_json["precision"] == "bf16" {
+        peer.push("--bf16".to_owned());
+    }
     let job = job.display().to_string();
     Ok(Plan {
         title,
         ours: Side::Worker(words(&["step", "--job", &job, "--stage", kind])),
-        peer: Some(Side::Python(words(&peer))),
-        rows: vec![row],
+        peer: Some(Side::Python(peer)),
+        rows,
     })
+}
+
+fn loss() -> Plan {
+    let whole = |place| Against::Own {
+        name: "all logits at once",
+        place,
+    };
+    Plan {
+        title: "Loss of 8,192 positions over 32,000 tokens",
+        ours: Side::Worker(words(&["loss"])),
+        peer: None,
+        rows: vec![
+            row(
+                "by pieces",
+                "/pieces_seconds",
+                whole("/whole_seconds"),
+                1.0 / 1.05,
+            ),
+            row("by pieces", "/pieces_bytes", whole("/whole_bytes"), 16.0),
+        ],
+    }
 }
 
 #[cfg(test)]
@@ -374,7 +420,8 @@ mod tests {
             },
             1.0,
         );
-        let plan = step("t", "experts", &table, Path::new("job.toml"), line).expect("a stage");
+        let plan =
+            step("t", "experts", &table, Path::new("job.toml"), vec![line]).expect("a stage");
         let Some(Side::Python(peer)) = plan.peer else {
             panic!("PyTorch was due")
         };
