@@ -34,6 +34,8 @@ mod namespaces;
 mod network;
 #[path = "worker/object_stores.rs"]
 mod object_stores;
+#[path = "worker/oddities.rs"]
+mod oddities;
 #[path = "worker/outputs.rs"]
 mod outputs;
 #[path = "worker/patience.rs"]

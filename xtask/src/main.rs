@@ -8,6 +8,7 @@ mod bench;
 mod border;
 mod demo;
 mod fault;
+mod fuzz;
 mod gpu_package;
 mod parity;
 mod places;
@@ -50,6 +51,8 @@ enum Verb {
     Fixtures,
     /// Makes the fixtures in a temporary folder and compares them with the committed ones.
     Parity,
+    /// Gives what reads files from strangers one odd input after the other, with libFuzzer.
+    Fuzz(fuzz::Arguments),
     /// Makes dist/mks2-gpu, a folder that checks mks2 on a GPU machine without Rust or network.
     GpuPackage,
 }
@@ -73,6 +76,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Results(arguments) => results::run(&arguments),
         Verb::Fixtures => parity::make_fixtures(),
         Verb::Parity => parity::compare(),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::GpuPackage => gpu_package::run(),
     }
 }

@@ -91,8 +91,12 @@ def build(model: dict, seed: int, memories=()) -> MKS2:
 
 
 def write(path: Path, case: dict, groups: dict) -> None:
+    def stored(value: torch.Tensor) -> torch.Tensor:
+        value = value.detach().clone().contiguous()
+        return value.float() if value.dtype == torch.float64 else value
+
     tensors = {
-        f"{group}/{name}": value.detach().clone().contiguous()
+        f"{group}/{name}": stored(value)
         for group, values in groups.items()
         for name, value in values.items()
     }
@@ -107,7 +111,7 @@ def gradients(loss: torch.Tensor, leaves: dict) -> dict:
 def probed(path: Path, case: dict, weights: dict, inputs: dict, outputs: dict, wanted=None) -> None:
     """A module's case: gradients of the probed outputs for weights and float inputs."""
     torch.manual_seed(77)
-    probes = {name: torch.randn_like(value) for name, value in outputs.items()}
+    probes = {n: torch.randn(v.shape).to(v.dtype) for n, v in outputs.items()}
     loss = sum((probes[name] * value).sum() for name, value in outputs.items())
     leaves = {n: w for n, w in weights.items() if wanted is None or n in wanted}
     leaves |= {f"input/{n}": x for n, x in inputs.items() if x.requires_grad}
@@ -156,10 +160,12 @@ def clip_vision(out: Path) -> None:
     model = shapes()
     peer = CLIPVisionModelWithProjection(CLIPVisionConfig(**model["vision"]))
     randomize(peer, 3)
-    pixels = torch.randn(2, 3, 12, 12)
+    pixels = torch.randn(2, 3, 12, 12).double()
+    # In fp64: the last block's keys have gradients so small that rounding in fp32 would be seen.
+    peer.double()
     seen = peer(pixels, output_hidden_states=True)
     patches, features = seen.hidden_states[-2][:, 1:], seen.image_embeds
-    mks2 = build(model, 3)
+    mks2 = build(model, 3).double()
     mks2.load_state_dict(peer.state_dict(), strict=False)
     ours = mks2.see(pixels)
     close(ours[0], patches)
