@@ -20,7 +20,7 @@ use mks2_proto::failure::Failure;
 use tch::{Device, Tensor};
 
 use crate::collectives::{Collective, CollectiveError};
-use crate::flat::{FlatError, f32_slice, le_bytes};
+use crate::flat::{FlatError, bytes};
 use crate::replica::Replica;
 
 /// The members' copies differ.
@@ -86,7 +86,7 @@ fn add(hasher: &mut Hasher, tensor: &Tensor) -> Result<(), FlatError> {
         Device::Cpu => tensor.shallow_clone(),
         _ => tensor.f_to_device(Device::Cpu)?,
     };
-    hasher.update(le_bytes(f32_slice(&on_host.f_contiguous()?)?));
+    hasher.update(bytes(&on_host.f_contiguous()?)?);
     Ok(())
 }
 

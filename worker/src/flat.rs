@@ -25,7 +25,7 @@ mod memory;
 
 pub use loan::Lent;
 use loan::Loans;
-pub(crate) use memory::{bytes_mut, le_bytes, le_bytes_mut};
+pub(crate) use memory::{bytes, bytes_mut, le_bytes, le_bytes_mut};
 pub use memory::{f32_slice, f32_slice_mut, i64_slice, i64_slice_mut};
 
 /// Elements of 64 bytes of fp32: every tensor starts on a multiple of it.

@@ -75,6 +75,19 @@ pub fn i64_slice_mut(tensor: &mut Tensor) -> Result<&mut [i64], FlatError> {
     slice_mut(tensor, Kind::Int64)
 }
 
+/// The bytes of a contiguous tensor of any kind on the CPU, in place.
+///
+/// # Errors
+/// [`FlatError::Memory`] for any other tensor.
+pub(crate) fn bytes(tensor: &Tensor) -> Result<&[u8], FlatError> {
+    let len = check(tensor, tensor.kind())? * tensor.kind().elt_size_in_bytes();
+    if len == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: as in `slice`; a byte has no alignment.
+    Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) })
+}
+
 /// The bytes of a contiguous tensor of any kind on the CPU, for writing in place; see
 /// [`f32_slice_mut`].
 ///

@@ -6,7 +6,7 @@ use mks2_proto::failure::Failure;
 use tch::Tensor;
 
 use super::Replica;
-use crate::flat::{FlatError, f32_slice_mut, le_bytes_mut};
+use crate::flat::{FlatError, bytes_mut};
 
 /// Where a bit is flipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,12 +83,12 @@ impl Replica {
     }
 }
 
-/// Flips one bit of a contiguous fp32 tensor on the CPU.
+/// Flips one bit of a contiguous tensor on the CPU.
 ///
 /// # Errors
 /// For any other tensor.
 pub(crate) fn flip_in(tensor: &mut Tensor, choice: u64) -> Result<(), FlatError> {
-    let bytes = le_bytes_mut(f32_slice_mut(tensor)?);
+    let bytes = bytes_mut(tensor)?;
     let (at, bit) = at(choice, bytes.len(), u8::BITS);
     if let Some(byte) = bytes.get_mut(at) {
         *byte ^= 1 << bit;
