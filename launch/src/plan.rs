@@ -1,22 +1,27 @@
 //! `mks2 plan`: what a job would do, worked out from the job file alone (and the corpora's
-//! manifests, if they are there). Nothing is trained; no tensor library is needed.
+//! manifests and the models' folders, if they are there). Nothing is trained; no tensor library is
+//! needed.
 
 mod corpora;
+mod gpus;
 mod memory;
+mod models;
 mod view;
 
 use mks2_coordinator::assign;
 use mks2_proto::failure::Failure;
 use mks2_proto::ids::MemberId;
 use mks2_proto::job::load;
-use mks2_proto::job::{Experts, Job, Reduction, Stage, StageKind};
-use mks2_proto::params::{StageCost, stage_cost};
+use mks2_proto::job::{Job, Reduction, Stage, StageKind};
+use mks2_proto::params::{ModuleCount, module_counts, sample_cost};
 use serde::Serialize;
 
 use crate::cli::PlanArgs;
 use crate::output::Output;
-use corpora::{CorpusFacts, look_at};
+use corpora::CorpusFacts;
+use gpus::Gpu;
 use memory::Memory;
+use models::ModelFacts;
 
 /// Bytes of one trained parameter in a checkpoint: weight and both moments, fp32.
 const CHECKPOINT_BYTES: u64 = 12;
@@ -34,7 +39,17 @@ pub(crate) struct Plan {
     reduction: Reduction,
     total_steps: u64,
     stages: Vec<StagePlan>,
+    /// For a job on GPUs: on which of them each stage fits.
+    gpus: Vec<Gpu>,
     corpora: Vec<CorpusFacts>,
+    models: Vec<ModelFacts>,
+}
+
+/// What there is outside the job file.
+#[derive(Default)]
+struct Found {
+    corpora: Vec<CorpusFacts>,
+    models: Vec<ModelFacts>,
 }
 
 /// What one stage would do.
@@ -53,10 +68,13 @@ struct StagePlan {
     frozen_parameters: u64,
     /// Tokens of a sample through the language model, soft tokens included.
     tokens_per_sample: u64,
+    /// Operations of forward and backward, as PyTorch counts them: a multiplication and an addition
+    /// are two, and attention's products are included.
     flops_per_token: u64,
+    /// The same of the visual encoder and the bridge.
     flops_per_image: u64,
     flops_per_step: u64,
-    /// Bytes of one worker, by kind.
+    /// Bytes of the worker with most lanes, by kind.
     memory: Memory,
     checkpoint_bytes: u64,
 }
@@ -86,8 +104,11 @@ struct SourcePlan {
 /// A wrong job, or more workers than lanes (exit 3).
 pub(crate) async fn run(args: &PlanArgs, output: &Output) -> Result<(), Failure> {
     let job = load::load(&args.job.job, &args.job.overrides())?.job;
-    let corpora = look_at(&job).await;
-    let plan = make(&job, args.workers, corpora)?;
+    let found = Found {
+        corpora: corpora::look_at(&job).await,
+        models: models::look_at(&job).await,
+    };
+    let plan = make(&job, args.workers, found)?;
     if args.json {
         let text = serde_json::to_string_pretty(&plan)
             .map_err(|error| Failure::internal("the plan has no JSON", error.to_string()))?;
@@ -99,13 +120,15 @@ pub(crate) async fn run(args: &PlanArgs, output: &Output) -> Result<(), Failure>
 }
 
 /// The plan of a job for so many workers.
-fn make(job: &Job, workers: u32, corpora: Vec<CorpusFacts>) -> Result<Plan, Failure> {
+fn make(job: &Job, workers: u32, found: Found) -> Result<Plan, Failure> {
     let lanes_per_worker = deal(job.lanes, workers)?;
-    let stages = job
-        .stages
-        .iter()
-        .map(|stage| stage_plan(job, stage, &corpora))
-        .collect();
+    let most_lanes = lanes_per_worker.iter().copied().max().unwrap_or(job.lanes);
+    let plan = |stage| stage_plan(job, stage, &found.corpora, most_lanes);
+    let stages: Vec<StagePlan> = job.stages.iter().map(plan).collect();
+    let gpus = match job.device.starts_with("cuda") {
+        true => gpus::table(&stages),
+        false => Vec::new(),
+    };
     Ok(Plan {
         job: job.name.clone(),
         workers,
@@ -116,7 +139,9 @@ fn make(job: &Job, workers: u32, corpora: Vec<CorpusFacts>) -> Result<Plan, Fail
         reduction: job.reduction,
         total_steps: job.stages.iter().map(|stage| stage.steps).sum(),
         stages,
-        corpora,
+        gpus,
+        corpora: found.corpora,
+        models: found.models,
     })
 }
 
@@ -140,62 +165,43 @@ fn deal(lanes: u32, workers: u32) -> Result<Vec<u32>, Failure> {
         .collect())
 }
 
-fn stage_plan(job: &Job, stage: &Stage, corpora: &[CorpusFacts]) -> StagePlan {
-    let cost = stage_cost(&job.model, job.tokenizer.vocab_size, stage);
-    let microbatch = stage.batch_size / job.lanes.max(1);
-    let (tokens, images) = per_sample(job, stage);
-    let per_sample = tokens * cost.flops_per_token + images * cost.flops_per_image;
-    let trained = cost.trained();
+fn stage_plan(job: &Job, stage: &Stage, corpora: &[CorpusFacts], most_lanes: u32) -> StagePlan {
+    let modules = module_counts(&job.model, job.tokenizer.vocab_size, stage);
+    let cost = sample_cost(&job.model, job.tokenizer.vocab_size, stage);
+    let memory = Memory::estimate(job, stage, (&modules, &cost), most_lanes);
+    let parameters = |is_trained| {
+        let modules = modules.iter().filter(|m| m.trained == is_trained);
+        modules.map(|module| module.parameters).sum()
+    };
+    let trained = parameters(true);
     StagePlan {
         name: stage.name.clone(),
         kind: stage.kind,
         steps: stage.steps,
         batch_size: stage.batch_size,
-        microbatch,
+        microbatch: stage.batch_size / job.lanes.max(1),
         samples: stage.steps * u64::from(stage.batch_size),
         sources: sources(stage, corpora),
-        parameters: modules(&cost),
         trained_parameters: trained,
-        frozen_parameters: cost.frozen(),
-        tokens_per_sample: tokens,
-        flops_per_token: cost.flops_per_token,
-        flops_per_image: cost.flops_per_image,
-        flops_per_step: per_sample * u64::from(stage.batch_size),
-        memory: Memory::estimate(job, stage, &cost, microbatch, tokens),
+        frozen_parameters: parameters(false),
+        tokens_per_sample: cost.tokens,
+        flops_per_token: cost.flops_per_token(),
+        flops_per_image: cost.image_flops,
+        flops_per_step: cost.flops() * u64::from(stage.batch_size),
+        memory,
         checkpoint_bytes: trained * CHECKPOINT_BYTES,
+        parameters: modules.into_iter().map(ModulePlan::from).collect(),
     }
 }
 
-fn modules(cost: &StageCost) -> Vec<ModulePlan> {
-    let plan = |count: &mks2_proto::params::ModuleCount| ModulePlan {
-        module: count.module.clone(),
-        parameters: count.parameters,
-        trained: count.trained,
-    };
-    cost.modules.iter().map(plan).collect()
-}
-
-/// Tokens through the language model and pictures through the encoder, per sample. A memory
-/// stage runs a caption behind its soft tokens, and a retrieval text alone.
-fn per_sample(job: &Job, stage: &Stage) -> (u64, u64) {
-    let text = u64::from(job.model.decoder.max_text_tokens);
-    let soft = patches(job);
-    match stage.kind {
-        StageKind::Bootstrap => (text, 1),
-        StageKind::Memory => (soft + 2 * text, 1),
-        StageKind::Experts if stage.experts.as_ref().is_some_and(|e: &Experts| e.pictures) => {
-            (soft + text, 1)
+impl From<ModuleCount> for ModulePlan {
+    fn from(count: ModuleCount) -> Self {
+        Self {
+            module: count.module,
+            parameters: count.parameters,
+            trained: count.trained,
         }
-        StageKind::Experts => (text, 0),
-        StageKind::Pretrained => (0, 0),
-        StageKind::Evaluate => (text, 1),
     }
-}
-
-/// Soft tokens of a picture.
-fn patches(job: &Job) -> u64 {
-    let vision = &job.model.vision;
-    u64::from(vision.image_size / vision.patch_size.max(1)).pow(2)
 }
 
 fn sources(stage: &Stage, corpora: &[CorpusFacts]) -> Vec<SourcePlan> {
@@ -238,7 +244,11 @@ mod tests {
             bytes: Some(1000),
             problem: None,
         };
-        let plan = make(&sample(), 2, vec![facts]).expect("fits");
+        let found = Found {
+            corpora: vec![facts],
+            models: Vec::new(),
+        };
+        let plan = make(&sample(), 2, found).expect("fits");
         assert_eq!(plan.total_steps, 90);
         let memory = &plan.stages[1];
         assert_eq!((memory.microbatch, memory.samples), (4, 480));
@@ -255,9 +265,53 @@ mod tests {
 
     #[test]
     fn a_plan_can_be_read() {
-        let text = view::render(&make(&sample(), 2, Vec::new()).expect("fits"));
+        let text = view::render(&make(&sample(), 2, Found::default()).expect("fits"));
         for words in ["2 workers", "4 lanes", "memory", "with-memory", "decoder"] {
             assert!(text.contains(words), "{words} in\n{text}");
         }
+    }
+
+    #[test]
+    fn memory_follows_parameters_lanes_and_the_kind_of_sum() {
+        let mut job = sample();
+        let memory = |job: &Job, workers| {
+            let plan = make(job, workers, Found::default()).expect("fits");
+            let stage = &plan.stages[1];
+            let (trained, frozen) = (stage.trained_parameters, stage.frozen_parameters);
+            (stage.memory, trained, frozen)
+        };
+        let (exact, trained, frozen) = memory(&job, 2);
+        assert_eq!((exact.frozen, exact.trained), (4 * frozen, 4 * trained));
+        assert_eq!((exact.gradients, exact.moments), (8 * trained, 8 * trained));
+        // Two lanes' gradients wait for a scale in the first step.
+        assert_eq!(exact.sums, (8 + 2 * 4) * trained);
+        let kinds = exact.kinds();
+        assert_eq!(
+            exact.total,
+            kinds.iter().map(|(_, bytes)| bytes).sum::<u64>()
+        );
+        assert!(kinds.iter().all(|(_, bytes)| *bytes > 0), "{kinds:?}");
+        // Twice the lanes, twice the features that wait; the rest is of one lane.
+        let (alone, ..) = memory(&job, 1);
+        assert!(alone.features > exact.features && alone.activations == exact.activations);
+        job.reduction = Reduction::Fast;
+        assert_eq!(memory(&job, 2).0.sums, 4 * trained);
+    }
+
+    #[test]
+    fn a_stage_fits_on_gpus_from_some_size_on() {
+        let mut job = sample();
+        let fits = |job: &Job| {
+            let plan = make(job, 1, Found::default()).expect("fits");
+            let gpus = plan.gpus.into_iter();
+            gpus.map(|gpu| gpu.fits.iter().any(|name| name == "memory"))
+                .collect::<Vec<_>>()
+        };
+        assert!(fits(&job).is_empty());
+        job.device = "cuda".into();
+        assert_eq!(fits(&job), [true; 5]);
+        // 41 GB of frozen embedding and head, and 41 GB of logits and their gradients.
+        job.tokenizer.vocab_size = 80_000_000;
+        assert_eq!(fits(&job), [false, false, false, false, true]);
     }
 }

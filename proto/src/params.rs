@@ -8,11 +8,13 @@
 //! IEEE operations that every machine rounds alike, so that all workers, today and on another
 //! platform, start from the same bits without exchanging them.
 
+mod cost;
 mod count;
 mod draw;
 mod specs;
 
-pub use count::{ModuleCount, StageCost, stage_cost};
+pub use cost::{SampleCost, image_tokens, sample_cost};
+pub use count::{ModuleCount, module_counts};
 pub use specs::{
     RESERVED_EXPERT_NAMES, bridge, decoder, experts, frozen_by, memory, retrieval, retrieval_heads,
     text_tower, trained_by, vision,

@@ -11,6 +11,8 @@
 mod bootstrap;
 #[path = "parity/fixture.rs"]
 mod fixture;
+#[path = "parity/training.rs"]
+mod training;
 
 use fixture::Fixture;
 use mks2_worker::model::{

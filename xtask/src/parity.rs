@@ -13,6 +13,10 @@ const PEERS: &str = "xtask/peers";
 const FIXTURES: &str = "worker/tests/fixtures";
 /// Where models lie in it that transformers has written.
 const PRETRAINED: &str = "pretrained";
+/// Where stages lie in it that the reference has trained.
+const TRAINING: &str = "training";
+/// Parameters and operations of whole jobs.
+const COUNTS: &str = "proto/tests/fixtures/counts.json";
 
 /// The interpreter of the reference: `MKS2_PYTHON`, or an environment with its pinned packages.
 pub(crate) fn interpreter() -> Outcome<PathBuf> {
@@ -24,18 +28,22 @@ pub(crate) fn interpreter() -> Outcome<PathBuf> {
 
 /// `cargo xtask fixtures`
 pub(crate) fn make_fixtures() -> Outcome {
+    let root = places::root();
     make(
-        &places::root().join(FIXTURES),
-        &places::root().join(PICTURES),
+        &root.join(FIXTURES),
+        &root.join(PICTURES),
+        &root.join(COUNTS),
     )
 }
 
-fn make(folder: &Path, pictures: &Path) -> Outcome {
+fn make(folder: &Path, pictures: &Path, counts: &Path) -> Outcome {
     let python = interpreter()?;
     let targets = [
         ("make_fixtures.py", folder.to_owned()),
         ("make_pretrained.py", folder.join(PRETRAINED)),
+        ("make_training.py", folder.join(TRAINING)),
         ("make_pictures.py", pictures.to_owned()),
+        ("count_models.py", counts.to_owned()),
     ];
     for (script, target) in targets {
         let script = places::root().join(REFERENCE).join(script);
@@ -49,11 +57,17 @@ pub(crate) fn compare() -> Outcome {
     setup::ensure()?;
     let fresh = places::root().join("target/parity-fixtures");
     fs::create_dir_all(&fresh).map_err(|error| Fault::file("make", &fresh, &error))?;
-    make(&fresh, &fresh.join("pictures"))?;
+    let counts = fresh.join("counts.json");
+    make(&fresh, &fresh.join("pictures"), &counts)?;
     let committed = names(&places::root().join(FIXTURES))?;
     if names(&fresh)? != committed {
         return Err(Fault::new(format!(
             "{FIXTURES} does not hold what the reference writes: run `cargo xtask fixtures`"
+        )));
+    }
+    if read(&counts)? != read(&places::root().join(COUNTS))? {
+        return Err(Fault::new(format!(
+            "{COUNTS} does not hold what PyTorch counts: run `cargo xtask fixtures`"
         )));
     }
     // Another CPU rounds differently in the last bits, so the fresh fixtures are not compared byte
@@ -94,6 +108,10 @@ fn harness() -> Outcome {
         .arg(model)
         .arg(places::root().join("target/harness"));
     shell::run(&mut compare)
+}
+
+fn read(file: &Path) -> Outcome<Vec<u8>> {
+    fs::read(file).map_err(|error| Fault::file("read", file, &error))
 }
 
 /// All safetensors files in a folder and below it.

@@ -1,91 +1,143 @@
 //! Memory of one worker in a stage, by kind.
 //!
-//! Weights, gradients, moments and sums follow from the parameter table and are exact.
-//! Activations are an estimate: what a plain backward pass keeps of one microbatch (lanes are
-//! computed one after the other).
+//! ```text
+//! persistent   frozen and trained weights, gradients, moments, sums
+//! a step       features of the lanes held, then of one lane after the other: activations, logits
+//! ```
+//!
+//! What persists follows from the parameter table and is exact. Of a step the largest part is counted,
+//! which what the backward pass reads again outweighs by far; that is an estimate
+//! ([`mks2_proto::params::SampleCost`]).
 
-use mks2_proto::job::{Decoder, Job, Reduction, Stage, StageKind, Vision};
-use mks2_proto::params::StageCost;
+use mks2_proto::job::{Job, Reduction, Stage, StageKind, Vision};
+use mks2_proto::params::{ModuleCount, SampleCost, image_tokens};
 use serde::Serialize;
 
 /// Bytes of one fp32 number.
 const FP32: u64 = 4;
+/// Most bytes of gradients that a worker keeps until their tensors have a scale: in the first step.
+const HELD_BYTES: u64 = 512 << 20;
 
 /// Bytes by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Memory {
-    /// Trained and frozen, fp32.
-    pub(super) weights: u64,
-    /// Of the trained ones, fp32.
+    /// Weights that are read and not trained.
+    pub(super) frozen: u64,
+    /// Weights that are trained, fp32.
+    pub(super) trained: u64,
+    /// The step's gradients, and those of a lane beside them, fp32.
     pub(super) gradients: u64,
     /// Both moments of AdamW, fp32.
     pub(super) moments: u64,
-    /// Sums over lanes: 64-bit fixed point, or fp32 in the fast mode.
+    /// Sums over lanes: 64-bit fixed point, with gradients that wait for a scale; or fp32 in the fast
+    /// mode.
     pub(super) sums: u64,
-    /// An estimate.
+    /// What a lane's forward pass keeps for its backward pass.
     pub(super) activations: u64,
+    /// Logits of a lane's tokens and their gradients.
+    pub(super) logits: u64,
+    /// What the visual encoder has made of the pictures of all lanes held.
+    pub(super) features: u64,
     pub(super) total: u64,
 }
 
+/// Bytes of one parameter that is read and not trained.
+fn frozen_parameter_bytes(_job: &Job) -> u64 {
+    FP32
+}
+
+/// Bytes of one number that the forward pass keeps for the backward pass.
+fn kept_number_bytes(_job: &Job) -> u64 {
+    FP32
+}
+
 impl Memory {
-    /// `tokens` of a sample pass through the language model, `microbatch` samples at a time.
+    /// Of a worker that holds `lanes` of the job's lanes.
     pub(super) fn estimate(
         job: &Job,
         stage: &Stage,
-        cost: &StageCost,
-        microbatch: u32,
-        tokens: u64,
+        (modules, cost): (&[ModuleCount], &SampleCost),
+        lanes: u32,
     ) -> Self {
-        let trained = cost.trained();
-        let sum_bytes = match job.reduction {
-            Reduction::Exact => 8,
-            Reduction::Fast => FP32,
+        let count = |is_trained: bool| {
+            let modules = modules.iter().filter(|m| m.trained == is_trained);
+            modules.map(|module| module.parameters).sum::<u64>()
         };
-        let weights = (trained + cost.frozen()) * FP32;
-        let (gradients, moments, sums) = (trained * FP32, trained * 2 * FP32, trained * sum_bytes);
-        let activations = activations(job, stage, u64::from(microbatch), tokens);
-        let total = weights + gradients + moments + sums + activations;
-        Self {
-            weights,
-            gradients,
-            moments,
+        let samples = u64::from(stage.batch_size / job.lanes.max(1));
+        let (trained, lanes) = (count(true), u64::from(lanes));
+        let sums = match job.reduction {
+            Reduction::Exact => trained * 8 + (lanes * trained * FP32).min(HELD_BYTES),
+            Reduction::Fast => trained * FP32,
+        };
+        let mut memory = Self {
+            frozen: count(false) * frozen_parameter_bytes(job),
+            trained: trained * FP32,
+            gradients: trained * 2 * FP32,
+            moments: trained * 2 * FP32,
             sums,
-            activations,
-            total,
-        }
+            activations: samples * activations(job, stage, cost),
+            logits: samples * cost.logits * 2 * FP32,
+            features: (lanes * samples * features(job, stage) + gathered(job, stage)) * FP32,
+            total: 0,
+        };
+        memory.total = memory.kinds().iter().map(|(_, bytes)| bytes).sum();
+        memory
+    }
+
+    /// Each kind with its name, without the total.
+    pub(super) fn kinds(&self) -> [(&'static str, u64); 8] {
+        [
+            ("frozen", self.frozen),
+            ("trained", self.trained),
+            ("gradients", self.gradients),
+            ("moments", self.moments),
+            ("sums", self.sums),
+            ("activations", self.activations),
+            ("logits", self.logits),
+            ("features", self.features),
+        ]
     }
 }
 
-fn activations(job: &Job, stage: &Stage, samples: u64, tokens: u64) -> u64 {
-    if stage.kind == StageKind::Pretrained {
-        return 0;
-    }
-    let text = decoder(&job.model.decoder, tokens, job.tokenizer.vocab_size.into());
-    let image = match stage.kind {
-        StageKind::Bootstrap => vision(&job.model.vision, job.model.vision.num_hidden_layers),
-        // Frozen: one block at a time.
-        _ => vision(&job.model.vision, 1),
+/// Bytes of a sample: what is kept, or what the frozen encoder has at a time, whichever is more.
+fn activations(job: &Job, stage: &Stage, cost: &SampleCost) -> u64 {
+    let seen = match cost.image_flops {
+        0 => 0,
+        _ => one_block(&job.model.vision),
     };
-    samples * (text + image) * FP32
+    match stage.kind {
+        StageKind::Pretrained => 0,
+        _ => cost.kept.max(seen) * kept_number_bytes(job),
+    }
 }
 
-/// Numbers kept of one sample: per block the inputs of its products, the attention's weights,
-/// and the logits with their gradient at the end.
-fn decoder(shape: &Decoder, tokens: u64, vocabulary: u64) -> u64 {
-    let (d, f) = (
-        u64::from(shape.hidden_size),
-        u64::from(shape.intermediate_size),
-    );
-    let block = tokens * (8 * d + 3 * f) + u64::from(shape.num_attention_heads) * tokens * tokens;
-    block * u64::from(shape.num_hidden_layers) + 2 * tokens * vocabulary
+/// Numbers of a picture that the encoder has at a time: a block's input, and the inside of its MLP
+/// before and behind the activation.
+fn one_block(shape: &Vision) -> u64 {
+    let (d, f) = (shape.hidden_size, shape.intermediate_size);
+    (image_tokens(shape) + 1) * (2 * u64::from(d) + 2 * u64::from(f))
 }
 
-fn vision(shape: &Vision, blocks: u32) -> u64 {
-    let patches = u64::from(shape.image_size / shape.patch_size.max(1)).pow(2) + 1;
-    let (d, f) = (
-        u64::from(shape.hidden_size),
-        u64::from(shape.intermediate_size),
-    );
-    let block = patches * (8 * d + 2 * f) + u64::from(shape.num_attention_heads) * patches.pow(2);
-    block * u64::from(blocks)
+/// Numbers of a sample that wait on the device until its lane is computed.
+fn features(job: &Job, stage: &Stage) -> u64 {
+    let patches = image_tokens(&job.model.vision);
+    let sees = |experts: &mks2_proto::job::Experts| experts.pictures;
+    match stage.kind {
+        StageKind::Memory => patches * u64::from(job.model.vision.hidden_size),
+        StageKind::Experts if stage.experts.as_ref().is_some_and(sees) => {
+            patches * u64::from(job.model.decoder.hidden_size)
+        }
+        StageKind::Bootstrap => 2 * 3 * u64::from(job.model.vision.image_size).pow(2),
+        _ => 0,
+    }
+}
+
+/// Numbers of the global batch that every worker has: the pictures' global features.
+fn gathered(job: &Job, stage: &Stage) -> u64 {
+    match stage.kind {
+        StageKind::Memory | StageKind::Bootstrap => {
+            u64::from(stage.batch_size) * u64::from(job.model.vision.projection_dim)
+        }
+        _ => 0,
+    }
 }

@@ -13,8 +13,10 @@ pub(super) fn render(plan: &Plan) -> String {
         stages(plan),
         parameters(plan),
         memory(plan),
+        gpus(plan),
         costs(plan),
         corpora(plan),
+        models(plan),
     ];
     let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     parts.join("\n")
@@ -103,34 +105,46 @@ fn parameters(plan: &Plan) -> String {
 }
 
 fn memory(plan: &Plan) -> String {
-    let mut table = Table::new(&[
-        "memory per worker",
-        ">weights",
-        ">gradients",
-        ">moments",
-        ">sums",
-        ">activations",
-        ">total",
-    ]);
-    for stage in plan.stages.iter().filter(|stage| stage.steps > 0) {
-        let memory = &stage.memory;
-        let sizes = [
-            memory.weights,
-            memory.gradients,
-            memory.moments,
-            memory.sums,
-            memory.activations,
-            memory.total,
-        ];
-        let name = std::iter::once(stage.name.clone());
-        table.row(name.chain(sizes.into_iter().map(bytes)));
+    let training = || plan.stages.iter().filter(|stage| stage.steps > 0);
+    let Some(first) = training().next() else {
+        return String::new();
+    };
+    let kinds = first.memory.kinds().map(|(name, _)| format!(">{name}"));
+    let headings = std::iter::once("memory per worker").chain(kinds.iter().map(String::as_str));
+    let mut table = Table::new(&headings.chain([">total"]).collect::<Vec<_>>());
+    for stage in training() {
+        let sizes = stage.memory.kinds().map(|(_, size)| size);
+        let sizes = sizes.into_iter().chain([stage.memory.total]).map(bytes);
+        table.row(std::iter::once(stage.name.clone()).chain(sizes));
     }
     format!(
-        "{}activations are an estimate; libtorch and the process itself are not counted: about {} \
-         more on a CPU\n",
+        "{}activations are an estimate, of a lane at a time; libtorch and the process itself are not \
+         counted: about {} more on a CPU\n",
         table.render(),
         bytes(PROCESS_BYTES)
     )
+}
+
+fn gpus(plan: &Plan) -> String {
+    let training = || plan.stages.iter().filter(|stage| stage.steps > 0);
+    let names = training().map(|stage| stage.name.as_str());
+    let headings = ["fits on", ">size"].into_iter().chain(names);
+    let mut table = Table::new(&headings.collect::<Vec<_>>());
+    for gpu in &plan.gpus {
+        let answers = training().map(|stage| match gpu.fits.contains(&stage.name) {
+            true => "yes".to_owned(),
+            false => "no".to_owned(),
+        });
+        let size = format!("{} GB", gpu.bytes / 1_000_000_000);
+        table.row([gpu.name.to_owned(), size].into_iter().chain(answers));
+    }
+    match table.is_empty() {
+        true => String::new(),
+        false => format!(
+            "{}one worker each, 2 GB and a twentieth left to driver and allocator\n",
+            table.render()
+        ),
+    }
 }
 
 fn costs(plan: &Plan) -> String {
@@ -143,7 +157,31 @@ fn costs(plan: &Plan) -> String {
             bytes(stage.checkpoint_bytes),
         ]);
     }
-    table.render()
+    format!(
+        "{}FLOPs of forward and backward as PyTorch counts them: 2 for a multiplication and an \
+         addition, attention included, texts of full length\n",
+        table.render()
+    )
+}
+
+fn models(plan: &Plan) -> String {
+    let mut table = Table::new(&["models", "language model", "visual encoder", ""]);
+    for models in &plan.models {
+        let state = match &models.problem {
+            Some(problem) => format!("[model] is taken as it stands: {problem}"),
+            None => "as [model] says".to_owned(),
+        };
+        table.row([
+            models.stage.clone(),
+            models.decoder.clone(),
+            models.vision.clone(),
+            state,
+        ]);
+    }
+    match table.is_empty() {
+        true => String::new(),
+        false => table.render(),
+    }
 }
 
 fn corpora(plan: &Plan) -> String {

@@ -35,31 +35,63 @@ fn more_workers_than_lanes_cannot_be_planned() {
     ended.refused(3, &["5 workers", "4 lanes", "--workers 4"]);
 }
 
-/// Parameters of the published models, as PyTorch counts those that transformers builds.
+/// What PyTorch counts of a model that it builds without memory: `worker/tests/reference/count_models.py`.
+const COUNTS: &str = include_str!("../../../proto/tests/fixtures/counts.json");
+
+/// The plan of a job of the paper, whose corpora and models are not there.
+fn paper(job: &str, arguments: &[&str]) -> String {
+    let path = format!(
+        "{}/../examples/paper/{job}.toml",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let plan = Place::new().run(&[&["plan", &path], arguments].concat());
+    plan.done().out.clone()
+}
+
 #[test]
-fn the_jobs_of_the_paper_have_the_parameters_of_their_models() {
-    for (job, decoder, memory) in [
-        ("llama-2-7b", 6_738_415_616_u64, 402_653_184_u64),
-        ("llama-2-13b", 13_015_864_320, 629_145_600),
-    ] {
-        let path = format!(
-            "{}/../examples/paper/{job}.toml",
-            env!("CARGO_MANIFEST_DIR")
-        );
-        let plan = Place::new().run(&["plan", &path, "--workers", "64", "--json"]);
-        let plan: serde_json::Value = serde_json::from_str(&plan.done().out).expect("JSON");
-        let parameters = |stage: usize, module: &str| {
-            let modules = plan["stages"][stage]["parameters"].as_array();
-            let mut modules = modules.expect("modules").iter();
-            let found = modules
-                .find(|found| found["module"] == module)
-                .expect(module);
-            found["parameters"].as_u64().expect("a number")
-        };
-        for stage in [0, 1, 2] {
-            assert_eq!(parameters(stage, "decoder"), decoder, "{job}");
-            assert_eq!(parameters(stage, "vision"), 303_966_208, "{job}");
+fn the_jobs_of_the_paper_cost_what_pytorch_counts() {
+    let counts: serde_json::Value = serde_json::from_str(COUNTS).expect("JSON");
+    let counts = counts.as_array().expect("a list");
+    for job in ["llama-2-7b", "llama-2-13b"] {
+        let plan = paper(job, &["--workers", "64", "--json"]);
+        let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
+        for stage in ["memory", "experts"] {
+            let is_it = |case: &&serde_json::Value| case["name"] == format!("{job}, {stage}");
+            let counted = counts.iter().find(is_it).expect("a case");
+            let mut stages = plan["stages"].as_array().expect("stages").iter();
+            let planned = stages.find(|planned| planned["name"] == stage);
+            let planned = planned.expect("a stage");
+            let modules = planned["parameters"].as_array().expect("modules").iter();
+            let modules: serde_json::Map<_, _> = modules
+                .map(|module| {
+                    let name = module["module"].as_str().expect("a name").to_owned();
+                    (name, module["parameters"].clone())
+                })
+                .collect();
+            assert_eq!(serde_json::Value::Object(modules), counted["parameters"]);
+            for field in ["trained_parameters", "flops_per_step"] {
+                assert_eq!(planned[field], counted[field], "{job}, {stage}: {field}");
+            }
         }
-        assert_eq!(parameters(1, "memory.memory"), memory, "{job}");
     }
+}
+
+#[test]
+fn a_plan_says_on_which_gpus_it_fits_and_what_it_could_not_read() {
+    let text = paper("llama-2-7b", &["--workers", "64"]);
+    for words in [
+        "H200",
+        "141 GB",
+        "data/pairs",
+        "Llama-2-7b-hf",
+        "as it stands",
+    ] {
+        assert!(text.contains(words), "{words} in\n{text}");
+    }
+    let plan = paper("llama-2-13b", &["--workers", "64", "--json"]);
+    let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
+    let fits = |gpu: usize| plan["gpus"][gpu]["fits"].as_array().expect("names").len();
+    assert!(fits(0) == 0 && fits(4) > 0, "{}", plan["gpus"]);
+    let problem = plan["models"][0]["problem"].as_str().expect("a problem");
+    assert!(problem.contains("Llama-2-13b-hf"), "{problem}");
 }

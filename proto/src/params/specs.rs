@@ -100,14 +100,17 @@ pub fn text_tower(model: &Model, vocab: u32) -> Vec<ParamSpec> {
     specs
 }
 
+/// A matrix: name, outputs and inputs.
+pub(super) type Matrix = (&'static str, usize, usize);
+
 /// Sizes of a stack of LLaMA blocks.
-struct Blocks {
-    layers: usize,
-    hidden: usize,
+pub(super) struct Blocks {
+    pub(super) layers: usize,
+    pub(super) hidden: usize,
     /// All query heads together, and all key or value heads.
-    query: usize,
+    pub(super) query: usize,
     key_value: usize,
-    intermediate: usize,
+    pub(super) intermediate: usize,
     qkv_bias: bool,
 }
 
@@ -139,8 +142,8 @@ impl From<&TextTower> for Blocks {
 }
 
 impl Blocks {
-    /// Name, outputs and inputs of the attention's matrices.
-    fn attention(&self) -> [(&'static str, usize, usize); 4] {
+    /// The attention's matrices.
+    pub(super) fn attention(&self) -> [Matrix; 4] {
         let (d, q, kv) = (self.hidden, self.query, self.key_value);
         [
             ("q_proj", q, d),
@@ -151,8 +154,8 @@ impl Blocks {
     }
 }
 
-/// Name, outputs and inputs of a gated network's matrices, or of a plain one's.
-fn feed_forward(form: MemoryForm, d: usize, width: usize) -> Vec<(&'static str, usize, usize)> {
+/// The matrices of a gated network, or of a plain one.
+pub(super) fn feed_forward(form: MemoryForm, d: usize, width: usize) -> Vec<Matrix> {
     let mut matrices = vec![("up_proj", width, d), ("down_proj", d, width)];
     if form == MemoryForm::Gated {
         matrices.insert(0, ("gate_proj", width, d));
@@ -381,7 +384,7 @@ pub fn experts(model: &Model, settings: &Experts) -> Vec<ParamSpec> {
 }
 
 /// Whether `layer` (from 0) is among `blocks` (from 1); an empty list means all.
-fn chosen(blocks: &[u32], layer: u32) -> bool {
+pub(super) fn chosen(blocks: &[u32], layer: u32) -> bool {
     blocks.is_empty() || blocks.contains(&(layer + 1))
 }
 

@@ -17,6 +17,10 @@ const TOLERANCE: f64 = 1e-5;
 #[allow(dead_code)]
 pub(crate) struct Case {
     pub(crate) vocab_size: u32,
+    pub(crate) job: Option<job::Job>,
+    /// Files of rows, beside the fixture.
+    #[serde(default)]
+    pub(crate) files: Vec<String>,
     pub(crate) model: Option<job::Model>,
     pub(crate) experts: Option<job::Experts>,
     pub(crate) bootstrap: Option<job::Bootstrap>,
@@ -28,14 +32,18 @@ pub(crate) struct Fixture {
     tensors: BTreeMap<String, Tensor>,
 }
 
+/// Where the fixtures are.
+pub(crate) fn folder() -> PathBuf {
+    // `cargo xtask parity` makes them afresh and says where.
+    std::env::var_os("MKS2_PARITY_FIXTURES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"),
+        PathBuf::from,
+    )
+}
+
 impl Fixture {
     pub(crate) fn load(name: &str) -> Self {
-        // `cargo xtask parity` makes them afresh and says where.
-        let folder = std::env::var_os("MKS2_PARITY_FIXTURES").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"),
-            PathBuf::from,
-        );
-        let path = folder.join(name);
+        let path = folder().join(name);
         let bytes = std::fs::read(path.with_extension("safetensors")).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let case = &header.metadata().as_ref().unwrap()["case"];
@@ -89,7 +97,10 @@ impl Fixture {
     }
 
     /// The tensors of a group, without its prefix.
-    fn group<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
+    pub(crate) fn group<'a>(
+        &'a self,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
         self.tensors
             .iter()
             .filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))

@@ -64,8 +64,9 @@ class Config:
             name: SimpleNamespace(**(values | model.get(name, {})))
             for name, values in defaults.items()
         }
-        tower = parts["text_tower"]
-        tower.num_key_value_heads = tower.num_attention_heads
+        if "text_tower" in model:
+            tower = parts["text_tower"]
+            tower.num_key_value_heads = tower.num_attention_heads
         return Config(vocab_size=vocab_size, **parts)
 
 
@@ -379,17 +380,18 @@ class MKS2(nn.Module):
     def add_memory(self, stage: str) -> None:
         self.memory[stage] = Memory(self.config)
 
-    def prepare_memory_stage(self, stage: str, **optimizer) -> torch.optim.Optimizer:
+    def add_bridge(self) -> None:
+        self.bridge = nn.Linear(self.config.vision.hidden_size, self.config.decoder.hidden_size)
+
+    def begin_memory_stage(self, stage: str) -> None:
         """Stage 1: trains memory, bridge and retrieval head."""
-        c = self.config
         self.requires_grad_(False)
         self.add_memory(stage)
         self.stage = stage
-        self.bridge = nn.Linear(c.vision.hidden_size, c.decoder.hidden_size)
-        self.retrieval = Retrieval(c)
-        return self.adamw(**optimizer)
+        self.add_bridge()
+        self.retrieval = Retrieval(self.config)
 
-    def prepare_experts_stage(self, settings: Experts, **optimizer) -> torch.optim.Optimizer:
+    def begin_experts_stage(self, settings: Experts) -> None:
         """Stage 2: trains adapters and routers."""
         self.requires_grad_(False)
         self.settings = settings
@@ -398,6 +400,13 @@ class MKS2(nn.Module):
         self.experts.layers = nn.ModuleList(
             Mixture(self.config, settings, number) for number in range(layers)
         )
+
+    def prepare_memory_stage(self, stage: str, **optimizer) -> torch.optim.Optimizer:
+        self.begin_memory_stage(stage)
+        return self.adamw(**optimizer)
+
+    def prepare_experts_stage(self, settings: Experts, **optimizer) -> torch.optim.Optimizer:
+        self.begin_experts_stage(settings)
         return self.adamw(**optimizer)
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -451,6 +460,24 @@ class MKS2(nn.Module):
         last, _ = self.model(self.model.embed_tokens(batch.ids), self.collaborating)
         return self.next_token_loss(last, batch.labels)
 
+    def dialogues_loss(self, rows: list) -> Tensor:
+        """The same of rows with and without a picture, one row at a time, so that nothing is padded
+        and no soft token has to be masked. A row is (pixels [3, y, x] or None, ids, labels)."""
+        total, count = 0, 0
+        for pixels, ids, labels in rows:
+            h = self.model.embed_tokens(ids)[None]
+            if pixels is not None:
+                with torch.no_grad():
+                    soft = self.bridge(self.see(pixels[None])[0])
+                h = torch.cat([soft, h], dim=1)
+            last, _ = self.model(h, self.collaborating)
+            said = last[0, -len(ids) :]
+            labelled = labels != IGNORE
+            logits = self.lm_head(said[labelled])
+            total = total + F.cross_entropy(logits, labels[labelled], reduction="sum")
+            count += int(labelled.sum())
+        return total / count
+
 
 class TextTower(nn.Module):
     """The text side of the bootstrap CLIP: decoder blocks read at the end token."""
@@ -496,6 +523,16 @@ def bootstrap_losses(model: MKS2, tower: TextTower, batch, weight: float, temper
 
 
 # --- training -------------------------------------------------------------------------------
+
+
+def schedule(optimizer, steps: int, warmup: int, min_lr_ratio: float):
+    """PyTorch's own warm-up and cosine: the peak at the last step of the warm-up, `min_lr_ratio`
+    times the peak at the last step of all. Needs a warm-up of two steps or more."""
+    peak = optimizer.param_groups[0]["lr"]
+    schedules = torch.optim.lr_scheduler
+    rise = schedules.LinearLR(optimizer, 1 / warmup, 1.0, total_iters=warmup - 1)
+    fall = schedules.CosineAnnealingLR(optimizer, steps - warmup, eta_min=peak * min_lr_ratio)
+    return schedules.SequentialLR(optimizer, [rise, fall], milestones=[warmup - 1])
 
 
 def _update(model: MKS2, optimizer, loss: Tensor, clip_norm: float) -> float:
