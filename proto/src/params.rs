@@ -13,7 +13,7 @@ mod count;
 mod draw;
 mod specs;
 
-pub use cost::{SampleCost, image_tokens, sample_cost};
+pub use cost::{LOGITS_AT_ONCE, SampleCost, image_tokens, sample_cost};
 pub use count::{ModuleCount, module_counts};
 pub use specs::{
     RESERVED_EXPERT_NAMES, bridge, decoder, experts, frozen_by, memory, retrieval, retrieval_heads,

@@ -9,8 +9,8 @@
 //! which what the backward pass reads again outweighs by far; that is an estimate
 //! ([`mks2_proto::params::SampleCost`]).
 
-use mks2_proto::job::{Job, Reduction, Stage, StageKind, Vision};
-use mks2_proto::params::{ModuleCount, SampleCost, image_tokens};
+use mks2_proto::job::{Job, Precision, Recompute, Reduction, Stage, StageKind, Vision};
+use mks2_proto::params::{LOGITS_AT_ONCE, ModuleCount, SampleCost, image_tokens};
 use serde::Serialize;
 
 /// Bytes of one fp32 number.
@@ -41,16 +41,6 @@ pub(super) struct Memory {
     pub(super) total: u64,
 }
 
-/// Bytes of one parameter that is read and not trained.
-fn frozen_parameter_bytes(_job: &Job) -> u64 {
-    FP32
-}
-
-/// Bytes of one number that the forward pass keeps for the backward pass.
-fn kept_number_bytes(_job: &Job) -> u64 {
-    FP32
-}
-
 impl Memory {
     /// Of a worker that holds `lanes` of the job's lanes.
     pub(super) fn estimate(
@@ -70,13 +60,13 @@ impl Memory {
             Reduction::Fast => trained * FP32,
         };
         let mut memory = Self {
-            frozen: count(false) * frozen_parameter_bytes(job),
+            frozen: count(false) * job.precision.bytes(),
             trained: trained * FP32,
             gradients: trained * 2 * FP32,
             moments: trained * 2 * FP32,
             sums,
-            activations: samples * activations(job, stage, cost),
-            logits: samples * cost.logits * 2 * FP32,
+            activations: samples * activations(job, stage, cost) + copies(job, trained),
+            logits: logits(stage, samples * cost.logits) * 2 * FP32,
             features: (lanes * samples * features(job, stage) + gathered(job, stage)) * FP32,
             total: 0,
         };
@@ -99,15 +89,40 @@ impl Memory {
     }
 }
 
+/// Bytes of the trained weights' copies in the precision that the model computes in.
+fn copies(job: &Job, trained: u64) -> u64 {
+    match job.precision {
+        Precision::Fp32 => 0,
+        other => trained * other.bytes(),
+    }
+}
+
+/// Logits that are there at a time: a frozen head computes them by pieces.
+fn logits(stage: &Stage, all: u64) -> u64 {
+    match stage.kind {
+        StageKind::Memory | StageKind::Experts => all.min(LOGITS_AT_ONCE),
+        _ => all,
+    }
+}
+
 /// Bytes of a sample: what is kept, or what the frozen encoder has at a time, whichever is more.
 fn activations(job: &Job, stage: &Stage, cost: &SampleCost) -> u64 {
     let seen = match cost.image_flops {
         0 => 0,
         _ => one_block(&job.model.vision),
     };
+    let decoder = &job.model.decoder;
+    let blocks = u64::from(decoder.num_hidden_layers).max(1);
+    let kept = match job.recompute {
+        Recompute::None => cost.kept,
+        // The inputs of all blocks, and one block as a whole.
+        Recompute::Blocks => {
+            blocks * cost.tokens * u64::from(decoder.hidden_size) + cost.kept / blocks
+        }
+    };
     match stage.kind {
         StageKind::Pretrained => 0,
-        _ => cost.kept.max(seen) * kept_number_bytes(job),
+        _ => kept.max(seen) * job.precision.bytes(),
     }
 }
 

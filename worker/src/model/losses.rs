@@ -1,6 +1,7 @@
 //! The losses of the method, as sums that add up over lanes; the caller divides by the counts of
 //! the global batch.
 
+use mks2_proto::params::LOGITS_AT_ONCE;
 use tch::{Kind, Reduction, Tensor};
 
 use super::ops::unit_rows;
@@ -13,13 +14,10 @@ pub const IGNORE: i64 = -100;
 /// Learned temperatures never fall below 0.01: the logarithm of the inverse stays below this.
 const MAX_LOG_INVERSE_TEMPERATURE: f64 = 4.605_170_185_988_092;
 
-/// Numbers of logits that exist at a time: 32 MiB of them.
-const LOGITS: i64 = 8 << 20;
-
 /// Captioning loss `L_c` before its division: the sum of next-token cross-entropies over the
 /// labels `labels_bn` that are not [`IGNORE`], and their number. Position `n` of the states
 /// predicts label `n`; logits are computed at labelled positions only, and so many rows of them at a
-/// time as make [`LOGITS`] numbers where the head is frozen.
+/// time as make [`LOGITS_AT_ONCE`] numbers where the head is frozen.
 ///
 /// # Errors
 /// If labels and states do not fit.
@@ -34,7 +32,7 @@ pub fn next_token(
     let count = rows_c.size()[0];
     let states_cd = states_bnd.flatten(0, 1).index_select(0, &rows_c);
     let targets_c = labels.index_select(0, &rows_c);
-    let rows = (LOGITS / decoder.vocab()).max(1);
+    let rows = (LOGITS_AT_ONCE as i64 / decoder.vocab()).max(1);
     let sum = match count <= rows || decoder.trains_head() {
         true => cross_entropy_sum(&decoder.logits(&states_cd), &targets_c),
         false => in_pieces(decoder, &states_cd, &targets_c, rows),
