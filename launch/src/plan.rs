@@ -187,7 +187,7 @@ fn per_sample(job: &Job, stage: &Stage) -> (u64, u64) {
             (soft + text, 1)
         }
         StageKind::Experts => (text, 0),
-        StageKind::Pretrained => (0, 0),
+        StageKind::Pretrained | StageKind::Attach => (0, 0),
         StageKind::Evaluate => (text, 1),
     }
 }

@@ -57,7 +57,7 @@ impl Memory {
 }
 
 fn activations(job: &Job, stage: &Stage, samples: u64, tokens: u64) -> u64 {
-    if stage.kind == StageKind::Pretrained {
+    if stage.kind.is_brought() {
         return 0;
     }
     let text = decoder(&job.model.decoder, tokens, job.tokenizer.vocab_size.into());

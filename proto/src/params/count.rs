@@ -81,7 +81,7 @@ pub fn stage_cost(model: &Model, vocab: u32, stage: &Stage) -> StageCost {
                 2 * seen * patches,
             )
         }
-        StageKind::Pretrained => (0, 0),
+        StageKind::Pretrained | StageKind::Attach => (0, 0),
         StageKind::Evaluate => (2 * (rest + mlp), 2 * vision * patches),
     };
     StageCost {
