@@ -2,10 +2,11 @@
 //!
 //! Invariants, checked when a card is read and before it is written:
 //! 1. The tensors of the memory are those of its shape, `layers.<block>.<matrix>.weight`.
-//! 2. Every tensor has one part, and a part has the bytes of its tensors and of a header.
+//! 2. Parts and their tensors stand in the order of groups and names, and a part has the bytes of its
+//!    tensors and of a header.
 //! 3. Paths of parts stay inside the folder; no text has control characters.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use mks2_proto::job::{MemoryForm, Model, StageKind};
@@ -257,14 +258,16 @@ impl Card {
     /// The first one that does not hold, in words.
     fn check(&self) -> Result<(), String> {
         self.check_texts()?;
-        let mut names = BTreeSet::new();
-        for part in &self.parts {
-            part.check()?;
-            for entry in &part.tensors {
-                if !names.insert(&entry.name) {
-                    return Err(format!("tensor '{}' is in it twice", entry.name));
-                }
-            }
+        self.parts.iter().try_for_each(Part::check)?;
+        let names: Vec<_> = self
+            .entries()
+            .map(|(of, entry)| (of, &entry.name))
+            .collect();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] >= pair[1]) {
+            let name = pair[1].1;
+            return Err(format!(
+                "'{name}' is listed twice, or not in the order of names"
+            ));
         }
         self.check_memory()
     }
