@@ -174,7 +174,7 @@ async fn cards_that_contradict_themselves_are_refused() {
         ),
         ("\"plain\"", "\"gated\"", "3 tensors in each"),
         ("parts/", "../", "leaves its root"),
-        ("\"bytes\": ", "\"bytes\": 9", "cannot have"),
+        ("\"bytes\": ", "\"bytes\": 99999", "cannot have"),
         ("layers.0.down", "layers.1.down", "listed twice"),
         ("      3\n", "      4611686018427387905\n", "cannot have"),
         (
