@@ -158,6 +158,31 @@ async fn damaged_parts_are_refused_and_not_copied() {
         assert!(matches!(there, MemoryError::Missing { .. }), "{there:?}");
         std::fs::write(path_of(&at, part), &whole).expect("written");
     }
+    // What an attempt has left is no hindrance.
+    let to = folder.path().join("b").display().to_string();
+    let copied = copy(&artefact, &to).await.expect("whole again");
+    copied.artefact.verify().await.expect("whole");
+}
+
+#[tokio::test]
+async fn of_writers_that_meet_one_wins_and_its_memory_is_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path().display().to_string();
+    let names = ["a", "b", "c", "d"];
+    let race = names.iter().zip([1.0, 2.0, 3.0, 4.0]);
+    let race = race.map(|(name, first)| written(&at, name, first));
+    let ended = futures::future::join_all(race).await;
+    let won = ended.iter().filter_map(|end| end.as_ref().ok());
+    let won: Vec<_> = won.map(|written| written.artefact.id.clone()).collect();
+    let there = Artefact::open(&at).await.expect("one");
+    assert_eq!(won, std::slice::from_ref(&there.id));
+    there.verify().await.expect("whole");
+    for end in ended.into_iter().filter_map(Result::err) {
+        assert!(
+            matches!(&end, MemoryError::Occupied { id, .. } if *id == there.id),
+            "{end:?}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -82,9 +82,12 @@ pub(super) async fn run(args: &DiffArgs, output: &Output) -> Result<(), Failure>
     answer(args.json, &difference, || render(&difference), output)
 }
 
+/// A line of a card, in words.
+type Word = fn(&Card) -> String;
+
 /// Lines of the cards that differ.
 fn lines(a: &Card, b: &Card) -> Vec<Line> {
-    let words: [(&'static str, fn(&Card) -> String); 8] = [
+    let words: [(&'static str, Word); 8] = [
         ("name", |card| card.name.clone()),
         ("licence", show::licence),
         ("network", show::network),

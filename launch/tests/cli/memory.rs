@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use mks2_dataset::memory::Tensor;
 use mks2_dataset::memory::card::{Base, Card, Shape, VERSION, place_of};
 use mks2_dataset::memory::write::Writer;
-use mks2_dataset::memory::Tensor;
 use mks2_proto::job::{Job, MemoryForm, StageKind};
 use mks2_proto::params;
 use serde_json::Value;

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use crate::lab::{Ended, Lab, awaited, digests, ended, mks2, root, signal};
+use crate::servers::Kind;
 
 /// Stages behind the quick job's bootstrap: a memory of another shape of its own, beside theirs.
 const STAGES: &str = r#"
@@ -187,29 +188,55 @@ fn a_memory_is_refused_beside_another_language_model() {
     let digest = base["weights_digest"].as_str().expect("a digest");
     refused.refused(8, &["another language model", digest, "'bootstrap'"]);
     assert_eq!(lab.steps("strange").len(), 7);
+    // What was not trained cannot be exported, nor what is no memory.
+    let (run, out) = (
+        lab.location("strange"),
+        lab.path("memory-f").display().to_string(),
+    );
+    let listed = answer(&["list", &run]);
+    assert_eq!(
+        (&listed[1]["stage"], &listed[1]["finished"]),
+        (&"own".into(), &false.into())
+    );
+    memory(&["export", &run, "--out", &out]).refused(2, &["'own' is not finished"]);
+    let stage = ["export", &run, "--out", &out, "--stage", "experts"];
+    memory(&stage).refused(2, &["'experts' is no memory", "--stage: own"]);
+    assert!(!lab.path("memory-f").exists());
 }
 
 #[test]
-fn an_unfinished_memory_is_not_exported() {
-    let lab = Lab::enter();
+fn memories_go_from_store_to_store() {
+    let Some(lab) = Lab::enter_with(Kind::S3) else {
+        return;
+    };
     lab.quiet();
-    let run = lab.location("quiet");
-    let out = lab.path("memory-f").display().to_string();
-    memory(&["export", &run, "--stage", "lora", "--out", &out])
-        .refused(2, &["'lora' is no memory", "memory"]);
-    let listed = answer(&["list", &run]);
+    let (theirs, id) = exported(&lab, "quiet", "memory-g", &[]);
+    let memory = |arguments: &[&str]| {
+        let mut command = mks2(&["memory"]);
+        command.args(arguments).arg("--json").envs(lab.variables());
+        Ended::from(command.output().expect("mks2 runs"))
+    };
+    let answer = |arguments: &[&str]| -> Value {
+        serde_json::from_str(&memory(arguments).done().out).expect("JSON")
+    };
+    let (folder, there) = ("memories", "memories/of quiet");
+    let (folder, there) = (lab.server().url(folder), lab.server().url(there));
     assert_eq!(
-        (&listed[0]["stage"], &listed[0]["finished"]),
-        (&"memory".into(), &true.into())
+        answer(&["export", &lab.location("quiet"), "--out", &there])["id"],
+        id
     );
-    let mut launcher = lab
-        .train("unfinished", 2, &[])
-        .spawn()
-        .expect("mks2 starts");
-    assert!(lab.reaches("unfinished", BOOTSTRAP + 2, &mut launcher));
-    signal(launcher.id(), "INT");
-    awaited(launcher).stopped(&[]);
-    let run = lab.location("unfinished");
-    memory(&["export", &run, "--out", &out]).refused(2, &["is not finished", "in its midst"]);
-    assert!(!lab.path("memory-f").exists());
+    let listed = answer(&["list", &folder]);
+    assert_eq!(
+        (&listed[0]["id"], &listed[0]["url"]),
+        (&id.as_str().into(), &there.as_str().into())
+    );
+    assert_eq!(answer(&["diff", &theirs, &there])["same"], true);
+    let back = lab.path("memory-h").display().to_string();
+    if lab.path("memory-h").exists() {
+        std::fs::remove_dir_all(&back).expect("removed");
+    }
+    assert_eq!(answer(&["import", &there, "--into", &back])["id"], id);
+    let (other, _) = exported(&lab, "quiet", "memory-i", &["--name", "other"]);
+    memory(&["import", &other, "--into", &there]).refused(2, &["already holds", &id]);
+    assert_eq!(answer(&["show", &there, "--deep"])["id"], id);
 }
