@@ -189,16 +189,17 @@ async fn show(args: &ShowArgs, output: &Output) -> Result<(), Failure> {
 async fn import(args: &ImportArgs, output: &Output) -> Result<(), Failure> {
     let from = Artefact::open(&args.url).await?;
     let written = write::copy(&from, &args.into).await?;
-    tell(&written, args.json, output)
+    tell(&written, args.json, output).await
 }
 
 /// Says what has been written, or was there before.
-fn tell(written: &write::Written, json: bool, output: &Output) -> Result<(), Failure> {
+async fn tell(written: &write::Written, json: bool, output: &Output) -> Result<(), Failure> {
     let place = written.artefact.location();
     output.note(&match written.created {
         Created::New => format!("the memory is in {place}"),
         Created::Exists => format!("the same memory was in {place} already"),
     });
+    written.artefact.check_sizes().await?;
     let shown = show::Shown::of(&written.artefact, written.created == Created::New);
     answer(json, &shown, || shown.render(), output)
 }

@@ -22,7 +22,7 @@ pub(super) async fn run(args: &ExportArgs, output: &Output) -> Result<(), Failur
         .ok_or_else(|| no_run(&args.run))?;
     let stage = run.stage(args.stage.as_deref())?;
     let written = export(&run, stage, args).await?;
-    tell(&written, args.json, output)
+    tell(&written, args.json, output).await
 }
 
 async fn export(run: &Run, stage: &Stage, args: &ExportArgs) -> Result<Written, Failure> {
