@@ -1,5 +1,5 @@
-//! Corpora on object storage: import, inspection, the plan, the loader; and the files of pretrained models.
-//! No tensor library.
+//! Corpora on object storage: import, inspection, the plan, the loader; and the files of pretrained models,
+//! checkpoints and memories. No tensor library.
 //!
 //! | module | what |
 //! |---|---|
@@ -15,12 +15,16 @@
 //! | [`error`] | what can go wrong, and what a user is told |
 //! | [`plan`] | which rows a lane gets at a step, as a pure function |
 //! | [`pretrained`] | models as Hugging Face ships them: configuration and tensors |
+//! | [`checkpoint`] | the files of a run's checkpoints: manifest and parts |
+//! | [`memory`](mod@memory) | visual memories as artefacts that runs share |
 
+pub mod checkpoint;
 pub mod error;
 pub mod import;
 pub mod inspect;
 pub mod loader;
 pub mod manifest;
+pub mod memory;
 pub mod picture;
 pub mod plan;
 pub mod pretrained;

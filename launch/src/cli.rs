@@ -105,6 +105,9 @@ pub(crate) enum Command {
     /// Show and check pretrained models
     #[command(subcommand)]
     Model(crate::model::ModelCommand),
+    /// Export, import, show and compare memories, for other runs to attach
+    #[command(subcommand)]
+    Memory(crate::memory::MemoryCommand),
     /// Show what a job would do, without doing it
     Plan(PlanArgs),
     /// Show the state of a run

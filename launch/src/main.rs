@@ -8,6 +8,7 @@
 //! | [`status`] | `status` and `watch`, of a local or a remote run |
 //! | [`data`] | corpora: import, inspect, verify |
 //! | [`model`] | pretrained models: what they are, and whether they are whole |
+//! | [`memory`] | memories: out of a run, from store to store, side by side |
 //! | [`engine`] | a model that can be asked, and the program that computes
 //! | [`generate`] | asking it from the command line
 //! | [`serve`] | the same over HTTP
@@ -26,6 +27,7 @@ mod engine;
 mod generate;
 mod goodput;
 mod ledger;
+mod memory;
 mod model;
 mod output;
 mod plan;
@@ -89,6 +91,7 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
     match command {
         Command::Data(command) => on_runtime(data::run(command, output)),
         Command::Model(command) => on_runtime(model::run(command, output)),
+        Command::Memory(command) => on_runtime(memory::run(command, output)),
         Command::Train(options) => on_runtime(train::run(&options, output)),
         Command::Plan(options) => on_runtime(plan::run(&options, output)),
         Command::Status(options) => on_runtime(status::run(&options, output)),

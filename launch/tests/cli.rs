@@ -4,6 +4,8 @@
 
 #[path = "cli/config.rs"]
 mod config;
+#[path = "cli/memory.rs"]
+mod memory;
 #[path = "cli/model.rs"]
 mod model;
 #[path = "cli/plan.rs"]

@@ -28,6 +28,8 @@ mod joining;
 mod lab;
 #[path = "worker/ledger.rs"]
 mod ledger;
+#[path = "worker/memories.rs"]
+mod memories;
 #[path = "worker/namespaces.rs"]
 mod namespaces;
 #[path = "worker/network.rs"]

@@ -3,6 +3,8 @@
 //! The types here are plain data with defaults and units. Reading, merging (`--set`,
 //! environment, file) and checking live beside them in [`load`] and [`validate`].
 
+mod attach;
+mod graph;
 pub mod load;
 mod model;
 pub mod validate;
@@ -12,6 +14,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use attach::Attach;
 pub use model::{
     Decoder, Memory, MemoryForm, Model, Retrieval, RopeScaling, RopeType, TextTower, Vision,
     VisionActivation,
@@ -200,7 +203,7 @@ pub struct Stage {
     /// Stages from whose last checkpoints this one starts, oldest first.
     #[serde(default)]
     pub from: Vec<String>,
-    /// Steps of the optimizer; 0 for `pretrained` and `evaluate`.
+    /// Steps of the optimizer; 0 for `pretrained`, `attach` and `evaluate`.
     #[serde(default)]
     pub steps: u64,
     /// Samples of a step over all lanes; `lanes` divides it.
@@ -221,6 +224,9 @@ pub struct Stage {
     /// Settings of a `memory` stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryStage>,
+    /// Settings of an `attach` stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attach: Option<Attach>,
     /// Settings of an `experts` stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<Experts>,
@@ -239,6 +245,8 @@ pub enum StageKind {
     Bootstrap,
     /// Stage 1 of the paper: visual information storage.
     Memory,
+    /// Takes a memory that another run has stored and exported; trains nothing.
+    Attach,
     /// Stage 2 of the paper: multimodal knowledge collaboration.
     Experts,
     /// Measures what the stages before it have learned; trains nothing.
@@ -253,6 +261,7 @@ impl StageKind {
             Self::Pretrained => "pretrained",
             Self::Bootstrap => "bootstrap",
             Self::Memory => "memory",
+            Self::Attach => "attach",
             Self::Experts => "experts",
             Self::Evaluate => "evaluate",
         }
@@ -261,7 +270,20 @@ impl StageKind {
     /// Whether such a stage has steps.
     #[must_use]
     pub fn trains(self) -> bool {
-        !matches!(self, Self::Pretrained | Self::Evaluate)
+        !matches!(self, Self::Pretrained | Self::Attach | Self::Evaluate)
+    }
+
+    /// Whether such a stage brings weights that no run of the job has trained: it has neither steps nor
+    /// checkpoints, and every worker reads them by itself.
+    #[must_use]
+    pub fn is_brought(self) -> bool {
+        matches!(self, Self::Pretrained | Self::Attach)
+    }
+
+    /// Whether such a stage leaves a memory.
+    #[must_use]
+    pub fn is_memory(self) -> bool {
+        matches!(self, Self::Memory | Self::Attach)
     }
 
     /// Whether such a stage brings the language model, the visual encoder and the tokenizer.
@@ -400,7 +422,8 @@ impl Default for MemoryStage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Experts {
-    /// Names of `memory` stages whose memories join the MLP in the mixture. None: LoRA alone.
+    /// Names of `memory` and `attach` stages whose memories join the MLP in the mixture. None: LoRA
+    /// alone.
     pub memories: Vec<String>,
     /// Permutes each memory's hidden units between its two layers: the control that destroys
     /// what was stored and keeps every statistic of the weights.
@@ -456,7 +479,7 @@ impl Default for Experts {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Evaluate {
-    /// The `memory` stage to measure (retrieval, captions).
+    /// The `memory` or `attach` stage to measure (retrieval, captions).
     pub memory: Option<String>,
     /// Corpus of the retrieval and caption measurements.
     pub corpus: Option<String>,

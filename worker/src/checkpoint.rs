@@ -24,15 +24,14 @@
 //! | `table` | names, shapes and places of the trained parameters; weights digest |
 //! | `snapshot` | copies of the buffers, from a pool of memory |
 //! | `parts` | a snapshot cut into safetensors files |
-//! | `manifest` | the manifest's types, reading and writing |
 //! | `upload` | writing parts; the objects that are in use |
 //! | `load` | reading, checking, refusing |
 //! | `retention` | the committed checkpoints, and sweeping what only released ones used |
-//! | `error` | what can go wrong |
+//!
+//! The manifest, the reading of a part and what can go wrong are in [`mks2_dataset::checkpoint`], where
+//! programs without a tensor library find them too.
 
-mod error;
 mod load;
-mod manifest;
 mod parts;
 mod retention;
 mod snapshot;
@@ -48,9 +47,10 @@ use mks2_dataset::store;
 use object_store::ObjectStore;
 use object_store::path::Path;
 
-pub use error::CheckpointError;
-pub use load::{Checkpoint, Expected, LoadedTensor};
-pub use manifest::{Facts, Kind, Manifest, Part, TensorEntry, VERSION};
+pub use load::{Checkpoint, Expected};
+pub use mks2_dataset::checkpoint::{
+    CheckpointError, Facts, Group, Kind, LoadedTensor, Manifest, Part, TensorEntry, VERSION,
+};
 pub use retention::{CheckpointEntry, Swept};
 pub use snapshot::{Pool, Snapshot};
 pub use table::{Slot, Table};

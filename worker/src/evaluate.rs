@@ -202,27 +202,15 @@ fn undecodable(row: &Row, error: &picture::PictureError) -> Failure {
 /// # Errors
 /// When the job has no such stage.
 pub fn ancestry(job: &Job, name: &str) -> Result<Vec<String>, Failure> {
-    let stage = job
-        .stages
-        .iter()
-        .find(|stage| stage.name == name)
-        .ok_or_else(|| {
-            Failure::settings(
-                format!("there is no stage '{name}'"),
-                "the evaluate stage names it",
-                "name a stage of this job file",
-            )
-        })?;
-    let mut all = Vec::new();
-    for parent in &stage.from {
-        for ancestor in ancestry(job, parent)? {
-            if !all.contains(&ancestor) {
-                all.push(ancestor);
-            }
-        }
+    let stages = job.ancestry(name);
+    if stages.is_empty() {
+        return Err(Failure::settings(
+            format!("there is no stage '{name}'"),
+            "the evaluate stage names it",
+            "name a stage of this job file",
+        ));
     }
-    all.push(name.to_owned());
-    Ok(all)
+    Ok(stages.iter().map(|stage| stage.name.clone()).collect())
 }
 
 impl Evaluator<'_> {

@@ -20,6 +20,7 @@
 //! ```
 
 pub mod app;
+mod attached;
 pub mod audit;
 pub mod bench;
 pub mod checkpoint;

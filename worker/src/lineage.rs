@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{Job, Stage};
+use mks2_proto::job::{Job, Stage, StageKind};
 use mks2_proto::params::trained_by;
 use tch::{Device, Tensor};
+use tokio::runtime::Handle;
 
 use crate::checkpoint::{Checkpoint, Kind};
 use crate::evaluate::ancestry;
@@ -14,6 +15,7 @@ use crate::flat::{FlatLayout, FlatState};
 use crate::model::Weights;
 use crate::saver::{TOKENIZER, table_of};
 use crate::text::TextEncoder;
+use crate::{attached, pretrained};
 
 /// The weights of `state`, frozen; they share its memory.
 pub(crate) fn frozen(state: &FlatState) -> Result<Weights, Failure> {
@@ -41,8 +43,8 @@ pub(crate) fn leaves(weights: &mut Weights, state: &FlatState) -> Result<Vec<Ten
 pub struct StageResult {
     /// What it trained, frozen.
     pub weights: Weights,
-    /// blake3 of these weights in name order; for how pretrained ones are read, see
-    /// [`pretrained`](crate::pretrained).
+    /// blake3 of these weights in name order; of pretrained ones see [`pretrained`](crate::pretrained), of
+    /// an attached memory its id.
     pub weights_digest: String,
     /// The tokenizer that it brings.
     pub encoder: Option<Arc<TextEncoder>>,
@@ -98,6 +100,25 @@ impl Lineage {
     /// Keeps the result of a stage.
     pub fn insert(&mut self, stage: &str, result: StageResult) {
         self.stages.insert(stage.to_owned(), result);
+    }
+
+    /// What a stage brings from elsewhere, to stand behind these: published models, or a memory.
+    ///
+    /// # Errors
+    /// When it is not whole, not what the job says, or belongs to other models than those before it.
+    pub(crate) fn brought(
+        &self,
+        (job, stage): (&Job, &Stage),
+        device: Device,
+        runtime: &Handle,
+    ) -> Result<StageResult, Failure> {
+        match stage.kind {
+            StageKind::Attach => attached::load((job, stage), self, device, runtime),
+            _ => {
+                let models = stage.pretrained.clone().unwrap_or_default();
+                pretrained::load(job, &models, device, runtime)
+            }
+        }
     }
 
     /// The result of one stage.

@@ -14,7 +14,7 @@ use mks2_dataset::reader::Corpus;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::load::{self, Overrides};
 use mks2_proto::job::{Job, Stage, StageKind};
-use mks2_proto::params::trained_by;
+use mks2_proto::params::{frozen_by, trained_by};
 use tch::{Device, Tensor};
 use tokio::runtime::Runtime;
 
@@ -174,7 +174,9 @@ impl Scene<'_> {
                 let objective = ExpertsObjective::new(job, stage, &encoder, &weights, device)?;
                 act.play(self.trainer(objective, trained(&weights))?, self.team())
             }
-            StageKind::Pretrained | StageKind::Evaluate => Err(missing(job, stage.kind)),
+            StageKind::Pretrained | StageKind::Attach | StageKind::Evaluate => {
+                Err(missing(job, stage.kind))
+            }
         }
     }
 
@@ -247,7 +249,11 @@ impl Scene<'_> {
         let job = self.job();
         let mut weights = published.map_or_else(Weights::new, |models| models.weights);
         for stage in &self.base {
-            let specs = trained_by(&job.model, vocab_size, stage);
+            // How fast a memory is does not depend on what is in it.
+            let specs = match stage.kind {
+                StageKind::Attach => frozen_by(&job.model, vocab_size, stage),
+                _ => trained_by(&job.model, vocab_size, stage),
+            };
             weights.extend(Weights::initial(&specs, job.seed, self.device));
         }
         let specs = trained_by(&job.model, vocab_size, &self.stage);

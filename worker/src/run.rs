@@ -119,10 +119,10 @@ impl Run {
             }
             let finished = start.finished.iter().find(|done| done.stage == stage.name);
             let end = match (stage.kind, finished) {
-                (StageKind::Pretrained, _) => {
+                (kind, _) if kind.is_brought() => {
                     self.session
                         .stage_changed(&stage.name, first_step, last_step)?;
-                    self.take_pretrained(stage)?;
+                    self.take_brought(stage)?;
                     match self.come_to(stage, None)? {
                         true => self.cross_alone(last_step)?,
                         false => End::Overtaken,
@@ -236,7 +236,7 @@ impl Run {
                     ExpertsObjective::new(&job, stage, &encoder, &prepared.weights, device)?;
                 self.drive(stage, first_step, objective, prepared)
             }
-            StageKind::Pretrained | StageKind::Evaluate => Ok(End::Complete),
+            StageKind::Pretrained | StageKind::Attach | StageKind::Evaluate => Ok(End::Complete),
         }
     }
 

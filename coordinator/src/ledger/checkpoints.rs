@@ -171,7 +171,8 @@ pub fn check_part(step: u64, part: &Part, found: Option<&Found>) -> Option<Viola
 }
 
 /// Holds against each other what stages have left and what later ones say that they started from. What
-/// a stage of published models has left is in no checkpoint: all must have started from the same.
+/// stages of published models and attached memories have left is in no checkpoint: all must have started
+/// from the same.
 pub fn check_bases(manifests: &[Manifest], violations: &mut Vec<Violation>) {
     let mut results: BTreeMap<&str, &str> = manifests
         .iter()

@@ -106,7 +106,7 @@ async fn of_run(
 /// A stage that can be asked.
 fn known<'a>(job: &Job, name: &'a str) -> Result<&'a str, Failure> {
     let models = job.stages.iter();
-    let models = models.filter(|stage| stage.kind.trains() || stage.kind.is_base());
+    let models = models.filter(|stage| stage.kind.trains() || stage.kind.is_brought());
     let names: Vec<&str> = models.map(|stage| stage.name.as_str()).collect();
     match names.contains(&name) {
         true => Ok(name),

@@ -120,9 +120,9 @@ fn activations(job: &Job, stage: &Stage, cost: &SampleCost) -> u64 {
             blocks * cost.tokens * u64::from(decoder.hidden_size) + cost.kept / blocks
         }
     };
-    match stage.kind {
-        StageKind::Pretrained => 0,
-        _ => kept.max(seen) * job.precision.bytes(),
+    match stage.kind.is_brought() {
+        true => 0,
+        false => kept.max(seen) * job.precision.bytes(),
     }
 }
 

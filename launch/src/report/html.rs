@@ -208,10 +208,16 @@ fn stage_row(stage: &Stage, sources: &Sources, report: &Report) -> String {
             done.loss.map_or_else(|| "–".into(), short),
             escape(done.weights_digest.get(..12).unwrap_or_default()),
         ),
-        None if stage.kind == StageKind::Pretrained => write!(
-            row,
-            "<td class=n>–<td class=n>–<td class=n>–<td class=soft>published"
-        ),
+        None if stage.kind.is_brought() => {
+            let whose = match stage.kind {
+                StageKind::Attach => "of another run",
+                _ => "published",
+            };
+            write!(
+                row,
+                "<td class=n>–<td class=n>–<td class=n>–<td class=soft>{whose}"
+            )
+        }
         None if stage.kind == StageKind::Evaluate => {
             let state = if sources.evaluation.is_some() {
                 "measured"

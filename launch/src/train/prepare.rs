@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mks2_coordinator::lock::{self, RunLock};
 use mks2_coordinator::{Limits, Running, Settings};
+use mks2_dataset::memory::attach;
 use mks2_dataset::pretrained::base::Base;
 use mks2_dataset::reader::Corpus;
 use mks2_dataset::store;
@@ -195,11 +196,11 @@ pub(crate) fn used_corpora(job: &Job) -> BTreeSet<&str> {
 }
 
 /// Opens each corpus that is used, whose digest ties the run to it, and looks whether pretrained models
-/// are what the job says of them.
+/// and memories are what the job says of them.
 ///
 /// # Errors
-/// The first corpus that is not there or not whole (exit 4), the first model that is not (exit 8) or is
-/// another than the job says (exit 3).
+/// The first corpus that is not there or not whole (exit 4), the first model or memory that is not (exit
+/// 8) or is another than the job says (exit 3).
 pub(crate) async fn open_inputs(job: &Job) -> Result<BTreeMap<String, String>, Failure> {
     let mut digests = BTreeMap::new();
     for name in used_corpora(job) {
@@ -209,12 +210,13 @@ pub(crate) async fn open_inputs(job: &Job) -> Result<BTreeMap<String, String>, F
         let opened = Corpus::open(&corpus.url).await?;
         digests.insert(name.to_owned(), opened.manifest().digest());
     }
-    for models in job
-        .stages
-        .iter()
-        .filter_map(|stage| stage.pretrained.as_ref())
-    {
-        Base::open(job, models).await?;
+    for stage in &job.stages {
+        if let Some(models) = &stage.pretrained {
+            Base::open(job, models).await?;
+        }
+        if stage.attach.is_some() {
+            attach::open(job, stage).await?;
+        }
     }
     Ok(digests)
 }

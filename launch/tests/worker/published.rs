@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use crate::lab::{Ended, Lab, awaited, digests, ended, mks2, root, signal, workers_of};
 
 /// The stages behind the models. Steps: 4 and 3.
@@ -83,12 +85,23 @@ impl Models {
     }
 
     fn train(&self, lab: &Lab, run: &str, workers: u32, more: &[&str]) -> Command {
+        self.train_stages(lab, STAGES, run, workers, more)
+    }
+
+    fn train_stages(
+        &self,
+        lab: &Lab,
+        stages: &str,
+        run: &str,
+        workers: u32,
+        more: &[&str],
+    ) -> Command {
         let (decoder, vision) = (
             tables(&model("base-decoder")),
             tables(&model("base-vision")),
         );
-        let at = STAGES.find("[model.memory]").expect("there");
-        let (top, rest) = STAGES.split_at(at);
+        let at = stages.find("[model.memory]").expect("there");
+        let (top, rest) = stages.split_at(at);
         let job = lab.path("published.toml");
         std::fs::write(&job, format!("{top}{decoder}{vision}{rest}")).expect("written");
         let mut command = mks2(&["train"]);
@@ -167,6 +180,34 @@ fn runs_from_published_models_have_the_same_bits_whoever_takes_part() {
         assert_eq!(report["evaluation"], quiet["evaluation"], "{run}");
         lab.has_a_ledger_that_holds(run);
     }
+    let stored = ["published", "published-3"].map(|run| exported(&lab, run));
+    assert_eq!(stored[0]["id"], stored[1]["id"]);
+    assert_eq!(stored[0]["base"]["kind"], "pretrained");
+    attaching_is_as_good_as_storing(&lab, &models);
+}
+
+/// Whoever has the same models gets the same mixture of a memory that was stored elsewhere.
+fn attaching_is_as_good_as_storing(lab: &Lab, models: &Models) {
+    let (before, behind) = STAGES.split_once("kind = \"memory\"").expect("there");
+    let (_, experts) = behind.split_once("[[stage]]").expect("there");
+    let (experts, _) = experts.split_once("[[stage]]").expect("there");
+    let attach = "kind = \"attach\"\nfrom = [\"base\"]\n\n[[stage]]";
+    let stages = [before, attach, experts].concat();
+    let memory = lab.path("published-memory").display().to_string();
+    let memory = format!("stage.memory.attach.memory={memory}");
+    ended(models.train_stages(lab, &stages, "attached", 2, &[&memory])).done();
+    let (stored, attached) = (lab.report("published"), lab.report("attached"));
+    assert_eq!(digests(&attached), digests(&stored)[1..]);
+    lab.has_a_ledger_that_holds("attached");
+}
+
+/// What `mks2 memory export` says of the memory of a run.
+fn exported(lab: &Lab, run: &str) -> Value {
+    let to = lab.path(&format!("{run}-memory"));
+    let mut export = mks2(&["memory", "export", "--json"]);
+    export.arg(lab.path(run)).arg("--out").arg(to);
+    let said = Ended::from(export.output().expect("mks2 runs"));
+    serde_json::from_str(&said.done().out).expect("JSON")
 }
 
 #[test]

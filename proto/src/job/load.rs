@@ -9,7 +9,7 @@
 //! 4. the tree becomes a [`Job`], defaults are filled in, and
 //!    [`validate`](super::validate) checks the relations between values.
 //!
-//! A relative URL of a corpus or model is relative to the folder of the job file, whatever the working
+//! A relative URL of a corpus, model or memory is relative to the folder of the job file, whatever the working
 //! directory and wherever the value came from. The resolved job holds absolute ones.
 
 mod overlay;
@@ -147,8 +147,8 @@ pub fn parse(text: &str) -> Result<Job, Failure> {
 }
 
 /// blake3 of what makes two jobs the same run: everything but when checkpoints and comparisons are
-/// made and where corpora and pretrained models lie. What is in them is held against their own
-/// digests.
+/// made and where corpora, pretrained models and memories lie. What is in them is held against their
+/// own digests.
 ///
 /// # Errors
 /// When the job cannot be encoded.
@@ -157,8 +157,13 @@ pub fn digest(job: &Job) -> Result<String, Failure> {
     same.checkpoint = super::Checkpoint::default();
     same.audit = super::Audit::default();
     same.data.clear();
-    for pretrained in same.stages.iter_mut().filter_map(|s| s.pretrained.as_mut()) {
-        *pretrained = super::Pretrained::default();
+    for stage in &mut same.stages {
+        if let Some(pretrained) = &mut stage.pretrained {
+            *pretrained = super::Pretrained::default();
+        }
+        if let Some(attach) = &mut stage.attach {
+            (attach.memory, attach.id) = (String::new(), None);
+        }
     }
     let bytes = serde_json::to_vec(&same)
         .map_err(|error| Failure::internal("the job cannot be encoded", error.to_string()))?;
@@ -233,13 +238,14 @@ fn resolve(tree: &Node, file: &str, base: Option<&Path>) -> Result<Resolved, Fai
         for corpus in job.data.values_mut() {
             corpus.url = absolute(&corpus.url, base);
         }
-        for models in job
-            .stages
-            .iter_mut()
-            .filter_map(|stage| stage.pretrained.as_mut())
-        {
-            models.decoder = absolute(&models.decoder, base);
-            models.vision = absolute(&models.vision, base);
+        for stage in &mut job.stages {
+            if let Some(models) = &mut stage.pretrained {
+                models.decoder = absolute(&models.decoder, base);
+                models.vision = absolute(&models.vision, base);
+            }
+            if let Some(attach) = &mut stage.attach {
+                attach.memory = absolute(&attach.memory, base);
+            }
         }
     }
     let body = toml::to_string_pretty(&job).map_err(|error| {
@@ -262,6 +268,9 @@ fn fill_in(job: &mut Job) {
             }
             StageKind::Memory => {
                 stage.memory.get_or_insert_default();
+            }
+            StageKind::Attach => {
+                stage.attach.get_or_insert_default();
             }
             StageKind::Experts => {
                 stage.experts.get_or_insert_default();

@@ -1,5 +1,7 @@
 //! The model of a job: its parts and their sizes, by the words of Hugging Face where those exist.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,9 +17,20 @@ pub struct Model {
     pub text_tower: Option<TextTower>,
     /// The modular visual memory.
     pub memory: Memory,
+    /// Memories that are not as `[model.memory]` says, by the names of their stages.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub memories: BTreeMap<String, Memory>,
     /// The retrieval head.
     #[serde(default)]
     pub retrieval: Retrieval,
+}
+
+impl Model {
+    /// The memory of the stage called `stage`.
+    #[must_use]
+    pub fn memory_of(&self, stage: &str) -> &Memory {
+        self.memories.get(stage).unwrap_or(&self.memory)
+    }
 }
 
 /// A LLaMA-like decoder. Names are those of Hugging Face's `LlamaConfig`.

@@ -77,7 +77,7 @@ pub fn sample_cost(model: &Model, vocab: u32, stage: &Stage) -> SampleCost {
             kept: 0,
             logits,
         },
-        StageKind::Pretrained => SampleCost::default(),
+        StageKind::Pretrained | StageKind::Attach => SampleCost::default(),
     }
 }
 

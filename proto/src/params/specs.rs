@@ -278,18 +278,18 @@ pub fn bridge(model: &Model) -> Vec<ParamSpec> {
     ]
 }
 
-/// The modular visual memory that the stage called `stage` stores into.
+/// The modular visual memory that the stage called `stage` stores into or brings.
 pub fn memory(model: &Model, stage: &str) -> Vec<ParamSpec> {
     let d = model.decoder.hidden_size as usize;
-    let width = model.memory.width as usize;
+    let shape = model.memory_of(stage);
     let layers = model.decoder.num_hidden_layers as usize;
     let mut specs = Vec::new();
     for layer in 0..layers {
-        for (name, out, inputs) in feed_forward(model.memory.form, d, width) {
+        for (name, out, inputs) in feed_forward(shape.form, d, shape.width as usize) {
             let init = if name == "down_proj" {
                 residual(inputs, layers)
             } else {
-                scaled(fan_in(inputs), model.memory.gain)
+                scaled(fan_in(inputs), shape.gain)
             };
             let name_of = format!("memory.{stage}.layers.{layer}.{name}.weight");
             specs.push(ParamSpec::new(name_of, &[out, inputs], init));
@@ -391,7 +391,7 @@ pub(super) fn chosen(blocks: &[u32], layer: u32) -> bool {
 fn adapters(at: &str, model: &Model, settings: &Experts, specs: &mut Vec<ParamSpec>) {
     let rank = settings.lora_rank as usize;
     let blocks = Blocks::from(&model.decoder);
-    let (d, memory) = (blocks.hidden, &model.memory);
+    let d = blocks.hidden;
     let mut adapter = |of: &str, (name, out, inputs): (&str, usize, usize)| {
         let matrix = format!("{at}.{of}.{name}");
         specs.push(ParamSpec::new(
@@ -415,6 +415,7 @@ fn adapters(at: &str, model: &Model, settings: &Experts, specs: &mut Vec<ParamSp
         adapter("mlp", matrix);
     }
     for name in &settings.memories {
+        let memory = model.memory_of(name);
         for matrix in feed_forward(memory.form, d, memory.width as usize) {
             adapter(name, matrix);
         }
@@ -436,7 +437,7 @@ pub fn trained_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
             .as_ref()
             .map(|settings| experts(model, settings))
             .unwrap_or_default(),
-        StageKind::Pretrained | StageKind::Evaluate => Vec::new(),
+        StageKind::Pretrained | StageKind::Attach | StageKind::Evaluate => Vec::new(),
     }
 }
 
@@ -446,6 +447,14 @@ pub fn frozen_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
         StageKind::Bootstrap | StageKind::Evaluate => Vec::new(),
         StageKind::Pretrained => [decoder(&model.decoder, vocab), vision(&model.vision)].concat(),
         StageKind::Memory => [decoder(&model.decoder, vocab), vision(&model.vision)].concat(),
+        StageKind::Attach => {
+            let bridged = stage.attach.as_ref().is_none_or(|attach| attach.bridge);
+            let mut specs = memory(model, &stage.name);
+            if bridged {
+                specs.extend([bridge(model), retrieval(model)].concat());
+            }
+            specs
+        }
         StageKind::Experts => {
             let mut specs = decoder(&model.decoder, vocab);
             let settings = stage.experts.iter();

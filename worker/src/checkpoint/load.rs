@@ -3,21 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use mks2_dataset::store;
-use safetensors::{Dtype, SafeTensors};
+use mks2_dataset::checkpoint;
 
-use super::manifest::{Kind, Manifest, Part, digest};
 use super::table::names_digest;
-use super::upload::computed;
-use super::{CheckpointError, CheckpointStore, Result, Table};
+use super::{CheckpointError, CheckpointStore, Kind, LoadedTensor, Manifest, Part, Result, Table};
 
 /// Parts that are read at the same time.
 const CONCURRENT_PARTS: usize = 4;
-
-/// Largest manifest that is read, bytes.
-const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 
 /// What a checkpoint must have been made from. What is `None` is not checked.
 #[derive(Clone, Debug, Default)]
@@ -40,17 +33,6 @@ pub struct Checkpoint {
     tensors: BTreeMap<(Kind, String), LoadedTensor>,
 }
 
-/// One tensor of a checkpoint.
-#[derive(Clone, Debug)]
-pub struct LoadedTensor {
-    /// Element type.
-    pub dtype: Dtype,
-    /// Shape.
-    pub shape: Vec<usize>,
-    /// Little-endian values.
-    pub data: Bytes,
-}
-
 impl CheckpointStore {
     /// Reads and checks a manifest. `digest` is what the journal says of its bytes, if known.
     ///
@@ -58,31 +40,7 @@ impl CheckpointStore {
     /// [`CheckpointError::NoManifest`], [`CheckpointError::Manifest`],
     /// [`CheckpointError::Version`], or trouble with the store.
     pub async fn manifest(&self, path: &str, expected_digest: Option<&str>) -> Result<Manifest> {
-        let object = store::under(&self.root, path)?;
-        let missing = || CheckpointError::NoManifest {
-            path: path.to_owned(),
-        };
-        let size = store::size(&*self.store, &object)
-            .await?
-            .ok_or_else(missing)?;
-        if size > MAX_MANIFEST_BYTES {
-            return Err(CheckpointError::manifest(
-                path,
-                format!("it has {size} bytes"),
-            ));
-        }
-        let bytes = store::get_if_there(&*self.store, &object)
-            .await?
-            .ok_or_else(missing)?;
-        let manifest = Manifest::parse(path, &bytes)?;
-        let found = digest(&bytes);
-        match expected_digest {
-            Some(expected) if expected != found => Err(CheckpointError::manifest(
-                path,
-                format!("its digest is {found}, committed was {expected}"),
-            )),
-            _ => Ok(manifest),
-        }
+        checkpoint::read_manifest(&*self.store, &self.root, path, expected_digest).await
     }
 
     /// Reads the parts of the given kinds, after the manifest has been found to fit `expected`.
@@ -121,15 +79,7 @@ impl CheckpointStore {
     }
 
     async fn read_part(&self, part: Part) -> Result<BTreeMap<(Kind, String), LoadedTensor>> {
-        let path = self.object(&part.path)?;
-        let missing = || CheckpointError::MissingPart {
-            part: part.name.clone(),
-            object: part.path.clone(),
-        };
-        let file = store::get_if_there(&*self.store, &path)
-            .await?
-            .ok_or_else(missing)?;
-        computed(move || check_part(&part, &file)).await
+        checkpoint::read_part(&*self.store, &self.root, part).await
     }
 }
 
@@ -227,62 +177,6 @@ impl Checkpoint {
             return Err(CheckpointError::manifest(path, reason));
         }
         Ok(())
-    }
-}
-
-/// Checks a part's bytes and takes its tensors apart.
-fn check_part(part: &Part, file: &Bytes) -> Result<BTreeMap<(Kind, String), LoadedTensor>> {
-    let damaged = |place: String| CheckpointError::DamagedPart {
-        part: part.name.clone(),
-        object: part.path.clone(),
-        place,
-    };
-    if digest(file) != part.digest {
-        return Err(damaged(damage(part, file)));
-    }
-    let views = SafeTensors::deserialize(file).map_err(|error| damaged(error.to_string()))?;
-    let mut tensors = BTreeMap::new();
-    for entry in &part.tensors {
-        let view = views
-            .tensor(&entry.kind.in_file(&entry.name))
-            .map_err(|error| damaged(error.to_string()))?;
-        if view.shape() != entry.shape || format!("{:?}", view.dtype()) != entry.dtype {
-            return Err(damaged(format!(
-                "tensor '{}': shape or type differ",
-                entry.name
-            )));
-        }
-        let tensor = LoadedTensor {
-            dtype: view.dtype(),
-            shape: entry.shape.clone(),
-            data: file.slice_ref(view.data()),
-        };
-        tensors.insert((entry.kind, entry.name.clone()), tensor);
-    }
-    Ok(tensors)
-}
-
-/// Where a file differs from what was written, in words.
-fn damage(part: &Part, file: &Bytes) -> String {
-    if file.len() as u64 != part.bytes {
-        return format!("its length: {} bytes instead of {}", file.len(), part.bytes);
-    }
-    let intact = |begin: u64, bytes: u64, expected: &str| {
-        let range = begin as usize..begin.saturating_add(bytes) as usize;
-        file.get(range).is_some_and(|data| digest(data) == expected)
-    };
-    let mut bad = part
-        .tensors
-        .iter()
-        .filter(|entry| !intact(entry.offset, entry.bytes, &entry.digest))
-        .map(|entry| {
-            let end = entry.offset.saturating_add(entry.bytes);
-            format!("tensor '{}', bytes {} to {end}", entry.name, entry.offset)
-        });
-    match (bad.next(), bad.count()) {
-        (None, _) => "its header".to_owned(),
-        (Some(first), 0) => first,
-        (Some(first), more) => format!("{first}, and {more} more tensors"),
     }
 }
 

@@ -5,10 +5,9 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors, View};
 
-use super::manifest::{Group, Kind, Part, TensorEntry};
 use super::snapshot::Snapshot;
 use super::table::le_bytes;
-use super::{CheckpointError, Result, part_path};
+use super::{CheckpointError, Group, Kind, Part, Result, TensorEntry, part_path};
 
 /// A part before it is written: which tensors of the snapshot belong to it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,8 +7,7 @@ use futures::TryStreamExt;
 use mks2_dataset::{error::Error, store};
 use object_store::path::Path;
 
-use super::manifest::Manifest;
-use super::{CheckpointError, CheckpointStore, OBJECTS, Result, manifest_path};
+use super::{CheckpointError, CheckpointStore, Manifest, OBJECTS, Result, manifest_path};
 
 /// A committed checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]

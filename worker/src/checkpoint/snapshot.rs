@@ -3,8 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::manifest::Kind;
-use super::{CheckpointError, Result, Table};
+use super::{CheckpointError, Kind, Result, Table};
 
 /// Buffers that wait for the next snapshot: weights and both moments.
 const MAX_FREE: usize = 3;

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use mks2_dataset::checkpoint::{computed, digest};
 use mks2_dataset::store;
 
-use super::manifest::{Facts, Manifest, Part, VERSION, digest};
 use super::parts::{self, PartPlan};
 use super::snapshot::Snapshot;
-use super::{CheckpointError, CheckpointStore, Result, manifest_path};
+use super::{CheckpointStore, Facts, Manifest, Part, Result, VERSION, manifest_path};
 
 /// Parts that are encoded and written at the same time.
 const CONCURRENT_PARTS: usize = 2;
@@ -230,13 +230,4 @@ impl Drop for Lease {
             }
         }
     }
-}
-
-/// Runs work that takes a while on a thread where it holds up nobody.
-pub(super) async fn computed<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| CheckpointError::Internal(format!("a background task ended: {error}")))?
 }

@@ -306,12 +306,12 @@ impl Reader<'_> {
         let mut positions = self.job.model.decoder.max_text_tokens as usize;
         for name in &names {
             let stage = self.stage(name)?;
-            let result = match &stage.pretrained {
-                Some(models) => {
-                    positions = self.positions(&models.decoder)?;
-                    pretrained::load(self.job, models, self.device, self.runtime)?
-                }
-                None => self.result(stage, &lineage)?,
+            if let Some(models) = &stage.pretrained {
+                positions = self.positions(&models.decoder)?;
+            }
+            let result = match stage.kind.is_brought() {
+                true => lineage.brought((self.job, stage), self.device, self.runtime)?,
+                false => self.result(stage, &lineage)?,
             };
             lineage.insert(name, result);
         }
@@ -320,7 +320,7 @@ impl Reader<'_> {
         let stage = self.stage(name)?;
         let model = &self.job.model;
         let (halves, form) = match stage.kind {
-            StageKind::Memory => {
+            StageKind::Memory | StageKind::Attach => {
                 let memory = Memory::new(model, name, &weights)?;
                 (Halves::Memory(memory), Form::Text)
             }

@@ -20,13 +20,11 @@ impl Memory {
     /// # Errors
     /// If a weight is missing or has another shape.
     pub fn new(model: &job::Model, stage: &str, weights: &Weights) -> Result<Self> {
-        let sizes = [
-            i64::from(model.decoder.hidden_size),
-            i64::from(model.memory.width),
-        ];
+        let shape = model.memory_of(stage);
+        let sizes = [i64::from(model.decoder.hidden_size), i64::from(shape.width)];
         let blocks = (0..model.decoder.num_hidden_layers).map(|layer| {
             let at = format!("memory.{stage}.layers.{layer}");
-            FeedForward::new(&at, model.memory.form, sizes, weights)
+            FeedForward::new(&at, shape.form, sizes, weights)
         });
         Ok(Self {
             name: stage.to_owned(),

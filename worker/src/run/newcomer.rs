@@ -18,7 +18,7 @@ impl Run {
     pub(super) fn catch_up(&mut self, stage: &Stage) -> Result<(), Failure> {
         match stage.kind {
             StageKind::Evaluate => return Ok(()),
-            StageKind::Pretrained => return self.take_pretrained(stage),
+            StageKind::Pretrained | StageKind::Attach => return self.take_brought(stage),
             StageKind::Bootstrap | StageKind::Memory | StageKind::Experts => {}
         }
         let invitation = self.invitation.as_ref();

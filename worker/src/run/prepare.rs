@@ -25,7 +25,7 @@ use crate::replica::Replica;
 use crate::saver::{BUFFERS, REDUCER, TOKENIZER, table_of};
 use crate::text::TextEncoder;
 use crate::train::Progress;
-use crate::{pretrained, vocabulary, whiten};
+use crate::{vocabulary, whiten};
 
 /// Pictures of each corpus that the strength of the features' directions is measured on.
 const WHITEN_ROWS: u64 = 2048;
@@ -94,14 +94,15 @@ impl Run {
         })
     }
 
-    /// Reads the models of a `pretrained` stage, unless they are there.
-    pub(super) fn take_pretrained(&mut self, stage: &Stage) -> Result<(), Failure> {
+    /// Reads the models of a `pretrained` stage or the memory of an `attach` stage, unless they are there.
+    pub(super) fn take_brought(&mut self, stage: &Stage) -> Result<(), Failure> {
         if self.lineage.stage(&stage.name).is_ok() {
             return Ok(());
         }
         self.session.set_phase(Phase::Starting, 0);
-        let models = stage.pretrained.clone().unwrap_or_default();
-        let result = pretrained::load(&self.job, &models, self.device, &self.runtime)?;
+        let result = self
+            .lineage
+            .brought((&self.job, stage), self.device, &self.runtime)?;
         self.lineage.insert(&stage.name, result);
         Ok(())
     }

@@ -1,10 +1,10 @@
-//! Rules of the stages, and of what one stage takes from another.
+//! Rules of the stages, and of what one stage takes from another. Stages that bring weights from
+//! elsewhere are in [`brought`].
+
+mod brought;
 
 use super::{Rules, is_name};
-use crate::job::{
-    Bootstrap, Evaluate, Experts, Job, MemoryStage, Optimizer, Pretrained, Stage, StageKind,
-};
-use crate::params::RESERVED_EXPERT_NAMES;
+use crate::job::{Bootstrap, Evaluate, Experts, Job, MemoryStage, Optimizer, Stage, StageKind};
 
 /// What `evaluate.compare` may hold.
 const ROLES: [&str; 3] = ["mks2", "lora", "shuffled"];
@@ -25,6 +25,7 @@ pub(super) fn check(job: &Job, rules: &mut Rules) {
         }
         .all(rules);
     }
+    brought::shapes(job, rules);
 }
 
 /// One stage in its place.
@@ -63,6 +64,9 @@ impl Check<'_> {
             }
             StageKind::Memory => {
                 self.memory(rules, &self.stage.memory.clone().unwrap_or_default());
+            }
+            StageKind::Attach => {
+                self.attach(rules, &self.stage.attach.clone().unwrap_or_default());
             }
             StageKind::Experts => {
                 self.experts(rules, &self.stage.experts.clone().unwrap_or_default());
@@ -103,6 +107,7 @@ impl Check<'_> {
             ),
             (StageKind::Bootstrap, "bootstrap", stage.bootstrap.is_some()),
             (StageKind::Memory, "memory", stage.memory.is_some()),
+            (StageKind::Attach, "attach", stage.attach.is_some()),
             (StageKind::Experts, "experts", stage.experts.is_some()),
             (StageKind::Evaluate, "evaluate", stage.evaluate.is_some()),
         ] {
@@ -118,9 +123,9 @@ impl Check<'_> {
     /// `from` names earlier stages, and weights come from somewhere.
     fn origin(&self, rules: &mut Rules) {
         for name in &self.stage.from {
-            self.earlier_stage(rules, "from", name, None);
+            self.earlier_stage(rules, "from", name, |_| true, "");
         }
-        let needs = matches!(self.stage.kind, StageKind::Memory | StageKind::Experts);
+        let needs = self.stage.kind.is_memory() || self.stage.kind == StageKind::Experts;
         rules.require(
             !needs || !self.stage.from.is_empty(),
             self.at("from"),
@@ -145,40 +150,27 @@ impl Check<'_> {
         );
     }
 
-    /// Stages that bring a language model, among those that a stage that trains builds on.
-    fn bases(&self) -> Vec<&str> {
-        let mut wanted: Vec<&str> = self.stage.from.iter().map(String::as_str).collect();
-        let mut bases = Vec::new();
-        // Stages stand behind those that they start from, so one look back at each is enough.
-        for stage in self.earlier.iter().rev() {
-            if wanted.contains(&stage.name.as_str()) {
-                wanted.extend(stage.from.iter().map(String::as_str));
-                if stage.kind.is_base() && self.stage.kind.trains() {
-                    bases.push(stage.name.as_str());
-                }
-            }
-        }
-        bases
-    }
-
-    /// `name` is a stage before this one, of the given kind if one is asked for.
-    fn earlier_stage(&self, rules: &mut Rules, key: &str, name: &str, kind: Option<StageKind>) {
-        let fitting = |stage: &&Stage| kind.is_none_or(|kind| stage.kind == kind);
-        let names: Vec<_> = self
-            .earlier
-            .iter()
-            .filter(fitting)
-            .map(|stage| stage.name.as_str())
-            .collect();
-        let words = kind
-            .map(|kind| format!(" {}", kind.name()))
-            .unwrap_or_default();
+    /// `name` is a stage before this one, of a kind that `fits`; `kind` is the word for it.
+    fn earlier_stage(
+        &self,
+        rules: &mut Rules,
+        key: &str,
+        name: &str,
+        fits: impl Fn(StageKind) -> bool,
+        kind: &str,
+    ) {
+        let fitting = self.earlier.iter().filter(|stage| fits(stage.kind));
+        let names: Vec<_> = fitting.map(|stage| stage.name.as_str()).collect();
+        let words = if kind.is_empty() { "" } else { " " };
         let cure = if names.is_empty() {
-            format!("put a{words} stage before this one")
+            format!("put a{words}{kind} stage before this one")
         } else {
             format!("write one of: {}", names.join(", "))
         };
-        let why = format!("'{name}' is no{words} stage before '{}'", self.stage.name);
+        let why = format!(
+            "'{name}' is no{words}{kind} stage before '{}'",
+            self.stage.name
+        );
         rules.require(names.contains(&name), self.at(key), why, cure);
     }
 
@@ -232,24 +224,6 @@ impl Check<'_> {
         optimizer(rules, &self.at("optimizer"), &stage.optimizer);
     }
 
-    fn pretrained(&self, rules: &mut Rules, settings: &Pretrained) {
-        for (name, url) in [("decoder", &settings.decoder), ("vision", &settings.vision)] {
-            rules.require(
-                !url.trim().is_empty(),
-                self.at(&format!("pretrained.{name}")),
-                "it is empty",
-                "write where the folder with config.json and safetensors is: a path, or s3://..., \
-                 gs://..., az://...",
-            );
-        }
-        rules.require(
-            self.stage.data.is_empty(),
-            self.at("data"),
-            "a stage of kind \"pretrained\" reads no samples",
-            "leave data out",
-        );
-    }
-
     fn bootstrap(&self, rules: &mut Rules, settings: &Bootstrap) {
         rules.require(
             self.job.model.text_tower.is_some(),
@@ -273,15 +247,7 @@ impl Check<'_> {
         let (caption, retrieval) = (settings.caption_weight, settings.retrieval_weight);
         rules.above_zero(&table, "caption_share", settings.caption_share);
         rules.within(&table, "caption_share", settings.caption_share, (0.0, 1.0));
-        rules.require(
-            !RESERVED_EXPERT_NAMES.contains(&self.stage.name.as_str()),
-            self.at("name"),
-            format!(
-                "'{}' already means another part of a block",
-                self.stage.name
-            ),
-            "give the memory stage another name",
-        );
+        self.expert_name(rules);
         rules.within(&table, "caption_weight", caption, (0.0, f64::MAX));
         rules.within(&table, "retrieval_weight", retrieval, (0.0, f64::MAX));
         rules.require(
@@ -312,7 +278,8 @@ impl Check<'_> {
     fn experts(&self, rules: &mut Rules, settings: &Experts) {
         let table = self.at("experts");
         for name in &settings.memories {
-            self.earlier_stage(rules, "experts.memories", name, Some(StageKind::Memory));
+            let fits = StageKind::is_memory;
+            self.earlier_stage(rules, "experts.memories", name, fits, "memory");
         }
         rules.require(
             !has_twice(&settings.memories),
@@ -349,7 +316,9 @@ impl Check<'_> {
 
     fn evaluate(&self, rules: &mut Rules, settings: &Evaluate) {
         if let Some(name) = &settings.memory {
-            self.earlier_stage(rules, "evaluate.memory", name, Some(StageKind::Memory));
+            let fits = StageKind::is_memory;
+            self.earlier_stage(rules, "evaluate.memory", name, fits, "memory");
+            self.has_bridge(rules, name);
             rules.require(
                 settings.corpus.is_some(),
                 self.at("evaluate.corpus"),
@@ -381,7 +350,8 @@ impl Check<'_> {
                 format!("'{role}' is none of the compared roles"),
                 format!("use the keys {}", ROLES.join(", ")),
             );
-            self.earlier_stage(rules, &key, name, Some(StageKind::Experts));
+            let fits = |kind| kind == StageKind::Experts;
+            self.earlier_stage(rules, &key, name, fits, "experts");
         }
         rules.require(
             settings.compare.is_empty() || settings.questions.is_some(),

@@ -312,6 +312,73 @@ fn a_stage_builds_on_one_language_model() {
     });
 }
 
+/// The sample with another run's memory beside its own.
+fn attached(job: &mut Job) -> &mut Stage {
+    let attached = toml::from_str(
+        r#"
+        name = "flowers"
+        kind = "attach"
+        from = ["bootstrap"]
+        attach = { memory = "s3://bucket/flowers" }
+        "#,
+    );
+    job.stages.insert(1, attached.expect("a stage"));
+    &mut job.stages[1]
+}
+
+#[test]
+fn memories_of_other_runs_are_experts_beside_the_own() {
+    let mut job = sample();
+    attached(&mut job);
+    let experts = &mut job.stages[3];
+    experts.from.push("flowers".into());
+    let settings = experts.experts.as_mut().expect("settings");
+    settings.memories.push("flowers".into());
+    let mut other = job.model.memory.clone();
+    other.width = 7;
+    job.model.memories.insert("flowers".into(), other);
+    assert_eq!(problems(&job), []);
+    assert_eq!(job.base_of("flowers"), Some(&job.stages[0]));
+    let settings = job.stages[3].experts.as_mut().expect("settings");
+    settings.memories.push("flowers".into());
+    let twice = problems(&job);
+    assert!(twice[0].why.contains("named twice"), "{twice:#?}");
+}
+
+#[test]
+fn an_attached_memory_has_a_place_a_language_model_and_a_shape() {
+    let settings = |job: &mut Job| attached(job).attach.clone().expect("settings");
+    broken("stage.flowers.attach.memory", "is empty", |job| {
+        attached(job).attach = Some(crate::job::Attach::default());
+    });
+    broken("stage.flowers.attach.id", "64 hexadecimal", |job| {
+        let mut named = settings(job);
+        named.id = Some("abc".into());
+        job.stages[1].attach = Some(named);
+    });
+    broken("stage.flowers.from", "must come from an earlier", |job| {
+        attached(job).from.clear();
+    });
+    broken("stage.flowers.steps", "trains nothing", |job| {
+        attached(job).steps = 3;
+    });
+    broken("stage.mlp.name", "another part of a block", |job| {
+        attached(job).name = "mlp".into();
+    });
+    broken("model.memories.roses", "is called 'roses'", |job| {
+        attached(job);
+        let shape = job.model.memory.clone();
+        job.model.memories.insert("roses".into(), shape);
+    });
+    broken("stage.evaluate.evaluate.memory", "neither bridge", |job| {
+        let mut text_alone = settings(job);
+        text_alone.bridge = false;
+        job.stages[1].attach = Some(text_alone);
+        let evaluate = job.stages[4].evaluate.as_mut().expect("settings");
+        evaluate.memory = Some("flowers".into());
+    });
+}
+
 #[test]
 fn a_bootstrap_has_a_text_side() {
     broken("model.text_tower", "which has a text side", |job| {

@@ -3,15 +3,15 @@
 use mks2_proto::failure::{ExitCode, Failure};
 
 use super::VERSION;
+use crate::error::Error;
 
 /// What can go wrong with checkpoints.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum CheckpointError {
     /// The store refused or failed. An upload that ends so has left the last committed
     /// checkpoint as it was.
     #[error(transparent)]
-    Store(#[from] mks2_dataset::error::Error),
+    Store(#[from] Error),
     /// A manifest that does not exist.
     #[error("{path} does not exist")]
     NoManifest {
@@ -91,7 +91,7 @@ pub enum CheckpointError {
 
 impl CheckpointError {
     /// Shorthand for a damaged manifest.
-    pub(super) fn manifest(path: &str, reason: impl Into<String>) -> Self {
+    pub fn manifest(path: &str, reason: impl Into<String>) -> Self {
         Self::Manifest {
             path: path.to_owned(),
             reason: reason.into(),

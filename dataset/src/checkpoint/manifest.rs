@@ -145,7 +145,7 @@ pub struct Manifest {
     pub facts: Facts,
     /// Digest of the trained parameters' names and shapes.
     pub model_digest: String,
-    /// Digest of the trained parameters' values; see [`super::Table::weights_digest`].
+    /// blake3 over the trained parameters' values in name order, as fp32 little endian.
     pub weights_digest: String,
     /// The parts, weights first.
     pub parts: Vec<Part>,
@@ -232,7 +232,8 @@ impl Manifest {
     }
 }
 
-/// Digest of a manifest's bytes, in hex: what the coordinator's journal holds.
-pub(super) fn digest(bytes: &[u8]) -> String {
+/// blake3 in hex: of a manifest's bytes, what the coordinator's journal holds.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
