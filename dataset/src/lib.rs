@@ -15,6 +15,7 @@
 //! | [`error`] | what can go wrong, and what a user is told |
 //! | [`plan`] | which rows a lane gets at a step, as a pure function |
 //! | [`pretrained`] | models as Hugging Face ships them: configuration and tensors |
+//! | [`task`] | what models are measured on: task files and their data |
 
 pub mod error;
 pub mod import;
@@ -28,4 +29,5 @@ pub mod reader;
 pub mod row;
 pub mod shard;
 pub mod store;
+pub mod task;
 pub mod verify;

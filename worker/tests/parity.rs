@@ -11,6 +11,8 @@
 mod bootstrap;
 #[path = "parity/fixture.rs"]
 mod fixture;
+#[path = "parity/metrics.rs"]
+mod metrics;
 
 use fixture::Fixture;
 use mks2_worker::model::{

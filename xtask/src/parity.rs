@@ -13,6 +13,8 @@ const PEERS: &str = "xtask/peers";
 const FIXTURES: &str = "worker/tests/fixtures";
 /// Where models lie in it that transformers has written.
 const PRETRAINED: &str = "pretrained";
+/// Where captions, answers and choices lie with what others make of them.
+const METRICS: &str = "metrics";
 
 /// The interpreter of the reference: `MKS2_PYTHON`, or an environment with its pinned packages.
 pub(crate) fn interpreter() -> Outcome<PathBuf> {
@@ -35,6 +37,7 @@ fn make(folder: &Path, pictures: &Path) -> Outcome {
     let targets = [
         ("make_fixtures.py", folder.to_owned()),
         ("make_pretrained.py", folder.join(PRETRAINED)),
+        ("make_metrics.py", folder.join(METRICS)),
         ("make_pictures.py", pictures.to_owned()),
     ];
     for (script, target) in targets {

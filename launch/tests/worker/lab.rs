@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::evaluating::{TASKS, task};
 use crate::servers::{Kind, Server};
 
 /// Steps of the stages, and of a whole run.
@@ -184,9 +185,10 @@ impl Lab {
         self.train_job(&self.path("small.toml"), run, workers, more)
     }
 
-    /// `mks2 train` of the whole quick job.
+    /// `mks2 train` of the whole quick job, with the sample tasks.
     pub(crate) fn train_and_evaluate(&self, run: &str, workers: impl std::fmt::Display) -> Command {
-        self.train_job(&root().join("examples/emoji/quick.toml"), run, workers, &[])
+        let quick = root().join("examples/emoji/quick.toml");
+        self.train_job(&quick, run, workers, &[&sample_tasks()])
     }
 
     fn train_job(
@@ -379,6 +381,12 @@ impl Lab {
             std::thread::sleep(pause);
         }
     }
+}
+
+/// The setting that has an evaluation measure the sample tasks.
+pub(crate) fn sample_tasks() -> String {
+    let files = TASKS.map(|name| format!("{:?}", task(name)));
+    format!("stage.evaluate.evaluate.tasks=[{}]", files.join(", "))
 }
 
 /// Name, steps and weights of each stage.

@@ -9,7 +9,7 @@
 //! 4. the tree becomes a [`Job`], defaults are filled in, and
 //!    [`validate`](super::validate) checks the relations between values.
 //!
-//! A relative URL of a corpus or model is relative to the folder of the job file, whatever the working
+//! A relative URL of a corpus, model or task is relative to the folder of the job file, whatever the working
 //! directory and wherever the value came from. The resolved job holds absolute ones.
 
 mod overlay;
@@ -147,8 +147,8 @@ pub fn parse(text: &str) -> Result<Job, Failure> {
 }
 
 /// blake3 of what makes two jobs the same run: everything but when checkpoints and comparisons are
-/// made and where corpora and pretrained models lie. What is in them is held against their own
-/// digests.
+/// made, where corpora and pretrained models lie, and which tasks are measured. What is in corpora and
+/// models is held against their own digests.
 ///
 /// # Errors
 /// When the job cannot be encoded.
@@ -159,6 +159,9 @@ pub fn digest(job: &Job) -> Result<String, Failure> {
     same.data.clear();
     for pretrained in same.stages.iter_mut().filter_map(|s| s.pretrained.as_mut()) {
         *pretrained = super::Pretrained::default();
+    }
+    for evaluate in same.stages.iter_mut().filter_map(|s| s.evaluate.as_mut()) {
+        evaluate.tasks.clear();
     }
     let bytes = serde_json::to_vec(&same)
         .map_err(|error| Failure::internal("the job cannot be encoded", error.to_string()))?;
@@ -240,6 +243,15 @@ fn resolve(tree: &Node, file: &str, base: Option<&Path>) -> Result<Resolved, Fai
         {
             models.decoder = absolute(&models.decoder, base);
             models.vision = absolute(&models.vision, base);
+        }
+        for evaluate in job
+            .stages
+            .iter_mut()
+            .filter_map(|stage| stage.evaluate.as_mut())
+        {
+            for task in &mut evaluate.tasks {
+                *task = absolute(task, base);
+            }
         }
     }
     let body = toml::to_string_pretty(&job).map_err(|error| {
