@@ -5,8 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::{Result, TaskError};
 use crate::row;
 
+/// The kinds that there are.
+const KINDS: &str = "multiple-choice, captions, retrieval and vqa";
+
 /// A task file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Settings {
     /// The likeliest of several continuations.
@@ -125,8 +128,25 @@ impl Settings {
             why,
         };
         let text = std::str::from_utf8(text).map_err(|error| refuse(error.to_string()))?;
-        let settings: Self =
+        let mut keys: toml::Table =
             toml::from_str(text).map_err(|error| refuse(error.message().to_owned()))?;
+        let kind = keys.remove("kind");
+        let settings = match kind.as_ref().and_then(toml::Value::as_str) {
+            Some("multiple-choice") => keys.try_into().map(Self::MultipleChoice),
+            Some("captions") => keys.try_into().map(Self::Captions),
+            Some("retrieval") => keys.try_into().map(Self::Retrieval),
+            Some("vqa") => keys.try_into().map(Self::Vqa),
+            other => {
+                let found = other.map_or("it has no kind".into(), |kind| {
+                    format!("kind is \"{kind}\"")
+                });
+                return Err(refuse(format!("{found}; there are {KINDS}")));
+            }
+        };
+        let settings = settings.map_err(|error: toml::de::Error| {
+            // A second line says which key.
+            refuse(error.to_string().trim().replace('\n', ", "))
+        })?;
         for template in settings.templates() {
             row::fields(template).map_err(|error| refuse(error.to_string()))?;
         }

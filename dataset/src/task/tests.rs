@@ -120,6 +120,10 @@ async fn what_is_wrong_with_a_task_file_is_named() {
             "kind = \"multiple-choice\"\ndata = \"q\"\nname = \"a/b\"\n",
             "name",
         ),
+        (
+            "kind = \"captions\"\ndata = \"c\"\nimages = \".\"\nprompt = 3\n",
+            "in `prompt`",
+        ),
         ("kind = ", "task file"),
     ];
     for (toml, word) in cases {

@@ -8,16 +8,22 @@ use serde_json::{Value, json};
 use crate::lab::{Ended, Lab, ended, mks2, root};
 
 /// The sample tasks, in the order in which the evaluated run has them.
-pub(crate) const TASKS: [&str; 4] = ["colors", "captions", "retrieval", "vqa"];
+const TASKS: [&str; 4] = ["colors", "captions", "retrieval", "vqa"];
 
 /// The file of a sample task.
-pub(crate) fn task(name: &str) -> String {
+fn task(name: &str) -> String {
     let tasks = root().join("examples/emoji/tasks");
     tasks
         .join(name)
         .with_extension("toml")
         .display()
         .to_string()
+}
+
+/// The setting that has an evaluation measure the sample tasks.
+pub(crate) fn sample_tasks() -> String {
+    let files = TASKS.map(|name| format!("{:?}", task(name)));
+    format!("stage.evaluate.evaluate.tasks=[{}]", files.join(", "))
 }
 
 /// `mks2 eval` of this model.
@@ -245,7 +251,12 @@ fn what_cannot_be_measured_is_refused_and_nothing_is_left() {
             4,
             &["broken.json, item 1", "picture cannot be read"],
         ),
-        (&run, &[&long], 2, &["long.json, item 2", "too long"]),
+        (
+            &run,
+            &[&long, "--stage", "memory"],
+            2,
+            &["long.json, item 2", "too long"],
+        ),
         (
             &run,
             &[&retrieval, "--stage", "experts"],

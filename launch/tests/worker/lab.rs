@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::evaluating::{TASKS, task};
+use crate::evaluating::sample_tasks;
 use crate::servers::{Kind, Server};
 
 /// Steps of the stages, and of a whole run.
@@ -381,12 +381,6 @@ impl Lab {
             std::thread::sleep(pause);
         }
     }
-}
-
-/// The setting that has an evaluation measure the sample tasks.
-pub(crate) fn sample_tasks() -> String {
-    let files = TASKS.map(|name| format!("{:?}", task(name)));
-    format!("stage.evaluate.evaluate.tasks=[{}]", files.join(", "))
 }
 
 /// Name, steps and weights of each stage.

@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::lab::{
-    Ended, Lab, awaited, digests, ended, mks2, root, sample_tasks, signal, workers_of,
-};
+use crate::evaluating::sample_tasks;
+use crate::lab::{Ended, Lab, awaited, digests, ended, mks2, root, signal, workers_of};
 
 /// The stages behind the models. Steps: 4 and 3.
 const STAGES: &str = r#"

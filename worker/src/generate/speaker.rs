@@ -221,29 +221,31 @@ impl Speaker {
     }
 
     /// The tokens of a prompt that goes on with `choice`, and how many of them, the last ones, are the
-    /// choice's. A stage that answers questions is given both as it was trained, the end token behind the
-    /// answer included. For others, `separator` stands between them, and space at the end of the prompt
+    /// choice's. A stage that answers questions is given both as it was trained: the end token behind the
+    /// answer is included, and a question that is too long is cut. For others, `separator` stands between them, and space at the end of the prompt
     /// belongs to what follows: a tokenizer joins it with the next word.
     ///
     /// # Errors
-    /// As [`Speaker::ids`].
+    /// When the stage's templates want more than question and answer, or the tokenizer refuses.
     pub(crate) fn continued(
         &self,
         prompt: &What,
         separator: &str,
         choice: &str,
     ) -> Result<(Vec<i64>, usize), Failure> {
-        if let (What::Text(_), Form::Question(settings)) = (prompt, &self.form) {
+        if let (What::Text(question), Form::Question(settings)) = (prompt, &self.form) {
             let row = Row {
+                question: Some(question.clone()),
                 answer: Some(choice.to_owned()),
                 ..Row::default()
             };
-            let mut ids = self.ids(prompt)?;
-            let before = ids.len();
-            ids.extend(self.encoder.ids(&render(&settings.answer, &row)?)?);
-            ids.push(self.encoder.end());
-            let own = ids.len() - before;
-            return Ok((ids, own));
+            let tokens = self.encoder.dialogue(
+                &render(&settings.question, &row)?,
+                &render(&settings.answer, &row)?,
+                settings.answer_after_end,
+            )?;
+            let own = tokens.targets();
+            return Ok((tokens.ids[..=tokens.end].to_vec(), own));
         }
         let text = prompt.text();
         let context = text.trim_end();

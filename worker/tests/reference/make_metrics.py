@@ -113,6 +113,7 @@ def sentences():
         It is 2.5 feet tall. 3-D picture of a 4x4
         .
         ?!
+        wow!! what?? no?! end.. so.... a -- b;; c,, d::
     """
     texts = [line.strip() for line in own.strip().splitlines()]
     with tarfile.open(CORPUS / "emoji-00001.tar") as shard:
@@ -201,8 +202,10 @@ def choices(model):
     return cases
 
 
-def write(path, value):
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+def write(path, rows):
+    """A list, a line for each of its rows."""
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def main(out, models):

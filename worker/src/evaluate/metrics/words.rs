@@ -4,6 +4,8 @@
 //! It agrees with that program on ordinary captions; it is not all of it. Known differences: `no.` before a
 //! number loses its full stop here, and web addresses, `at&t` and rare abbreviations are cut elsewhere. Round and other brackets stay as `-lrb-` and so on, as they do there.
 
+/// The apostrophe of typographers.
+const CURLY: char = '\u{2019}';
 /// Words whose full stop belongs to them.
 const ABBREVIATIONS: &[&str] = &[
     "mr", "mrs", "ms", "dr", "st", "mt", "jr", "sr", "vs", "etc", "inc", "co", "corp", "ltd",
@@ -42,7 +44,7 @@ pub fn words(caption: &str) -> Vec<String> {
 /// Typographic signs as typewriters have them.
 fn plain(character: char) -> char {
     match character {
-        '\u{2018}' | '\u{2019}' => '\'',
+        '\u{2018}' => '\'',
         '\u{201c}' | '\u{201d}' | '`' => '"',
         // Dashes part words.
         '\u{2013}' | '\u{2014}' | '\u{2026}' => ';',
@@ -70,14 +72,24 @@ impl Chunk {
 
     /// Appends its words.
     fn cut(&self, words: &mut Vec<String>) {
-        let mut word = String::new();
-        for (place, character) in self.characters.iter().enumerate() {
+        let (mut word, mut place) = (String::new(), 0);
+        while let Some(character) = self.characters.get(place) {
             if self.belongs(place, &word) {
                 word.push(*character);
+                place += 1;
                 continue;
             }
             finish(&mut word, words);
-            words.extend(sign(*character));
+            let shouted: String = self.characters[place..]
+                .iter()
+                .take_while(|mark| matches!(mark, '?' | '!'))
+                .collect();
+            // Several of them are a word there, and no punctuation.
+            match shouted.len() {
+                0 | 1 => words.extend(sign(*character)),
+                _ => words.push(shouted.clone()),
+            }
+            place += shouted.len().max(1);
         }
         finish(&mut word, words);
     }
@@ -88,8 +100,8 @@ impl Chunk {
         let is_inside = !word.is_empty() && next.is_alphanumeric();
         let is_number = word.ends_with(|last: char| last.is_ascii_digit()) && next.is_ascii_digit();
         match character {
-            '\'' if word.is_empty() => self.begins_with_apostrophe(place),
-            '\'' | '-' | '/' | '@' if !word.is_empty() => is_inside,
+            '\'' | CURLY if word.is_empty() => self.begins_with_apostrophe(place),
+            '\'' | CURLY | '-' | '/' | '@' if !word.is_empty() => is_inside,
             '-' | '+' => next.is_ascii_digit(),
             ',' | ':' => is_number,
             '.' => is_inside || !word.is_empty() && keeps_its_stop(word),
@@ -126,24 +138,33 @@ fn sign(character: char) -> Option<String> {
         ']' => "-rsb-",
         '{' => "-lcb-",
         '}' => "-rcb-",
-        '"' | '\'' | '.' | '?' | '!' | ',' | ':' | '-' | ';' => return None,
+        '"' | '\'' | CURLY | '.' | '?' | '!' | ',' | ':' | '-' | ';' => return None,
         other => return Some(other.to_string()),
     };
     Some(name.to_owned())
 }
 
-/// The word is over: its parts are appended.
+/// The word is over: its parts are appended. Only an ending's apostrophe is made straight.
 fn finish(word: &mut String, words: &mut Vec<String>) {
     let whole = std::mem::take(word);
     if whole.is_empty() {
         return;
     }
-    let pair = PAIRS.iter().find(|(pair, _)| *pair == whole);
-    let ending = ENDINGS.iter().filter(|ending| whole.ends_with(*ending));
-    let ending = ending.map(|ending| whole.len() - ending.len()).min();
-    let cut = pair.map(|(_, cut)| *cut).or(ending).unwrap_or(0);
-    if cut > 0 {
-        words.push(whole[..cut].to_owned());
+    let straight = whole.replace(CURLY, "'");
+    if let Some((_, cut)) = PAIRS.iter().find(|(pair, _)| *pair == straight) {
+        let (first, second) = straight.split_at(*cut);
+        words.extend([first.to_owned(), second.to_owned()]);
+        return;
     }
-    words.push(whole[cut..].to_owned());
+    let mut endings = ENDINGS.iter();
+    let Some(ending) = endings.find(|ending| straight.ends_with(*ending)) else {
+        words.push(whole);
+        return;
+    };
+    let kept = whole.chars().count() - ending.len();
+    let first: String = whole.chars().take(kept).collect();
+    if !first.is_empty() {
+        words.push(first);
+    }
+    words.push((*ending).to_owned());
 }
