@@ -17,6 +17,7 @@
 //! | [`pretrained`] | models as Hugging Face ships them: configuration and tensors |
 //! | [`checkpoint`] | the files of a run's checkpoints: manifest and parts |
 //! | [`memory`](mod@memory) | visual memories as artefacts that runs share |
+//! | [`task`] | what models are measured on: task files and their data |
 
 pub mod checkpoint;
 pub mod error;
@@ -32,4 +33,5 @@ pub mod reader;
 pub mod row;
 pub mod shard;
 pub mod store;
+pub mod task;
 pub mod verify;

@@ -122,6 +122,8 @@ pub(crate) enum Command {
     Worker(WorkerArgs),
     /// Ask a model that a run has trained, or one that was published
     Generate(crate::generate::GenerateArgs),
+    /// Measure a model on tasks: choices, captions, retrieval, questions about pictures
+    Eval(crate::eval::EvalArgs),
     /// Answer over HTTP, in the words of OpenAI's API
     Serve(crate::serve::ServeArgs),
     /// Write the report of a run again and print its numbers

@@ -6,6 +6,7 @@ mod talk;
 use std::num::NonZeroU32;
 
 use clap::Args;
+use mks2_proto::evaluate;
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::Opening;
 use mks2_proto::job::Precision;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 
 use crate::output::Output;
+pub(crate) use source::Found;
 pub(crate) use talk::{Answers, Asking};
 
 /// Which model is asked, and where it computes.
@@ -61,7 +63,43 @@ impl ModelArgs {
             threads: self.threads(),
             batch: self.batch.get(),
         };
-        talk::begin(&opening).await
+        talk::begin("generate", &opening).await
+    }
+
+    /// Finds the model alone.
+    ///
+    /// # Errors
+    /// As [`ModelArgs::start`].
+    pub(crate) async fn find(&self) -> Result<Found, Failure> {
+        source::find(&self.model, self.stage.as_deref()).await
+    }
+
+    /// Starts the program to measure tasks. Call it from the main thread.
+    ///
+    /// # Errors
+    /// No program (exit 6).
+    pub(crate) async fn measure(
+        &self,
+        found: Found,
+        tasks: Vec<evaluate::Asked>,
+        limit: Option<u64>,
+    ) -> Result<Answers, Failure> {
+        let opening = evaluate::Opening {
+            model: found.source,
+            tasks,
+            device: self.device.clone(),
+            precision: self.precision,
+            threads: self.threads(),
+            batch: self.batch.get(),
+            limit,
+        };
+        let (_, answers) = talk::begin("eval", &opening).await?;
+        Ok(answers)
+    }
+
+    /// Where it computes.
+    pub(crate) fn device(&self) -> &str {
+        &self.device
     }
 
     /// Prompts that are answered side by side.

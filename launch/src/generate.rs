@@ -124,7 +124,7 @@ pub(crate) async fn run(args: &GenerateArgs, output: &Output) -> Result<(), Fail
         };
         let Some(event) = event else {
             let why = "it ended before it had answered everything";
-            return Err(Failure::internal("the program that generates is gone", why));
+            return Err(Failure::internal("the program that computes is gone", why));
         };
         if matches!(event, Event::Done { .. } | Event::Refused { .. }) {
             room.add_permits(1);

@@ -12,6 +12,7 @@
 //! | [`engine`] | a model that can be asked, and the program that computes
 //! | [`generate`] | asking it from the command line
 //! | [`serve`] | the same over HTTP
+//! | [`eval`] | measuring it on tasks |
 //! | [`ledger`] | proofs from what a run has left: rows, steps, checkpoints |
 //! | [`chaos`] | a job whose processes are killed, and what that changes |
 //! | [`summary`], [`report`] | the closing table; `report.json` and `report.html` |
@@ -24,6 +25,7 @@ mod cli;
 mod config;
 mod data;
 mod engine;
+mod eval;
 mod generate;
 mod goodput;
 mod ledger;
@@ -100,6 +102,7 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Scale(options) => on_runtime(steer::scale(&options, output)),
         Command::Worker(options) => steer::join(&options),
         Command::Generate(options) => on_runtime(generate::run(&options, output)),
+        Command::Eval(options) => on_runtime(eval::run(&options, output)),
         Command::Serve(options) => on_runtime(serve::run(&options, output)),
         Command::Chaos(options) => on_runtime(chaos::run(&options, output)),
         Command::Ledger(command) => on_runtime(ledger::run(command, output)),

@@ -148,5 +148,15 @@ fn numbers(evaluation: &Value) -> Value {
             numbers.insert(part.to_owned(), Value::Object(shares.collect()));
         }
     }
+    if let Some(tasks) = evaluation["tasks"].as_array() {
+        numbers.insert("tasks".to_owned(), tasks.iter().map(task).collect());
+    }
     Value::Object(numbers)
+}
+
+/// A task without its settings.
+fn task(task: &Value) -> Value {
+    let kept = ["task", "stage", "digest", "measured", "metrics"];
+    let kept = kept.map(|name| (name.to_owned(), task[name].clone()));
+    Value::Object(kept.into_iter().collect())
 }

@@ -109,6 +109,14 @@ fn evaluation(report: &Value) -> String {
     ] {
         add_share(&mut table, label, &results["probes"][key]);
     }
+    for task in results["tasks"].as_array().into_iter().flatten() {
+        let name = task["task"].as_str().unwrap_or("?");
+        for metric in task["metrics"].as_array().into_iter().flatten() {
+            let value = metric["value"].as_f64().unwrap_or_default();
+            let label = format!("{name}: {}", metric["name"].as_str().unwrap_or("?"));
+            table.row([label, format!("{value:.4}")]);
+        }
+    }
     if table.is_empty() {
         String::new()
     } else {
@@ -158,7 +166,8 @@ mod tests {
             "weights_digest": "abc",
             "stages": [{"name": "memory", "steps": 1200, "seconds": 61.2, "loss": 0.5,
                         "weights_digest": "0123456789abcdef"}],
-            "evaluation": {"retrieval": {"r1": 0.93, "n": 1580}, "probes": {"image": 0.76}},
+            "evaluation": {"retrieval": {"r1": 0.93, "n": 1580}, "probes": {"image": 0.76},
+                "tasks": [{"task": "colors", "metrics": [{"name": "acc", "value": 0.61}]}]},
             "reduction": "exact",
             "workers": 2,
             "evaluation_seconds": 12.4,
@@ -174,6 +183,7 @@ mod tests {
         );
         assert!(text.contains("retrieval R@1         93.0 %"), "{text}");
         assert!(text.contains("probe: image feature"), "{text}");
+        assert!(text.contains("colors: acc           0.6100"), "{text}");
         assert!(!text.contains("R@5") && !text.contains("caption"), "{text}");
         assert!(
             text.contains("reduction exact  workers 2  weights abc"),

@@ -493,6 +493,26 @@ pub struct Evaluate {
     pub train_questions: Option<String>,
     /// The `experts` stages to compare on the questions: `mks2`, `lora`, `shuffled`.
     pub compare: BTreeMap<String, String>,
+    /// Task files, as for `mks2 eval`. Captions and retrieval are asked of `memory`, all else of what
+    /// `compare` calls `mks2`; where there is only one of both, of that one.
+    pub tasks: Vec<String>,
+}
+
+/// What `compare` calls the full method.
+pub const MKS2: &str = "mks2";
+
+impl Evaluate {
+    /// The stage that a task is put to, if the settings name any: `of_memory` is for what a memory stage
+    /// learns, captions and retrieval.
+    #[must_use]
+    pub fn asked(&self, of_memory: bool) -> Option<&str> {
+        let (full, memory) = (self.compare.get(MKS2), self.memory.as_ref());
+        let (first, second) = match of_memory {
+            true => (memory, full),
+            false => (full, memory),
+        };
+        first.or(second).map(String::as_str)
+    }
 }
 
 fn default_lanes() -> u32 {

@@ -8,6 +8,7 @@
 //! | [`v1`] | the generated gRPC messages and services |
 //! | [`dial`] | connecting to a coordinator: endpoint, token, deadlines |
 //! | [`env`](mod@env) | the environment contract between launcher and worker |
+//! | [`evaluate`] | how `mks2 eval` has tasks measured, and what comes out |
 //! | [`generate`] | how `mks2 generate` asks the program that computes |
 //! | [`goodput`] | where the time of a run goes |
 //! | [`agreement`] | what the members of a generation conclude from what all have told |
@@ -20,6 +21,7 @@
 pub mod agreement;
 pub mod dial;
 pub mod env;
+pub mod evaluate;
 pub mod failure;
 pub mod generate;
 pub mod goodput;

@@ -6,16 +6,21 @@
 //! | [`examples`] | a few greedy captions and the pictures nearest to a text |
 //! | [`questions`] | held-out questions asked in text alone: MKS2, LoRA alone, shuffled memory |
 //! | [`probes`] | linear probes of the same knowledge |
+//! | [`tasks`] | tasks in files of their own, as `mks2 eval` measures them ([`program`]) by [`metrics`] |
 //!
 //! Rows are cut into blocks of fixed size that the workers share, and every number is added in the
 //! order of blocks: a result does not depend on the number of workers.
 
+mod blocks;
 pub mod examples;
+pub mod metrics;
 pub mod pairs;
 mod probe;
 pub mod probes;
+pub mod program;
 pub mod questions;
 pub mod recall;
+mod tasks;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,8 +28,9 @@ use std::sync::Arc;
 use mks2_dataset::picture;
 use mks2_dataset::reader::Corpus;
 use mks2_dataset::row::Row;
+use mks2_proto::evaluate::Measured;
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{self, Job};
+use mks2_proto::job::{self, Job, MKS2};
 use mks2_proto::v1::Phase;
 use serde::Serialize;
 use tch::Device;
@@ -32,15 +38,13 @@ use tokio::runtime::Handle;
 
 use crate::collectives::Collective;
 use crate::control::Control;
-use crate::exchange::all_lanes;
+use crate::generate::Speaker;
 use crate::lineage::Lineage;
 use crate::model::Weights;
 use crate::objective::Share;
 use crate::team::Setback;
 use crate::text::TextEncoder;
-
-/// Rows that are computed together.
-const BLOCK: usize = 32;
+use blocks::{Blocks, Workers};
 
 /// What an `evaluate` stage has found: `evaluation.json` of the run.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -64,6 +68,9 @@ pub struct Evaluation {
     pub examples: Vec<examples::Example>,
     /// Share of the memories in the mixture, per block and kind of token.
     pub router: Vec<questions::BlockUse>,
+    /// Tasks in files of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<Measured>,
 }
 
 /// What all parts of an evaluation read.
@@ -100,7 +107,7 @@ impl Evaluator<'_> {
             };
             if let (Some(stage), Some(corpus)) = (&self.settings.memory, &self.settings.corpus) {
                 let pairs = pairs::Pairs::measure(self, stage, corpus, collective)?;
-                found.retrieval = Some(pairs.recall());
+                found.retrieval = Some(pairs.recall()?);
                 found.caption = Some(pairs.caption);
                 if collective.rank() == 0 {
                     found.examples = examples::examples(self, stage, &pairs)?;
@@ -112,6 +119,7 @@ impl Evaluator<'_> {
                 found.router = router;
                 found.probes = probes::measure(self, corpus)?;
             }
+            found.tasks = tasks::of_stage(self, collective)?;
             Ok(found)
         })
     }
@@ -121,7 +129,7 @@ impl Evaluator<'_> {
         let stage = self
             .settings
             .compare
-            .get(questions::MKS2)
+            .get(MKS2)
             .or(self.settings.memory.as_ref());
         match stage {
             Some(stage) => self.lineage.digest(&self.ancestry(stage)?),
@@ -214,41 +222,23 @@ pub fn ancestry(job: &Job, name: &str) -> Result<Vec<String>, Failure> {
 }
 
 impl Evaluator<'_> {
-    /// Computes blocks of rows, one per worker at a time; all get all shares, in the order of
-    /// blocks. Between blocks all learn whether some worker was asked to stop.
+    /// Computes blocks of rows together with the other workers; all get all shares, in the order of
+    /// blocks.
     fn in_blocks<T>(
         &self,
         rows: &[T],
         collective: &mut dyn Collective,
         mut compute: impl FnMut(&[T]) -> Result<Share, Failure>,
     ) -> Result<Vec<Share>, Setback> {
-        let (rank, world) = (collective.rank(), collective.world());
-        let blocks: Vec<&[T]> = rows.chunks(BLOCK).collect();
-        let mut shares = Vec::with_capacity(blocks.len());
-        for round in blocks.chunks(world) {
-            let mine = match round.get(rank) {
-                Some(block) => vec![(rank as u32, compute(block)?)],
-                None => Vec::new(),
-            };
-            let stop = u8::from(self.control.stop_requested());
-            // From here on the others are needed.
-            let sequence = collective.sequence() + 1;
-            self.control.set_phase(Phase::Gathering, sequence);
-            let (stop, all) = all_lanes(collective, stop, &mine, round.len() as u32)?;
-            self.control.set_phase(Phase::Evaluating, 0);
-            if stop != 0 {
-                return Err(stopped().into());
-            }
-            shares.extend(all);
-        }
-        Ok(shares)
+        let mut workers = Workers {
+            control: self.control,
+            collective,
+        };
+        workers.shares(rows.len(), &mut |block| compute(&rows[block]))
     }
-}
 
-fn stopped() -> Failure {
-    Failure::stopped(
-        "the evaluation was stopped",
-        "on request",
-        "the same command evaluates again from the beginning of the stage",
-    )
+    /// What a stage has trained, to be asked.
+    fn speaker(&self, stage: &str) -> Result<Speaker, Failure> {
+        Speaker::of_stage(self.job, stage, self.lineage, (self.device, &self.runtime))
+    }
 }

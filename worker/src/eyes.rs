@@ -4,7 +4,7 @@ use mks2_proto::failure::Failure;
 use mks2_proto::job;
 use tch::{Device, Tensor, no_grad};
 
-use crate::model::{Bridge, Vision, Weights};
+use crate::model::{Bridge, Vision, VisionFeatures, Weights};
 use crate::pixels::to_pixels;
 
 /// Pictures become soft tokens.
@@ -32,15 +32,32 @@ impl Eyes {
         self.side
     }
 
+    /// What the encoder makes of pictures in RGB bytes `[side, side, 3]`.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub(crate) fn see(
+        &self,
+        pictures: &[&[u8]],
+        device: Device,
+    ) -> Result<VisionFeatures, Failure> {
+        let pixels_bcyx = to_pixels(pictures, self.side as usize, device);
+        Ok(no_grad(|| self.vision.forward(&pixels_bcyx))?)
+    }
+
+    /// The soft tokens `[b, p, d]` of what was seen.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub(crate) fn soft(&self, seen: &VisionFeatures) -> Result<Tensor, Failure> {
+        Ok(no_grad(|| self.bridge.forward(&seen.patches_bpv))?)
+    }
+
     /// Soft tokens `[b, p, d]` of pictures in RGB bytes `[side, side, 3]`.
     ///
     /// # Errors
     /// When libtorch refuses.
     pub(crate) fn look(&self, pictures: &[&[u8]], device: Device) -> Result<Tensor, Failure> {
-        let pixels_bcyx = to_pixels(pictures, self.side as usize, device);
-        no_grad(|| {
-            let seen = self.vision.forward(&pixels_bcyx)?;
-            Ok(self.bridge.forward(&seen.patches_bpv)?)
-        })
+        self.soft(&self.see(pictures, device)?)
     }
 }

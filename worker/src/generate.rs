@@ -5,12 +5,13 @@
 //! lines ──► desk ──► engine: many answers side by side, keys and values kept ──► events ──► lines
 //!                      │
 //!                    speaker: the model; sample: the next token; score: how likely it is;
-//!                    writer: tokens to text
+//!                    writer: tokens to text; search: texts beside pictures
 //! ```
 
 mod engine;
 mod sample;
 mod score;
+mod search;
 mod speaker;
 mod writer;
 
@@ -19,8 +20,8 @@ use std::io::{BufRead, Write};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use mks2_proto::failure::{ExitCode, Failure};
-use mks2_proto::generate::{Ask, Event, Opening, Prompt, Words};
-
+use mks2_proto::generate::{Ask, Event, Opening, Prompt, Scored, Words};
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::io_runtime;
@@ -167,7 +168,62 @@ impl Desk<'_> {
     }
 }
 
-fn tell(output: &mut impl Write, events: &[Event]) -> Result<(), Failure> {
+/// A whole answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// What was generated, without the end token.
+    pub(crate) tokens: Vec<u32>,
+    /// Probabilities, as far as they were asked for.
+    pub(crate) scores: Vec<Scored>,
+}
+
+/// The answers to prompts, or why there is none, `batch` side by side; a prompt's id is its place.
+///
+/// # Errors
+/// When the model cannot compute any more.
+pub(crate) fn answers(
+    speaker: &Speaker,
+    prompts: Vec<Prompt>,
+    batch: usize,
+) -> Result<Vec<Result<Answer, Failure>>, Failure> {
+    let mut found: Vec<_> = prompts.iter().map(|_| None).collect();
+    let mut waiting: VecDeque<Prompt> = prompts.into();
+    let mut engine = Engine::new(speaker);
+    while !waiting.is_empty() || engine.len() > 0 {
+        let free = batch.max(1).saturating_sub(engine.len());
+        let new: Vec<Prompt> = waiting.drain(..free.min(waiting.len())).collect();
+        let mut events = Vec::new();
+        if !new.is_empty() {
+            events = engine.admit(new)?;
+        }
+        if engine.len() > 0 {
+            events.extend(engine.advance()?);
+        }
+        for event in events {
+            let (id, answer) = match event {
+                Event::Done {
+                    id, tokens, scores, ..
+                } => (id, Ok(Answer { tokens, scores })),
+                Event::Refused { id, why } => (id, Err(Failure::from(why))),
+                _ => continue,
+            };
+            if let Some(place) = found.get_mut(id as usize) {
+                *place = Some(answer);
+            }
+        }
+    }
+    let unanswered = || Failure::internal("a prompt has no answer", "its id is not its place");
+    let found = found.into_iter();
+    Ok(found
+        .map(|answer| answer.unwrap_or_else(|| Err(unanswered())))
+        .collect())
+}
+
+/// Writes events, a line each.
+///
+/// # Errors
+/// When nobody reads them.
+pub(crate) fn tell(output: &mut impl Write, events: &[impl Serialize]) -> Result<(), Failure> {
     for event in events {
         let line = serde_json::to_string(event)
             .map_err(|error| Failure::internal("an answer has no JSON", error.to_string()))?;
@@ -176,18 +232,23 @@ fn tell(output: &mut impl Write, events: &[Event]) -> Result<(), Failure> {
     output.flush().map_err(unheard)
 }
 
-fn parse<T: serde::de::DeserializeOwned>(line: &str) -> Result<T, Failure> {
+/// A line of a conversation.
+///
+/// # Errors
+/// When it is none.
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(line: &str) -> Result<T, Failure> {
     serde_json::from_str(line).map_err(|error| {
         Failure::new(
             ExitCode::Usage,
             "a line of the conversation cannot be read",
             error.to_string(),
-            "ask through `mks2 generate`",
+            "ask through `mks2`",
         )
     })
 }
 
-fn unheard(error: std::io::Error) -> Failure {
+/// Nobody speaks, or listens, any more.
+pub(crate) fn unheard(error: std::io::Error) -> Failure {
     Failure::io("the conversation has broken off", error)
 }
 

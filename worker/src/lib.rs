@@ -13,9 +13,10 @@
 //!        ├─ lineage    what finished stages have left
 //!        ├─ pretrained models that were published elsewhere
 //!        ├─ vocabulary the tokenizer that a stage trains
-//!        └─ evaluate   retrieval, captions, questions, probes
+//!        └─ evaluate   retrieval, captions, questions, probes, tasks
 //!
 //! generate          answers of a model that is trained  ─► model, text, pixels
+//! evaluate::program tasks alone, for a user        ─► generate
 //! bench, gpu_check ─► rehearsal   one stage alone in this process ─► train
 //! ```
 

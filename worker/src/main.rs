@@ -1,7 +1,7 @@
 //! `mks2-worker`: one process of the data plane. It is started by `mks2 train` or by a cluster's
 //! launcher, and learns everything from its environment; see `mks2_proto::env`.
 
-use std::io::Write;
+use std::io::{BufReader, Stdin, StdoutLock, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::{self, Failure};
 use mks2_proto::telemetry;
 use mks2_worker::bench::cli;
+use mks2_worker::evaluate::program;
 use mks2_worker::run::End;
 use mks2_worker::{app, generate, gpu_check};
 
@@ -29,6 +30,9 @@ enum Command {
     /// Measures a part of the data plane in this process.
     #[command(hide = true)]
     Bench(cli::Arguments),
+    /// Measures tasks, for `mks2 eval`.
+    #[command(hide = true)]
+    Eval,
     /// Answers prompts over standard input and output, for `mks2 generate`.
     #[command(hide = true)]
     Generate,
@@ -39,7 +43,8 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Some(Command::Bench(arguments)) => bench(&arguments),
-        Some(Command::Generate) => return answer(),
+        Some(Command::Generate) => return converse(generate::run),
+        Some(Command::Eval) => return converse(program::run),
         Some(Command::GpuCheck(arguments)) => check_gpu(&arguments),
         None => run(),
     };
@@ -85,11 +90,13 @@ fn check_gpu(arguments: &gpu_check::Arguments) -> Result<End, Failure> {
     Ok(End::Complete)
 }
 
-/// Answers prompts. What goes wrong is told in the conversation.
-fn answer() -> ExitCode {
-    let input = std::io::BufReader::new(std::io::stdin());
-    let answered = set_up_tls().and_then(|()| generate::run(input, &mut std::io::stdout().lock()));
-    match answered {
+/// Talks with whoever has started this. What goes wrong is told in the conversation.
+fn converse(
+    talk: impl FnOnce(BufReader<Stdin>, &mut StdoutLock<'static>) -> Result<(), Failure>,
+) -> ExitCode {
+    let input = BufReader::new(std::io::stdin());
+    let ended = set_up_tls().and_then(|()| talk(input, &mut std::io::stdout().lock()));
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.exit.into(),
     }

@@ -11,6 +11,8 @@
 mod bootstrap;
 #[path = "parity/fixture.rs"]
 mod fixture;
+#[path = "parity/metrics.rs"]
+mod metrics;
 #[path = "parity/training.rs"]
 mod training;
 

@@ -17,6 +17,8 @@ const PRETRAINED: &str = "pretrained";
 const TRAINING: &str = "training";
 /// Parameters and operations of whole jobs.
 const COUNTS: &str = "proto/tests/fixtures/counts.json";
+/// Where captions, answers and choices lie with what others make of them.
+const METRICS: &str = "metrics";
 
 /// The interpreter of the reference: `MKS2_PYTHON`, or an environment with its pinned packages.
 pub(crate) fn interpreter() -> Outcome<PathBuf> {
@@ -42,6 +44,7 @@ fn make(folder: &Path, pictures: &Path, counts: &Path) -> Outcome {
         ("make_fixtures.py", folder.to_owned()),
         ("make_pretrained.py", folder.join(PRETRAINED)),
         ("make_training.py", folder.join(TRAINING)),
+        ("make_metrics.py", folder.join(METRICS)),
         ("make_pictures.py", pictures.to_owned()),
         ("count_models.py", counts.to_owned()),
     ];

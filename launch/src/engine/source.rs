@@ -6,19 +6,18 @@ use mks2_dataset::pretrained::{Folder, config};
 use mks2_dataset::store;
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::{Source, Trained};
-use mks2_proto::job::{Job, load};
+use mks2_proto::job::{Job, MKS2, StageKind, load};
 
 use crate::train::located;
 
-/// What the evaluation of a job calls the full method.
-const MKS2: &str = "mks2";
-
 /// A model that can be asked.
 #[derive(Debug)]
-pub(super) struct Found {
-    pub(super) source: Source,
+pub(crate) struct Found {
+    pub(crate) source: Source,
+    /// Where no stage was named: the one for captions and retrieval.
+    pub(crate) memory: Option<String>,
     /// For a person.
-    pub(super) words: String,
+    pub(crate) words: String,
 }
 
 /// The model at `named`: of a run, or a published one. `stage` chooses among those of a run.
@@ -43,6 +42,7 @@ pub(super) async fn find(named: &str, stage: Option<&str>) -> Result<Found, Fail
             match config {
                 Some(_) => Ok(Found {
                     words: format!("the published model in {}", folder.location()),
+                    memory: None,
                     source: Source::Folder {
                         url: named.to_owned(),
                     },
@@ -81,6 +81,10 @@ async fn of_run(
             )
         })?,
     };
+    let memory = match wanted {
+        Some(_) => None,
+        None => usual_memory(&job, &newest),
+    };
     let step = newest.iter().find(|one| one.stage == stage);
     let step = match step {
         Some(one) if !one.is_final => format!(", unfinished, after step {} of the run", one.step),
@@ -99,6 +103,7 @@ async fn of_run(
             url: named.to_owned(),
             stage,
         },
+        memory,
         words,
     })
 }
@@ -118,23 +123,37 @@ fn known<'a>(job: &Job, name: &'a str) -> Result<&'a str, Failure> {
     }
 }
 
+fn is_finished(newest: &[&Checkpoint], name: &str) -> bool {
+    newest
+        .iter()
+        .any(|checkpoint| checkpoint.is_final && checkpoint.stage == name)
+}
+
+/// The memory stage that is asked where none is named: the one that is evaluated, or else the last one.
+fn usual_memory(job: &Job, newest: &[&Checkpoint]) -> Option<String> {
+    let stages = job.stages.iter();
+    let mut evaluated = stages.filter_map(|stage| stage.evaluate.as_ref()?.memory.as_ref());
+    let evaluated = evaluated.find(|name| is_finished(newest, name));
+    let memories = job.stages.iter().rev();
+    let memories = memories.filter(|stage| stage.kind == StageKind::Memory);
+    let mut memories = memories.map(|stage| &stage.name);
+    evaluated
+        .or_else(|| memories.find(|name| is_finished(newest, name)))
+        .cloned()
+}
+
 /// The stage that is asked where none is named.
 fn usual(job: &Job, newest: &[&Checkpoint]) -> Option<String> {
-    let is_finished = |name: &str| {
-        newest
-            .iter()
-            .any(|checkpoint| checkpoint.is_final && checkpoint.stage == name)
-    };
     let evaluations = job
         .stages
         .iter()
         .filter_map(|stage| stage.evaluate.as_ref());
     let mut full = evaluations.filter_map(|evaluation| evaluation.compare.get(MKS2));
-    let full = full.find(|name| is_finished(name)).cloned();
+    let full = full.find(|name| is_finished(newest, name)).cloned();
     full.or_else(|| {
         let stages = job.stages.iter().rev();
         let mut names = stages.map(|stage| &stage.name);
-        names.find(|name| is_finished(name)).cloned()
+        names.find(|name| is_finished(newest, name)).cloned()
     })
 }
 

@@ -1,11 +1,13 @@
-//! The conversation with the program that computes; see [`mks2_proto::generate`].
+//! The conversation with the program that computes; see [`mks2_proto::generate`] and
+//! [`mks2_proto::evaluate`].
 
 use std::process::Stdio;
 
 use mks2_proto::env;
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{Ask, Event, Opening};
+use mks2_proto::generate::{Ask, Event};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -15,14 +17,18 @@ use crate::train::{cause, spawn, worker_program};
 /// Lines that wait for the program to read them.
 const AHEAD: usize = 64;
 
-/// Starts the program. Call it from the main thread: the program ends with the thread that started it.
+/// Starts the program to do what `verb` says. Call it from the main thread: the program ends with the
+/// thread that started it.
 ///
 /// # Errors
 /// No program (exit 6).
-pub(crate) async fn begin(opening: &Opening) -> Result<(Asking, Answers), Failure> {
+pub(super) async fn begin(
+    verb: &str,
+    opening: &impl Serialize,
+) -> Result<(Asking, Answers), Failure> {
     let mut command = Command::new(worker_program()?);
     command
-        .arg("generate")
+        .arg(verb)
         .env(env::CUBLAS_WORKSPACE, env::CUBLAS_WORKSPACE_VALUE)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -91,6 +97,17 @@ impl Answers {
     /// # Errors
     /// What the program could not do, or that it is gone.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, Failure> {
+        match self.said().await? {
+            Some(Event::Failed { why }) => Err(why.into()),
+            event => Ok(event),
+        }
+    }
+
+    /// The next line; none when the program has done everything that it was asked.
+    ///
+    /// # Errors
+    /// That the program is gone, or speaks otherwise.
+    pub(crate) async fn said<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Failure> {
         let line = self.lines.next_line().await;
         let Some(line) = line.map_err(|error| gone(&error.to_string()))? else {
             let status = self.child.wait().await;
@@ -100,17 +117,16 @@ impl Answers {
                 false => Err(gone(&cause::ending(status))),
             };
         };
-        match serde_json::from_str(&line).map_err(|error| gone(&error.to_string()))? {
-            Event::Failed { why } => Err(why.into()),
-            event => Ok(Some(event)),
-        }
+        serde_json::from_str(&line)
+            .map(Some)
+            .map_err(|error| gone(&error.to_string()))
     }
 }
 
 fn gone(why: &str) -> Failure {
     Failure::environment(
-        "the program that generates is gone",
+        "the program that computes is gone",
         why,
-        "look at what it said above; a smaller --batch or --max-tokens needs less memory",
+        "look at what it said above; a smaller --batch needs less memory",
     )
 }

@@ -289,6 +289,43 @@ pub(super) fn captions(sources: &Sources) -> String {
     )
 }
 
+/// What tasks in files of their own have come to.
+pub(super) fn tasks(sources: &Sources) -> String {
+    let mut rows = String::new();
+    for task in list(&found(sources)["tasks"]) {
+        for (number, metric) in list(&task["metrics"]).iter().enumerate() {
+            let first = |words: String| match number {
+                0 => words,
+                _ => String::new(),
+            };
+            let number = |value: &Value| format!("{:.4}", value.as_f64().unwrap_or_default());
+            let _ = write!(
+                rows,
+                "<tr><td>{}<td>{}<td>{}<td class=n>{}<td class=n>{} to {}<td class=n>{}",
+                first(format!("<b>{}</b>", text(&task["task"]))),
+                first(text(&task["stage"])),
+                text(&metric["name"]),
+                number(&metric["value"]),
+                number(&metric["interval"][0]),
+                number(&metric["interval"][1]),
+                first(count(task["measured"].as_u64().unwrap_or(0))),
+            );
+        }
+    }
+    let table = match rows.is_empty() {
+        true => rows,
+        false => format!(
+            "<div class=wide><table><thead><tr><th>task<th>stage<th>metric<th class=n>value<th class=n>95 % interval\
+             <th class=n>items</thead><tbody>{rows}</tbody></table></div>"
+        ),
+    };
+    section(
+        "Tasks",
+        "Metrics as other programs have them, with confidence intervals by the bootstrap over the items.",
+        &table,
+    )
+}
+
 /// Share of the memories per block and kind of token.
 pub(super) fn router(sources: &Sources) -> String {
     let mut rows = String::new();

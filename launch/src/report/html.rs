@@ -22,6 +22,7 @@ pub(super) fn page(sources: &Sources, report: &Report) -> String {
         evaluation::claim(sources),
         evaluation::retrieval(sources),
         evaluation::captions(sources),
+        evaluation::tasks(sources),
         evaluation::router(sources),
         stages(sources, report),
         time::time(sources),

@@ -72,6 +72,9 @@ fn evaluate(run: &Path) {
         "probes": {"image": 0.75, "with_memory": 0.7, "without_memory": 0.25},
         "examples": [{"key": "k", "picture": PIXEL, "caption": HOSTILE, "generated": HOSTILE,
                       "query": HOSTILE, "nearest": [near, outside]}],
+        "tasks": [{"task": HOSTILE, "stage": "experts", "version": "1", "digest": "00", "items": 99,
+                   "measured": 93, "settings": {"kind": "multiple-choice"},
+                   "metrics": [{"name": "acc", "value": 0.5, "stderr": 0.05, "interval": [0.4, 0.6]}]}],
         "router": [{"block": 4, "begin": 0.1, "question": 0.5, "answer": 0.875}],
     });
     put(run, "evaluation.json", &found.to_string());
@@ -95,10 +98,11 @@ fn keys(value: &Value) -> Vec<&str> {
     keys
 }
 
-const SECTIONS: [&str; 7] = [
+const SECTIONS: [&str; 8] = [
     "Knowledge from pictures, asked in text",
     "Text-to-image retrieval",
     "Captions",
+    "Tasks",
     "The router's use of memory",
     "Stages",
     "Curves",
@@ -136,7 +140,7 @@ async fn a_finished_run_has_every_section_in_order() {
 async fn what_is_not_there_yet_is_left_out_and_said() {
     let run = run_under_way();
     let (json, html) = composed(run.path()).await;
-    assert_eq!(sections(&html), SECTIONS[4..]);
+    assert_eq!(sections(&html), SECTIONS[5..]);
     assert!(html.contains("not finished") && html.contains("There is no evaluation yet"));
     assert!(html.contains("1 value not finite") && !html.contains("NaN"));
     assert_eq!(json["weights_digest"], Value::Null);
@@ -205,7 +209,11 @@ async fn report_json_has_exactly_the_documented_fields() {
     let evaluation = &json["evaluation"];
     assert_eq!(
         keys(evaluation),
-        ["caption", "probes", "questions", "retrieval"]
+        ["caption", "probes", "questions", "retrieval", "tasks"]
+    );
+    assert_eq!(
+        keys(&evaluation["tasks"][0]),
+        ["digest", "measured", "metrics", "stage", "task"]
     );
     assert_eq!(keys(&evaluation["retrieval"]), ["n", "r1", "r10", "r5"]);
     assert_eq!(keys(&evaluation["caption"]), ["loss", "loss_without_image"]);

@@ -212,7 +212,7 @@ pub(super) async fn listen(
             }
             Ok(None) => {
                 let why = "it ended though more could be asked";
-                break Failure::internal("the program that generates is gone", why);
+                break Failure::internal("the program that computes is gone", why);
             }
             Err(failure) => break failure,
         }

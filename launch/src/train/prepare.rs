@@ -10,16 +10,17 @@ use mks2_coordinator::{Limits, Running, Settings};
 use mks2_dataset::memory::attach;
 use mks2_dataset::pretrained::base::Base;
 use mks2_dataset::reader::Corpus;
-use mks2_dataset::store;
+use mks2_dataset::{store, task};
 use mks2_proto::env;
 use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::ids::Token;
 use mks2_proto::job::load::{self, Resolved};
-use mks2_proto::job::{Job, StageKind};
+use mks2_proto::job::{Evaluate, Job, StageKind};
 use tempfile::TempDir;
 
 use super::fleet::Orders;
 use crate::cli::TrainArgs;
+use crate::eval::read_tasks;
 use crate::output::Output;
 
 /// A run that can start.
@@ -196,11 +197,12 @@ pub(crate) fn used_corpora(job: &Job) -> BTreeSet<&str> {
 }
 
 /// Opens each corpus that is used, whose digest ties the run to it, and looks whether pretrained models
-/// and memories are what the job says of them.
+/// and memories are what the job says of them, and tasks can be measured.
 ///
 /// # Errors
 /// The first corpus that is not there or not whole (exit 4), the first model or memory that is not (exit
-/// 8) or is another than the job says (exit 3).
+/// 8) or is another than the job says (exit 3), the first task that cannot be read (exit 3, or 4 for its
+/// data).
 pub(crate) async fn open_inputs(job: &Job) -> Result<BTreeMap<String, String>, Failure> {
     let mut digests = BTreeMap::new();
     for name in used_corpora(job) {
@@ -218,7 +220,24 @@ pub(crate) async fn open_inputs(job: &Job) -> Result<BTreeMap<String, String>, F
             attach::open(job, stage).await?;
         }
     }
+    for settings in job.stages.iter().filter_map(|s| s.evaluate.as_ref()) {
+        check_tasks(settings).await?;
+    }
     Ok(digests)
+}
+
+/// Reads the tasks of an evaluation, long before they are measured.
+async fn check_tasks(settings: &Evaluate) -> Result<(), Failure> {
+    for task in read_tasks(&settings.tasks).await? {
+        if matches!(task.settings, task::Settings::Retrieval(_)) && settings.memory.is_none() {
+            return Err(Failure::settings(
+                format!("task '{}' cannot be measured by this job", task.name),
+                "only a memory stage can search, and the evaluate stage names none",
+                "set memory to a memory stage of the job, or take the task out",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn logs_folder(run: Option<&Path>) -> Result<PathBuf, Failure> {

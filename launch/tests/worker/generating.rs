@@ -266,7 +266,7 @@ fn a_program_that_dies_is_told() {
     let mut command = mks2(&["generate", "--prompt", "x"]);
     command.arg(published()).env("MKS2_WORKER", "/bin/false");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    ended(command).refused(6, &["the program that generates is gone", "exit code 1"]);
+    ended(command).refused(6, &["the program that computes is gone", "exit code 1"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::evaluating::sample_tasks;
 use crate::servers::{Kind, Server};
 
 /// Steps of the stages, and of a whole run.
@@ -184,9 +185,10 @@ impl Lab {
         self.train_job(&self.path("small.toml"), run, workers, more)
     }
 
-    /// `mks2 train` of the whole quick job.
+    /// `mks2 train` of the whole quick job, with the sample tasks.
     pub(crate) fn train_and_evaluate(&self, run: &str, workers: impl std::fmt::Display) -> Command {
-        self.train_job(&root().join("examples/emoji/quick.toml"), run, workers, &[])
+        let quick = root().join("examples/emoji/quick.toml");
+        self.train_job(&quick, run, workers, &[&sample_tasks()])
     }
 
     fn train_job(

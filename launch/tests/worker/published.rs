@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::evaluating::sample_tasks;
 use crate::lab::{Ended, Lab, awaited, digests, ended, mks2, root, signal, workers_of};
 
 /// The stages behind the models. Steps: 4 and 3.
@@ -122,6 +123,7 @@ impl Models {
         for name in ["emoji", "colors-train", "colors-test"] {
             set(format!("data.{name}.url={}", lab.path(name).display()));
         }
+        set(sample_tasks());
         for setting in more {
             set((*setting).to_owned());
         }
@@ -174,6 +176,8 @@ fn runs_from_published_models_have_the_same_bits_whoever_takes_part() {
     stopped(&models, &lab, "published-2");
     ended(models.train(&lab, "published-2", 1, &[])).done();
     let quiet = lab.report("published");
+    let tasks = quiet["evaluation"]["tasks"].as_array();
+    assert_eq!(tasks.map(Vec::len), Some(4), "the sample tasks");
     for run in ["published-2", "published-3"] {
         let report = lab.report(run);
         assert_eq!(digests(&report), digests(&quiet), "{run}");

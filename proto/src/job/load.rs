@@ -9,7 +9,7 @@
 //! 4. the tree becomes a [`Job`], defaults are filled in, and
 //!    [`validate`](super::validate) checks the relations between values.
 //!
-//! A relative URL of a corpus, model or memory is relative to the folder of the job file, whatever the working
+//! A relative URL of a corpus, model, memory or task is relative to the folder of the job file, whatever the working
 //! directory and wherever the value came from. The resolved job holds absolute ones.
 
 mod overlay;
@@ -147,8 +147,8 @@ pub fn parse(text: &str) -> Result<Job, Failure> {
 }
 
 /// blake3 of what makes two jobs the same run: everything but when checkpoints and comparisons are
-/// made and where corpora, pretrained models and memories lie. What is in them is held against their
-/// own digests.
+/// made, where corpora, pretrained models and memories lie, and which tasks are measured. What is in
+/// corpora, models and memories is held against their own digests.
 ///
 /// # Errors
 /// When the job cannot be encoded.
@@ -164,6 +164,9 @@ pub fn digest(job: &Job) -> Result<String, Failure> {
         if let Some(attach) = &mut stage.attach {
             (attach.memory, attach.id) = (String::new(), None);
         }
+    }
+    for evaluate in same.stages.iter_mut().filter_map(|s| s.evaluate.as_mut()) {
+        evaluate.tasks.clear();
     }
     let bytes = serde_json::to_vec(&same)
         .map_err(|error| Failure::internal("the job cannot be encoded", error.to_string()))?;
@@ -245,6 +248,15 @@ fn resolve(tree: &Node, file: &str, base: Option<&Path>) -> Result<Resolved, Fai
             }
             if let Some(attach) = &mut stage.attach {
                 attach.memory = absolute(&attach.memory, base);
+            }
+        }
+        for evaluate in job
+            .stages
+            .iter_mut()
+            .filter_map(|stage| stage.evaluate.as_mut())
+        {
+            for task in &mut evaluate.tasks {
+                *task = absolute(task, base);
             }
         }
     }

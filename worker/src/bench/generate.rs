@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use clap::Args;
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{Event, Prompt, Source, What};
+use mks2_proto::generate::{Prompt, Source, What};
 use mks2_proto::job::Precision;
 use serde_json::{Value, json};
 
 use super::stage::median;
 use crate::app::io_runtime;
 use crate::device;
-use crate::generate::{Engine, Speaker};
+use crate::generate::{Speaker, answers};
 
 /// What is generated.
 #[derive(Debug, Args)]
@@ -70,15 +70,7 @@ pub(super) fn measure(settings: &Generate) -> Result<Value, Failure> {
 
 /// How many tokens were generated.
 fn answer(speaker: &Speaker, prompts: Vec<Prompt>) -> Result<usize, Failure> {
-    let mut engine = Engine::new(speaker);
-    let mut events = engine.admit(prompts)?;
-    while engine.len() > 0 {
-        events.extend(engine.advance()?);
-    }
-    let count = |event| match event {
-        Event::Done { tokens, .. } => Ok(tokens.len()),
-        Event::Refused { why, .. } => Err(Failure::from(why)),
-        _ => Ok(0),
-    };
-    events.into_iter().map(count).sum()
+    let batch = prompts.len();
+    let answers = answers(speaker, prompts, batch)?.into_iter();
+    answers.map(|answer| Ok(answer?.tokens.len())).sum()
 }

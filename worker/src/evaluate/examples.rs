@@ -5,13 +5,11 @@ use base64::engine::general_purpose::STANDARD;
 use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::Failure;
 use serde::Serialize;
-use tch::Tensor;
 
 use super::Evaluator;
 use super::pairs::{Pairs, Reader};
 use super::recall::nearest;
-use crate::model::{Cache, SecondHalves, Wanted};
-use crate::pixels::to_pixels;
+use super::tasks::captions::Caption;
 
 /// Pictures listed for a text.
 const NEAREST: i64 = 5;
@@ -59,7 +57,7 @@ pub(super) fn examples(
     let reader = Reader::new(evaluator, stage)?;
     let chosen: Vec<usize> = (0..count).map(|i| i * pairs.rows.len() / count).collect();
     let rows: Vec<&Row> = chosen.iter().map(|&at| &pairs.rows[at]).collect();
-    let captions = generate(evaluator, &reader, &rows)?;
+    let captions = generate(&reader, &rows)?;
     let query = evaluator
         .settings
         .retrieval_text
@@ -86,43 +84,27 @@ pub(super) fn examples(
     chosen.iter().zip(captions).map(example).collect()
 }
 
-/// Greedy captions: always the likeliest token, until the end token or the longest length.
-fn generate(evaluator: &Evaluator, reader: &Reader, rows: &[&Row]) -> Result<Vec<String>, Failure> {
-    let pictures = rows
-        .iter()
-        .map(|row| evaluator.picture(row))
-        .collect::<Result<Vec<_>, _>>()?;
-    let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-    let side = evaluator.job.model.vision.image_size as usize;
-    let seen = reader
-        .vision
-        .forward(&to_pixels(&pictures, side, evaluator.device))?;
-    let soft_bpd = reader.bridge.forward(&seen.patches_bpv)?;
-    let opening = reader.encoder.opening();
-    let opening_t = Tensor::from_slice(opening).to_device(evaluator.device);
-    let opening_bt = opening_t.repeat([rows.len() as i64, 1]);
-    let h_btd = Tensor::cat(&[&soft_bpd, &reader.decoder.embed(&opening_bt)?], 1);
-    let lengths = vec![h_btd.size()[1]; rows.len()];
-    let memory = SecondHalves::Memory(&reader.memory);
-    let mut cache = Cache::default();
-    let decoder = &reader.decoder;
-    let mut states_b1d = decoder.read(&h_btd, &lengths, (memory, Wanted::Last), &mut cache)?;
-    let mut written = vec![Vec::new(); rows.len()];
-    for _ in opening.len()..reader.encoder.max_tokens() {
-        let next_b1 = decoder.logits(&states_b1d).argmax(-1, false);
-        let next = Vec::<i64>::try_from(next_b1.flatten(0, -1)).map_err(|e| {
-            Failure::internal("a caption could not be read from libtorch", e.to_string())
-        })?;
-        for (row, id) in written.iter_mut().zip(next) {
-            row.push(id);
-        }
-        states_b1d = decoder.advance(&decoder.embed(&next_b1)?, memory, &mut cache)?;
-    }
-    let captions = written.iter().map(|ids| {
-        let end = ids.iter().position(|id| *id == reader.encoder.end());
-        reader.encoder.decode(&ids[..end.unwrap_or(ids.len())])
+/// Captions as long as those that the stage was trained on.
+fn generate(reader: &Reader, rows: &[&Row]) -> Result<Vec<String>, Failure> {
+    let speaker = &reader.speaker;
+    let pictures = rows.iter().map(|row| row.image.clone().unwrap_or_default());
+    let encoder = &speaker.encoder;
+    let caption = Caption {
+        prompt: "",
+        max_tokens: u32::try_from(encoder.max_tokens() - encoder.opening().len()).ok(),
+        batch: rows.len(),
+    };
+    let captions = caption.write(speaker, &pictures.collect::<Vec<_>>())?;
+    let texts = captions.into_iter().zip(rows).map(|(caption, row)| {
+        let tokens = caption.map_err(|failure| named(row, failure))?;
+        speaker.encoder.decode(&tokens)
     });
-    captions.collect()
+    texts.collect()
+}
+
+fn named(row: &Row, mut failure: Failure) -> Failure {
+    failure.what = format!("row {} ({}): {}", row.index, row.key, failure.what);
+    failure
 }
 
 /// The encoded picture of a row as a `data:` URL; empty without picture.

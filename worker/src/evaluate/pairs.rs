@@ -9,13 +9,10 @@ use tch::{Kind, Tensor};
 use super::Evaluator;
 use super::recall::{Recall, recall};
 use crate::collectives::Collective;
-use crate::model::{
-    Bridge, Decoder, Memory, Pass, Read, RetrievalHeads, SecondHalves, Vision, losses,
-};
+use crate::generate::Speaker;
+use crate::model::{Pass, Read, losses};
 use crate::objective::{Share, TokenBatch, to_floats};
-use crate::pixels::to_pixels;
 use crate::team::Setback;
-use crate::text::TextEncoder;
 
 /// Caption loss per token over the whole corpus.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -38,22 +35,14 @@ pub struct Pairs {
     pub caption: CaptionLoss,
 }
 
-/// The memory stage's model.
+/// The memory stage's model, and how it was trained.
 pub(super) struct Reader {
-    pub(super) encoder: std::sync::Arc<TextEncoder>,
-    pub(super) settings: MemoryStage,
-    pub(super) decoder: Decoder,
-    pub(super) vision: Vision,
-    pub(super) bridge: Bridge,
-    pub(super) memory: Memory,
-    heads: RetrievalHeads,
+    pub(super) speaker: Speaker,
+    settings: MemoryStage,
 }
 
 impl Reader {
     pub(super) fn new(evaluator: &Evaluator, stage: &str) -> Result<Self, Failure> {
-        let encoder = evaluator.encoder(stage)?;
-        let weights = evaluator.weights(stage)?;
-        let model = &evaluator.job.model;
         let settings = evaluator
             .job
             .stages
@@ -63,12 +52,7 @@ impl Reader {
             settings: settings
                 .and_then(|stage| stage.memory.clone())
                 .unwrap_or_default(),
-            decoder: Decoder::new(&model.decoder, encoder.vocab_size(), &weights)?,
-            vision: Vision::new(&model.vision, &weights)?,
-            bridge: Bridge::new(model, &weights)?,
-            memory: Memory::new(model, stage, &weights)?,
-            heads: RetrievalHeads::new(model, &weights)?,
-            encoder,
+            speaker: evaluator.speaker(stage)?,
         })
     }
 
@@ -118,50 +102,47 @@ impl Pairs {
     }
 
     /// Recall of every text among all pictures.
-    pub fn recall(&self) -> Recall {
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn recall(&self) -> Result<Recall, Failure> {
         recall(&self.texts_ns, &self.images_ns)
     }
 }
 
 fn measure_block(evaluator: &Evaluator, reader: &Reader, rows: &[Row]) -> Result<Share, Failure> {
-    let device = evaluator.device;
+    let speaker = &reader.speaker;
     let pictures = rows
         .iter()
         .map(|row| evaluator.picture(row))
         .collect::<Result<Vec<_>, _>>()?;
     let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-    let side = evaluator.job.model.vision.image_size as usize;
-    let seen = reader.vision.forward(&to_pixels(&pictures, side, device))?;
+    let seen = speaker.eyes()?.see(&pictures, speaker.device)?;
 
     let query = evaluator
         .settings
         .retrieval_text
         .as_deref()
         .unwrap_or("{caption}");
-    let sentences = |of: &dyn Fn(&Row) -> Result<String, Failure>| {
-        let rows = rows.iter().map(|row| reader.encoder.sentence(&of(row)?));
-        TokenBatch::new(&rows.collect::<Result<Vec<_>, Failure>>()?, device)
-    };
-    let queries = sentences(&|row| Ok(render(query, row)?))?;
-    let halves = SecondHalves::Memory(&reader.memory);
-    let pass = Pass::new(halves).reading(Read::At(&queries.end_b1));
-    let states = reader
-        .decoder
-        .forward(&reader.decoder.embed(&queries.ids_bt)?, &pass)?;
-    let head = reader.heads.last();
-    let texts_bs = head.text(&states.last_bnd.squeeze_dim(1));
-    let features = to_floats(&Tensor::cat(&[texts_bs, head.images(&seen.global_be)], 1))?;
+    let queries = rows.iter().map(|row| render(query, row));
+    let texts_bs = speaker.texts(&queries.collect::<Result<Vec<_>, _>>()?)?;
+    let images_bs = speaker.head()?.images(&seen.global_be);
+    let features = to_floats(&Tensor::cat(&[texts_bs, images_bs], 1))?;
 
-    let captions = sentences(&|row| reader.caption(row))?;
-    let text_btd = reader.decoder.embed(&captions.ids_bt)?;
-    let soft_bpd = reader.bridge.forward(&seen.patches_bpv)?;
+    let captions = rows
+        .iter()
+        .map(|row| speaker.encoder.sentence(&reader.caption(row)?));
+    let captions = captions.collect::<Result<Vec<_>, Failure>>()?;
+    let captions = TokenBatch::new(&captions, speaker.device)?;
+    let text_btd = speaker.decoder.embed(&captions.ids_bt)?;
+    let soft_bpd = speaker.eyes()?.soft(&seen)?;
     let with_btd = Tensor::cat(&[&soft_bpd, &text_btd], 1);
     let loss = |h_btd: &Tensor, before: i64| -> Result<f64, Failure> {
         let positions_bn = &captions.positions_bn + before;
-        let states = reader
-            .decoder
-            .forward(h_btd, &Pass::new(halves).reading(Read::At(&positions_bn)))?;
-        let (sum, _) = losses::next_token(&reader.decoder, &states.last_bnd, &captions.labels_bn)?;
+        let pass = Pass::new(speaker.halves()).reading(Read::At(&positions_bn));
+        let states = speaker.decoder.forward(h_btd, &pass)?;
+        let labels_bn = &captions.labels_bn;
+        let (sum, _) = losses::next_token(&speaker.decoder, &states.last_bnd, labels_bn)?;
         Ok(sum.to_kind(Kind::Double).double_value(&[]))
     };
     let counts = vec![

@@ -12,9 +12,7 @@ use super::Evaluator;
 use super::pairs::Reader;
 use super::probe::linear_probe;
 use super::questions::{Question, read};
-use crate::model::{Pass, Read, SecondHalves};
-use crate::objective::TokenBatch;
-use crate::pixels::to_pixels;
+use crate::model::SecondHalves;
 
 /// Accuracy of linear probes on the held-out questions.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -72,8 +70,13 @@ pub(super) fn measure(evaluator: &Evaluator, held_out: &str) -> Result<Option<Pr
         .map(|row| (row.key.clone(), row))
         .collect();
     let image = |questions: &[Question]| image_features(evaluator, &reader, &pictures, questions);
-    let state = |questions: &[Question], halves| end_states(evaluator, &reader, questions, halves);
-    let memory = SecondHalves::Memory(&reader.memory);
+    let state = |questions: &[Question], halves| {
+        let texts = questions.iter().map(|question| question.question.clone());
+        reader
+            .speaker
+            .end_states(&texts.collect::<Vec<_>>(), halves)
+    };
+    let memory = reader.speaker.halves();
     Ok(Some(Probes {
         image: probe(image(&train)?, image(&test)?),
         without_memory: probe(
@@ -109,30 +112,6 @@ fn image_features(
         .map(picture)
         .collect::<Result<Vec<_>, _>>()?;
     let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-    let side = evaluator.job.model.vision.image_size as usize;
-    let seen = reader
-        .vision
-        .forward(&to_pixels(&pictures, side, evaluator.device))?;
-    Ok(seen.global_be)
-}
-
-/// States `[n, d]` at the end token of `<s> question </s>`.
-fn end_states(
-    evaluator: &Evaluator,
-    reader: &Reader,
-    questions: &[Question],
-    halves: SecondHalves,
-) -> Result<Tensor, Failure> {
-    let rows = questions
-        .iter()
-        .map(|question| reader.encoder.sentence(&question.question));
-    let batch = TokenBatch::new(
-        &rows.collect::<Result<Vec<_>, Failure>>()?,
-        evaluator.device,
-    )?;
-    let pass = Pass::new(halves).reading(Read::At(&batch.end_b1));
-    let states = reader
-        .decoder
-        .forward(&reader.decoder.embed(&batch.ids_bt)?, &pass)?;
-    Ok(states.last_bnd.squeeze_dim(1))
+    let speaker = &reader.speaker;
+    Ok(speaker.eyes()?.see(&pictures, speaker.device)?.global_be)
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use mks2_dataset::row::{Row, render};
+use mks2_dataset::task::Choice;
 use mks2_proto::failure::Failure;
-use mks2_proto::job;
+use mks2_proto::job::{self, MKS2};
 use serde::Serialize;
-use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::Evaluator;
@@ -16,9 +16,6 @@ use crate::objective::experts::experts;
 use crate::objective::{Share, TokenBatch, to_floats};
 use crate::team::Setback;
 use crate::text::{IGNORE, TextEncoder, Tokens};
-
-/// Name under which `compare` gives the full method.
-pub(super) const MKS2: &str = "mks2";
 
 /// Share of right answers per model, and the floor.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -77,33 +74,21 @@ pub(super) fn read(evaluator: &Evaluator, corpus: &str) -> Result<Vec<Question>,
 }
 
 fn question(row: Row) -> Result<Question, Failure> {
-    let unfit = |why: &str| {
+    let (index, key) = (row.index, row.key.clone());
+    let unfit = |why: String| {
         Failure::data(
-            format!(
-                "row {} ({}) is not a multiple-choice question",
-                row.index, row.key
-            ),
+            format!("row {index} ({key}) is not a multiple-choice question"),
             why,
             "give each row a question, an answer, and a list `choices` that holds the answer",
         )
     };
-    let choices: Vec<String> = match row.metadata.get("choices") {
-        Some(Value::Array(choices)) => choices
-            .iter()
-            .filter_map(|c| c.as_str().map(str::to_owned))
-            .collect(),
-        _ => return Err(unfit("it has no list of choices")),
-    };
-    let answer = row
-        .answer
-        .clone()
-        .ok_or_else(|| unfit("it has no answer"))?;
-    let right = choices.iter().position(|choice| *choice == answer);
-    let right = right.ok_or_else(|| unfit("its answer is not among its choices"))?;
-    let question = row
-        .question
-        .clone()
-        .ok_or_else(|| unfit("it has no question"))?;
+    let Choice {
+        row,
+        choices,
+        right,
+    } = Choice::of(row, "choices", "answer").map_err(&unfit)?;
+    let question = row.question.clone();
+    let question = question.ok_or_else(|| unfit("it has no question".into()))?;
     Ok(Question {
         row,
         question,

@@ -18,7 +18,7 @@ use crate::checkpoint::{self, CheckpointStore, Expected};
 use crate::evaluate::ancestry;
 use crate::eyes::Eyes;
 use crate::lineage::{Lineage, StageResult};
-use crate::model::{Decoder, Memory, SecondHalves};
+use crate::model::{Decoder, Memory, RetrievalHeads, SecondHalves};
 use crate::objective::experts::experts;
 use crate::pretrained;
 use crate::text::{TextEncoder, to_tokens};
@@ -28,16 +28,18 @@ const MOST_AT_ONCE: usize = 1 << 20;
 
 /// A language model, its memories and eyes, and how it was trained to be asked.
 pub(crate) struct Speaker {
-    pub(super) encoder: Arc<TextEncoder>,
-    pub(super) decoder: Decoder,
+    pub(crate) encoder: Arc<TextEncoder>,
+    pub(crate) decoder: Decoder,
     halves: Halves,
     eyes: Option<Eyes>,
+    /// What a memory stage searches with.
+    pub(super) heads: Option<RetrievalHeads>,
     form: Form,
     /// Tokens of text that it has positions for.
-    pub(super) positions: usize,
+    pub(crate) positions: usize,
     /// Bytes of a text that may have so few tokens.
     most_bytes: usize,
-    pub(super) device: Device,
+    pub(crate) device: Device,
 }
 
 /// What stands in the second halves of the blocks.
@@ -91,6 +93,60 @@ impl Speaker {
         }
     }
 
+    /// What a stage of a job has trained, of which `lineage` holds the results.
+    ///
+    /// # Errors
+    /// When the stage cannot be asked, or one that it builds on has not run.
+    pub(crate) fn of_stage(
+        job: &Job,
+        name: &str,
+        lineage: &Lineage,
+        (device, runtime): (Device, &Handle),
+    ) -> Result<Self, Failure> {
+        let names = ancestry(job, name)?;
+        let weights = lineage.weights(&names)?.computing_in(job.precision);
+        let encoder = lineage.encoder(&names)?;
+        let stage = job.stages.iter().find(|stage| stage.name == name);
+        let kind = stage.map_or(StageKind::Evaluate, |stage| stage.kind);
+        let model = &job.model;
+        let (halves, form) = match kind {
+            StageKind::Memory | StageKind::Attach => {
+                let memory = Memory::new(model, name, &weights)?;
+                (Halves::Memory(memory), Form::Text)
+            }
+            StageKind::Experts => {
+                let settings = stage.and_then(|stage| stage.experts.clone());
+                let settings = settings.unwrap_or_default();
+                let experts = experts(job, &settings, &weights)?;
+                (Halves::Experts(experts), Form::Question(settings.into()))
+            }
+            StageKind::Bootstrap | StageKind::Pretrained => (Halves::Mlp, Form::Text),
+            StageKind::Evaluate => {
+                return Err(refused(
+                    format!("stage '{name}' cannot be asked"),
+                    "it trains no model",
+                    "name a stage that does",
+                ));
+            }
+        };
+        let sees = weights.contains("bridge.weight");
+        let eyes = sees.then(|| Eyes::new(model, &weights)).transpose()?;
+        let searches = matches!(kind, StageKind::Memory | StageKind::Attach);
+        let heads = searches.then(|| RetrievalHeads::new(model, &weights));
+        let positions = positions(job, &names, runtime)?;
+        Ok(Self {
+            decoder: Decoder::new(&model.decoder, encoder.vocab_size(), &weights)?,
+            most_bytes: positions.saturating_mul(encoder.longest_entry()),
+            encoder,
+            halves,
+            eyes,
+            heads: heads.transpose()?,
+            form,
+            positions,
+            device,
+        })
+    }
+
     fn of_folder(
         url: &str,
         (precision, device): (Precision, Device),
@@ -120,6 +176,7 @@ impl Speaker {
             encoder: encoder.into(),
             halves: Halves::Mlp,
             eyes: None,
+            heads: None,
             form: Form::Published,
             positions,
             device,
@@ -127,7 +184,7 @@ impl Speaker {
     }
 
     /// What stands in the second halves of the blocks.
-    pub(super) fn halves(&self) -> SecondHalves<'_> {
+    pub(crate) fn halves(&self) -> SecondHalves<'_> {
         match &self.halves {
             Halves::Mlp => SecondHalves::Mlp,
             Halves::Memory(memory) => SecondHalves::Memory(memory),
@@ -177,6 +234,41 @@ impl Speaker {
             }
             (What::Text(text) | What::Raw(text), _) => self.presented(text),
         }
+    }
+
+    /// The tokens of a prompt that goes on with `choice`, and how many of them, the last ones, are the
+    /// choice's. A stage that answers questions is given both as it was trained: the end token behind the
+    /// answer is included, and a question that is too long is cut. For others, `separator` stands between them, and space at the end of the prompt
+    /// belongs to what follows: a tokenizer joins it with the next word.
+    ///
+    /// # Errors
+    /// When the stage's templates want more than question and answer, or the tokenizer refuses.
+    pub(crate) fn continued(
+        &self,
+        prompt: &What,
+        separator: &str,
+        choice: &str,
+    ) -> Result<(Vec<i64>, usize), Failure> {
+        if let (What::Text(question), Form::Question(settings)) = (prompt, &self.form) {
+            let row = Row {
+                question: Some(question.clone()),
+                answer: Some(choice.to_owned()),
+                ..Row::default()
+            };
+            let tokens = self.encoder.dialogue(
+                &render(&settings.question, &row)?,
+                &render(&settings.answer, &row)?,
+                settings.answer_after_end,
+            )?;
+            let own = tokens.targets();
+            return Ok((tokens.ids[..=tokens.end].to_vec(), own));
+        }
+        let text = prompt.text();
+        let context = text.trim_end();
+        let rest = &text[context.len()..];
+        let whole = self.presented(&[context, rest, separator, choice].concat())?;
+        let own = whole.len().saturating_sub(self.presented(context)?.len());
+        Ok((whole, own.max(1)))
     }
 
     /// A text as every text begins.
@@ -254,7 +346,7 @@ impl Speaker {
     ///
     /// # Errors
     /// When the model cannot see, or the file is no picture that can be read.
-    pub(super) fn picture(&self, file: &[u8]) -> Result<Vec<u8>, Failure> {
+    pub(crate) fn picture(&self, file: &[u8]) -> Result<Vec<u8>, Failure> {
         let side = self.eyes()?.side();
         let square = picture::square(file, &picture::Limits::default(), side);
         let square = square.map_err(|error| {
@@ -267,7 +359,11 @@ impl Speaker {
         Ok(square?.pixels)
     }
 
-    fn eyes(&self) -> Result<&Eyes, Failure> {
+    /// What it sees with.
+    ///
+    /// # Errors
+    /// When it cannot see.
+    pub(crate) fn eyes(&self) -> Result<&Eyes, Failure> {
         self.eyes.as_ref().ok_or_else(|| {
             refused(
                 "the model cannot be shown pictures",
@@ -290,6 +386,20 @@ fn limited(count: usize) -> Result<(), Failure> {
     }
 }
 
+/// Tokens of the longest text that the language model of these stages was made for.
+fn positions(job: &Job, names: &[String], runtime: &Handle) -> Result<usize, Failure> {
+    let stages = job.stages.iter();
+    let mut stages = stages.filter(|stage| names.contains(&stage.name));
+    let Some(models) = stages.find_map(|stage| stage.pretrained.as_ref()) else {
+        return Ok(job.model.decoder.max_text_tokens as usize);
+    };
+    let folder = Folder::open(&models.decoder)?;
+    Ok(match runtime.block_on(base::read(&folder))? {
+        Described::Decoder(language) => language.shape.max_text_tokens as usize,
+        Described::Vision(_) => 0,
+    })
+}
+
 /// Reads the stages of a run.
 struct Reader<'a> {
     job: &'a Job,
@@ -301,57 +411,16 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn speaker(&self, name: &str) -> Result<Speaker, Failure> {
-        let names = ancestry(self.job, name)?;
         let mut lineage = Lineage::default();
-        let mut positions = self.job.model.decoder.max_text_tokens as usize;
-        for name in &names {
+        for name in &ancestry(self.job, name)? {
             let stage = self.stage(name)?;
-            if let Some(models) = &stage.pretrained {
-                positions = self.positions(&models.decoder)?;
-            }
             let result = match stage.kind.is_brought() {
                 true => lineage.brought((self.job, stage), self.device, self.runtime)?,
                 false => self.result(stage, &lineage)?,
             };
             lineage.insert(name, result);
         }
-        let weights = lineage.weights(&names)?.computing_in(self.job.precision);
-        let encoder = lineage.encoder(&names)?;
-        let stage = self.stage(name)?;
-        let model = &self.job.model;
-        let (halves, form) = match stage.kind {
-            StageKind::Memory | StageKind::Attach => {
-                let memory = Memory::new(model, name, &weights)?;
-                (Halves::Memory(memory), Form::Text)
-            }
-            StageKind::Experts => {
-                let settings = stage.experts.clone().unwrap_or_default();
-                let experts = experts(self.job, &settings, &weights)?;
-                (Halves::Experts(experts), Form::Question(settings.into()))
-            }
-            StageKind::Bootstrap | StageKind::Pretrained => (Halves::Mlp, Form::Text),
-            StageKind::Evaluate => {
-                return Err(refused(
-                    format!("stage '{name}' cannot be asked"),
-                    "it trains no model",
-                    "name a stage that does",
-                ));
-            }
-        };
-        let eyes = match weights.contains("bridge.weight") {
-            true => Some(Eyes::new(model, &weights)?),
-            false => None,
-        };
-        Ok(Speaker {
-            decoder: Decoder::new(&model.decoder, encoder.vocab_size(), &weights)?,
-            most_bytes: positions.saturating_mul(encoder.longest_entry()),
-            encoder,
-            halves,
-            eyes,
-            form,
-            positions,
-            device: self.device,
-        })
+        Speaker::of_stage(self.job, name, &lineage, (self.device, self.runtime))
     }
 
     fn stage(&self, name: &str) -> Result<&Stage, Failure> {
@@ -362,16 +431,6 @@ impl Reader<'_> {
                 "the job does not know it",
                 "name one of its stages",
             )
-        })
-    }
-
-    /// The longest text that a published model was made for.
-    fn positions(&self, url: &str) -> Result<usize, Failure> {
-        let folder = Folder::open(url)?;
-        let described = self.runtime.block_on(base::read(&folder))?;
-        Ok(match described {
-            Described::Decoder(language) => language.shape.max_text_tokens as usize,
-            Described::Vision(_) => 0,
         })
     }
 

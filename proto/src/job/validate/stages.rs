@@ -339,6 +339,18 @@ impl Check<'_> {
             self.template(rules, "evaluate.retrieval_text", text);
         }
         self.comparison(rules, settings);
+        rules.require(
+            settings.tasks.is_empty() || settings.asked(false).is_some(),
+            self.at("evaluate.tasks"),
+            "tasks need a stage that is asked",
+            "name an experts stage in compare.mks2, or a memory stage in memory",
+        );
+        rules.require(
+            settings.tasks.iter().all(|task| !task.trim().is_empty()),
+            self.at("evaluate.tasks"),
+            "the name of a task file is empty",
+            "write where the file is, relative to the job file",
+        );
     }
 
     fn comparison(&self, rules: &mut Rules, settings: &Evaluate) {
