@@ -100,6 +100,8 @@ pub enum What {
     Text(String),
     /// A text as it is.
     Raw(String),
+    /// A text with nothing put around it: special tokens stand in it, the begin token included.
+    Bare(String),
     /// Tokens as they are.
     Tokens(Vec<u32>),
 }
@@ -109,7 +111,7 @@ impl What {
     #[must_use]
     pub fn text(&self) -> &str {
         match self {
-            Self::Text(text) | Self::Raw(text) => text,
+            Self::Text(text) | Self::Raw(text) | Self::Bare(text) => text,
             Self::Tokens(_) => "",
         }
     }

@@ -6,6 +6,9 @@
     reason = "a test that cannot read its fixture has failed"
 )]
 
+#[path = "pretrained/tokenizers.rs"]
+mod tokenizers;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

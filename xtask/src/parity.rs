@@ -42,6 +42,10 @@ fn make(folder: &Path, pictures: &Path, counts: &Path) -> Outcome {
         ("make_fixtures.py", folder.to_owned()),
         ("make_pretrained.py", folder.join(PRETRAINED)),
         ("make_training.py", folder.join(TRAINING)),
+        (
+            "make_tokenizers.py",
+            folder.join(PRETRAINED).join("tokenizers"),
+        ),
         ("make_pictures.py", pictures.to_owned()),
         ("count_models.py", counts.to_owned()),
     ];

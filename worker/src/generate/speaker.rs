@@ -157,9 +157,12 @@ impl Speaker {
     pub(super) fn ids(&self, what: &What) -> Result<Vec<i64>, Failure> {
         match (what, &self.form) {
             (What::Tokens(tokens), _) => self.known(tokens),
-            (What::Text(text) | What::Raw(text), _) if text.len() > self.most_bytes => {
+            (What::Text(text) | What::Raw(text) | What::Bare(text), _)
+                if text.len() > self.most_bytes =>
+            {
                 Err(self.too_long(&format!("{} bytes", text.len())))
             }
+            (What::Bare(text), _) => self.encoder.ids(text),
             (What::Text(text), Form::Question(settings)) => {
                 let row = Row {
                     question: Some(text.clone()),
