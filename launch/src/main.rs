@@ -8,6 +8,7 @@
 //! | [`status`] | `status` and `watch`, of a local or a remote run |
 //! | [`data`] | corpora: import, inspect, verify |
 //! | [`model`] | pretrained models: what they are, and whether they are whole |
+//! | [`dialogue`] | dialogues as one text, by a model's chat template |
 //! | [`engine`] | a model that can be asked, and the program that computes
 //! | [`generate`] | asking it from the command line
 //! | [`serve`] | the same over HTTP
@@ -22,6 +23,7 @@ mod chaos;
 mod cli;
 mod config;
 mod data;
+mod dialogue;
 mod engine;
 mod generate;
 mod goodput;

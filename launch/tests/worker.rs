@@ -14,6 +14,8 @@ mod client;
 mod cluster;
 #[path = "worker/corruption.rs"]
 mod corruption;
+#[path = "worker/dialogues.rs"]
+mod dialogues;
 #[path = "worker/generating.rs"]
 mod generating;
 #[path = "worker/goodput.rs"]

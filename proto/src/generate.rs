@@ -218,8 +218,6 @@ pub enum Event {
         positions: u32,
         /// Whether it can be shown pictures.
         sees: bool,
-        /// Whether it was trained here, to go on from or to answer one text at a time.
-        answers: bool,
         /// The token that ends a text.
         end: String,
         /// What opens every text, if that is one token.

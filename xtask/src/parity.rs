@@ -42,6 +42,7 @@ fn make(folder: &Path, pictures: &Path, counts: &Path) -> Outcome {
         ("make_fixtures.py", folder.to_owned()),
         ("make_pretrained.py", folder.join(PRETRAINED)),
         ("make_training.py", folder.join(TRAINING)),
+        ("make_chats.py", folder.join(PRETRAINED)),
         (
             "make_tokenizers.py",
             folder.join(PRETRAINED).join("tokenizers"),

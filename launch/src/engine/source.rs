@@ -19,6 +19,8 @@ pub(super) struct Found {
     pub(super) source: Source,
     /// For a person.
     pub(super) words: String,
+    /// Where a published model is.
+    pub(super) folder: Option<Folder>,
 }
 
 /// The model at `named`: of a run, or a published one. `stage` chooses among those of a run.
@@ -46,6 +48,7 @@ pub(super) async fn find(named: &str, stage: Option<&str>) -> Result<Found, Fail
                     source: Source::Folder {
                         url: named.to_owned(),
                     },
+                    folder: Some(folder),
                 }),
                 None => Err(nothing_at(
                     named,
@@ -100,6 +103,7 @@ async fn of_run(
             stage,
         },
         words,
+        folder: None,
     })
 }
 

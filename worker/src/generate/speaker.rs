@@ -141,7 +141,6 @@ impl Speaker {
         Event::Ready {
             positions: u32::try_from(self.positions).unwrap_or(u32::MAX),
             sees: self.eyes.is_some(),
-            answers: !matches!(self.form, Form::Published),
             end: name(self.encoder.end()).unwrap_or_default(),
             begin: match self.encoder.opening() {
                 [begin] if *begin != self.encoder.end() => name(*begin).ok(),
