@@ -178,7 +178,7 @@ impl Folder {
     fn other_kind(&self, found: &str, wanted: &'static str) -> PretrainedError {
         PretrainedError::OtherKind {
             file: self.name_of(config::FILE_NAME),
-            found: found.to_owned(),
+            found: format!("a {found}"),
             wanted,
         }
     }

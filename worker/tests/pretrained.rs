@@ -118,6 +118,7 @@ fn specs_of(described: &Described) -> Vec<ParamSpec> {
     match described {
         Described::Decoder(language) => params::decoder(&language.shape, language.vocab_size),
         Described::Vision(vision) => params::vision(vision),
+        Described::QFormer(found) => params::q_former(&found.shape, found.features),
     }
 }
 

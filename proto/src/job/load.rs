@@ -240,6 +240,9 @@ fn resolve(tree: &Node, file: &str, base: Option<&Path>) -> Result<Resolved, Fai
         {
             models.decoder = absolute(&models.decoder, base);
             models.vision = absolute(&models.vision, base);
+            if let Some(url) = &mut models.q_former {
+                *url = absolute(url, base);
+            }
         }
     }
     let body = toml::to_string_pretty(&job).map_err(|error| {

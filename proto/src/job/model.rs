@@ -1,7 +1,11 @@
 //! The model of a job: its parts and their sizes, by the words of Hugging Face where those exist.
 
+mod bridge;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use bridge::{Bridge, BridgeKind};
 
 /// Shapes of every module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -13,11 +17,31 @@ pub struct Model {
     /// The text side of the small CLIP that a bootstrap stage trains; no other job needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_tower: Option<TextTower>,
+    /// What connects the two.
+    #[serde(default, skip_serializing_if = "Bridge::is_usual")]
+    pub bridge: Bridge,
     /// The modular visual memory.
     pub memory: Memory,
     /// The retrieval head.
     #[serde(default)]
     pub retrieval: Retrieval,
+}
+
+impl Model {
+    /// Soft tokens that stand for a picture before a text.
+    #[must_use]
+    pub fn soft_tokens(&self) -> u32 {
+        match self.q_former() {
+            Some(shape) => shape.num_query_tokens,
+            None => self.vision.patches(),
+        }
+    }
+
+    /// The Q-Former, where the bridge is one.
+    #[must_use]
+    pub fn q_former(&self) -> Option<&Bridge> {
+        (self.bridge.kind == BridgeKind::QFormer).then_some(&self.bridge)
+    }
 }
 
 /// A LLaMA-like decoder. Names are those of Hugging Face's `LlamaConfig`.
@@ -134,6 +158,14 @@ pub struct Vision {
     pub layer_norm_eps: f64,
     /// Size of the global image feature, `e`.
     pub projection_dim: u32,
+}
+
+impl Vision {
+    /// Patches of a picture.
+    #[must_use]
+    pub fn patches(&self) -> u32 {
+        (self.image_size / self.patch_size.max(1)).pow(2)
+    }
 }
 
 /// Activations of a visual encoder. Names are those of Hugging Face.

@@ -101,7 +101,7 @@ impl Speaker {
         let Described::Decoder(language) = &described else {
             return Err(Failure::settings(
                 format!("{} cannot be asked", folder.location()),
-                "its config.json describes a visual encoder",
+                format!("its config.json describes a {}", described.kind()),
                 "name the folder of a language model, or a run",
             ));
         };
@@ -373,7 +373,7 @@ impl Reader<'_> {
         let described = self.runtime.block_on(base::read(&folder))?;
         Ok(match described {
             Described::Decoder(language) => language.shape.max_text_tokens as usize,
-            Described::Vision(_) => 0,
+            Described::Vision(_) | Described::QFormer(_) => 0,
         })
     }
 
