@@ -24,13 +24,13 @@ use mks2_proto::failure::{ExitCode, Failure};
 use python::Raised;
 
 /// What a template may do for one dialogue: instructions, and pieces of 64 bytes of all that it makes on its
-/// way. A dialogue of a mebibyte takes about a third.
-const FUEL: u64 = 500_000;
+/// way. A dialogue of a mebibyte takes about a fifth.
+const FUEL: u64 = 1_000_000;
 /// How deep macros may go: far from what the stack of a thread has room for.
 const DEPTH: usize = 100;
 /// Bytes of the stack on which a template works: lists within lists are let go one within the other, and there
 /// is fuel for some hundred thousand of them. Only what is used is taken.
-const STACK: usize = 256 << 20;
+const STACK: usize = 512 << 20;
 /// The name of the only template.
 const NAME: &str = "chat";
 

@@ -45,6 +45,9 @@ pub(crate) fn load(
     hasher.update(&base.tokenizer.json);
     let around = format!("{:?} {}", encoder.opening(), encoder.end());
     hasher.update(around.as_bytes());
+    if let Some(space_before) = base.tokenizer.overrides.space_before {
+        hasher.update(format!("{space_before:?}").as_bytes());
+    }
     let weights_digest = hasher.finalize().to_hex().to_string();
     info!(
         decoder = stage.decoder,

@@ -165,11 +165,12 @@ fn overrides(settings: &Settings, model_type: Option<&str>) -> Overrides {
             settings.tokenizer_class.as_deref(),
             Some("LlamaTokenizer" | "LlamaTokenizerFast")
         );
-    let space_before = is_llama.then(|| match (settings.add_prefix_space, settings.legacy) {
-        (Some(false), _) => SpaceBefore::Nothing,
-        (_, Some(true)) => SpaceBefore::EachPart,
-        _ => SpaceBefore::Text,
-    });
+    let space_before = match (settings.add_prefix_space, settings.legacy) {
+        _ if !is_llama => None,
+        (Some(false), _) => Some(SpaceBefore::Nothing),
+        (_, Some(true)) => Some(SpaceBefore::EachPart),
+        _ => Some(SpaceBefore::Text),
+    };
     let is_said = settings.add_bos_token.is_some() || settings.add_eos_token.is_some();
     let chosen = |wanted: Option<bool>, token: &Option<Token>| {
         let wanted = wanted.unwrap_or(false);

@@ -140,7 +140,7 @@ fn features(job: &Job, stage: &Stage) -> u64 {
     match stage.kind {
         StageKind::Memory => patches * u64::from(job.model.vision.hidden_size),
         StageKind::Experts if stage.experts.as_ref().is_some_and(sees) => {
-            patches * u64::from(job.model.decoder.hidden_size)
+            u64::from(job.model.soft_tokens()) * u64::from(job.model.decoder.hidden_size)
         }
         StageKind::Bootstrap => 2 * 3 * u64::from(job.model.vision.image_size).pow(2),
         _ => 0,

@@ -57,3 +57,56 @@ fn affine(at: &str, shape: [usize; 2], specs: &mut Vec<ParamSpec>) {
         Init::Zeros,
     ));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{BridgeKind, Experts, Job, Stage, StageKind};
+    use crate::params::{frozen_by, sample_cost, trained_by};
+
+    fn job(train_q_former: bool) -> Job {
+        let mut job: Job = toml::from_str(include_str!("../job/sample.toml")).expect("a job");
+        job.model.bridge = Bridge {
+            kind: BridgeKind::QFormer,
+            train_q_former,
+            ..Bridge::default()
+        };
+        job
+    }
+
+    fn stage(job: &Job, kind: StageKind) -> Stage {
+        let stage = job.stages.iter().find(|stage| stage.kind == kind);
+        let mut stage = stage.expect("there").clone();
+        if let Some(settings) = &mut stage.experts {
+            *settings = Experts {
+                pictures: true,
+                ..settings.clone()
+            };
+        }
+        stage
+    }
+
+    #[test]
+    fn a_q_former_is_trained_or_read_by_those_that_see() {
+        for train in [true, false] {
+            let job = job(train);
+            let all = q_former(&job.model.bridge, job.model.vision.hidden_size);
+            let holds = |specs: &[ParamSpec]| all.iter().all(|spec| specs.contains(spec));
+            let memory = stage(&job, StageKind::Memory);
+            assert_eq!(holds(&trained_by(&job.model, 300, &memory)), train);
+            assert_eq!(holds(&frozen_by(&job.model, 300, &memory)), !train);
+            let experts = stage(&job, StageKind::Experts);
+            assert!(!holds(&trained_by(&job.model, 300, &experts)));
+            assert!(holds(&frozen_by(&job.model, 300, &experts)));
+        }
+        let flops = |train| {
+            let job = job(train);
+            let memory = stage(&job, StageKind::Memory);
+            sample_cost(&job.model, 300, &memory).image_flops
+        };
+        assert!(
+            flops(true) > 2 * flops(false),
+            "what is trained goes back, too"
+        );
+    }
+}
