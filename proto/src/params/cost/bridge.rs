@@ -54,3 +54,29 @@ fn q_former(model: &Model, shape: &Bridge, is_trained: bool) -> (u64, u64) {
     let flops = blocks * block + looking * look;
     (flops, if is_trained { kept } else { 0 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{BridgeKind, Job};
+
+    /// As `FlopCounterMode` counts transformers' `Blip2QFormerModel` with eager attention and a linear layer,
+    /// on one picture.
+    #[test]
+    fn a_q_former_costs_what_pytorch_counts() {
+        let mut job: Job = toml::from_str(include_str!("../../job/sample.toml")).expect("a job");
+        for (train_q_former, flops) in [(true, 342_720), (false, 148_032)] {
+            job.model.bridge = Bridge {
+                kind: BridgeKind::QFormer,
+                train_q_former,
+                num_query_tokens: 6,
+                hidden_size: 12,
+                intermediate_size: 16,
+                num_hidden_layers: 3,
+                num_attention_heads: 3,
+                ..Bridge::default()
+            };
+            assert_eq!(bridge(&job.model, true).0, flops);
+        }
+    }
+}
