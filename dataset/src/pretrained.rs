@@ -6,6 +6,7 @@
 //! model.safetensors              its tensors, or
 //! model.safetensors.index.json   which file has which of them, beside the files: [`tensors`]
 //! tokenizer.json                 the tokenizer of a language model: [`tokens`]
+//! chat_template.jinja            how it writes dialogues: [`chat`]
 //! ```
 //!
 //! [`base`] holds what a job says of its models against all of that.
@@ -15,6 +16,7 @@
 //! can run any code, are not opened.
 
 pub mod base;
+pub mod chat;
 pub mod config;
 mod error;
 pub mod extras;
@@ -176,7 +178,7 @@ impl Folder {
     fn other_kind(&self, found: &str, wanted: &'static str) -> PretrainedError {
         PretrainedError::OtherKind {
             file: self.name_of(config::FILE_NAME),
-            found: found.to_owned(),
+            found: format!("a {found}"),
             wanted,
         }
     }

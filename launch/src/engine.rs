@@ -6,6 +6,7 @@ mod talk;
 use std::num::NonZeroU32;
 
 use clap::Args;
+use mks2_dataset::pretrained::Folder;
 use mks2_proto::evaluate;
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::Opening;
@@ -48,12 +49,20 @@ fn precision(word: &str) -> Result<Precision, String> {
     Precision::deserialize(value).map_err(|error: serde::de::value::Error| error.to_string())
 }
 
+/// A model that can be asked as soon as it says so.
+pub(crate) struct Started {
+    pub(crate) asking: Asking,
+    pub(crate) answers: Answers,
+    /// Where it is, if it is a published one.
+    pub(crate) folder: Option<Folder>,
+}
+
 impl ModelArgs {
     /// Finds the model and starts the program. Call it from the main thread.
     ///
     /// # Errors
     /// No such model (exit 2, 3), storage (5), no program (6).
-    pub(crate) async fn start(&self, output: &Output) -> Result<(Asking, Answers), Failure> {
+    pub(crate) async fn start(&self, output: &Output) -> Result<Started, Failure> {
         let found = source::find(&self.model, self.stage.as_deref()).await?;
         output.note(&found.words);
         let opening = Opening {
@@ -63,7 +72,12 @@ impl ModelArgs {
             threads: self.threads(),
             batch: self.batch.get(),
         };
-        talk::begin("generate", &opening).await
+        let (asking, answers) = talk::begin("generate", &opening).await?;
+        Ok(Started {
+            asking,
+            answers,
+            folder: found.folder,
+        })
     }
 
     /// Finds the model alone.

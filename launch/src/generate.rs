@@ -17,7 +17,7 @@ use mks2_proto::failure::Failure;
 use mks2_proto::generate::{Ask, Event, Sampling, What};
 use tokio::sync::Semaphore;
 
-use crate::engine::{Asking, ModelArgs};
+use crate::engine::{Asking, ModelArgs, Started};
 use crate::output::Output;
 use prompts::Asked;
 use show::Answers;
@@ -26,6 +26,8 @@ const EXAMPLES: &str = "\
 Examples:
   mks2 generate runs/emoji --prompt \"What color is the fox?\"
       The model of the run's last stage, or of the one that its evaluation calls mks2.
+  mks2 generate models/Qwen2.5-7B-Instruct --chat --prompt \"Why is the sky blue?\"
+      The same, asked in its chat template.
   mks2 generate runs/emoji --stage memory --image fox.png
       What the memory stage says of a picture: its caption.
   mks2 generate models/Llama-2-7b-hf --prompt \"Once upon\" --temperature 0.8 --top-p 0.95 --max-tokens 100
@@ -57,6 +59,9 @@ pub(crate) struct GenerateArgs {
     /// Take prompts as they are, without the template of an experts stage
     #[arg(long)]
     raw: bool,
+    /// Ask a published model as the user of a dialogue, by its chat template
+    #[arg(long, conflicts_with = "raw")]
+    chat: bool,
     /// Tokens to generate at most [default: as many as the model has positions for]
     #[arg(long, value_name = "N")]
     max_tokens: Option<NonZeroU32>,
@@ -105,8 +110,15 @@ impl GenerateArgs {
 /// several prompts cannot be answered the others are; the first such failure is returned at last.
 pub(crate) async fn run(args: &GenerateArgs, output: &Output) -> Result<(), Failure> {
     args.sampling().check()?;
-    let asked = prompts::collect(args)?;
-    let (asking, mut said) = args.model.start(output).await?;
+    let mut asked = prompts::collect(args)?;
+    let Started {
+        asking,
+        answers: mut said,
+        folder,
+    } = args.model.start(output).await?;
+    if args.chat {
+        prompts::in_dialogues(&mut asked, folder.as_ref()).await?;
+    }
     let asked = Arc::new(asked);
     let room = Arc::new(Semaphore::new(AHEAD * args.model.batch()));
     let mut asks = tokio::spawn(ask(Arc::clone(&asked), asking, Arc::clone(&room)));

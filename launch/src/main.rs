@@ -9,6 +9,7 @@
 //! | [`data`] | corpora: import, inspect, verify |
 //! | [`model`] | pretrained models: what they are, and whether they are whole |
 //! | [`memory`] | memories: out of a run, from store to store, side by side |
+//! | [`dialogue`] | dialogues as one text, by a model's chat template |
 //! | [`engine`] | a model that can be asked, and the program that computes
 //! | [`generate`] | asking it from the command line
 //! | [`serve`] | the same over HTTP
@@ -24,6 +25,7 @@ mod chaos;
 mod cli;
 mod config;
 mod data;
+mod dialogue;
 mod engine;
 mod eval;
 mod generate;

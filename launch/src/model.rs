@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::{Args, Subcommand};
 use mks2_dataset::pretrained::Folder;
 use mks2_dataset::pretrained::base::{self, Part};
-use mks2_dataset::pretrained::config::{Described, Language};
+use mks2_dataset::pretrained::config::{Described, Language, QFormer};
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{Decoder, RopeType, Vision};
+use mks2_proto::job::{Bridge, Decoder, RopeType, Vision};
 use mks2_proto::params;
 use serde::Serialize;
 
@@ -80,12 +80,14 @@ struct TokenizerTable {
     vocab_size: u32,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct ModelTables {
     #[serde(skip_serializing_if = "Option::is_none")]
     decoder: Option<Decoder>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vision: Option<Vision>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bridge: Option<Bridge>,
 }
 
 /// What a job file says of a model.
@@ -97,14 +99,21 @@ fn tables(described: Described) -> Result<String, Failure> {
             }),
             model: ModelTables {
                 decoder: Some(language.shape),
-                vision: None,
+                ..ModelTables::default()
             },
         },
         Described::Vision(vision) => Tables {
             tokenizer: None,
             model: ModelTables {
-                decoder: None,
                 vision: Some(vision),
+                ..ModelTables::default()
+            },
+        },
+        Described::QFormer(found) => Tables {
+            tokenizer: None,
+            model: ModelTables {
+                bridge: Some(found.shape),
+                ..ModelTables::default()
             },
         },
     };
@@ -156,6 +165,11 @@ impl Shown {
                 Some(language.vocab_size),
             ),
             Described::Vision(vision) => ("clip".to_owned(), serde_json::to_value(vision), None),
+            Described::QFormer(found) => (
+                "blip-2".to_owned(),
+                serde_json::to_value(&found.shape),
+                None,
+            ),
         };
         Self {
             url: folder.location().to_owned(),
@@ -172,10 +186,12 @@ impl Shown {
 
     fn render(&self, described: &Described) -> String {
         let types = self.types.keys().cloned().collect::<Vec<_>>().join(", ");
-        let (kind, shape) = match described {
-            Described::Decoder(language) => ("language model", of_language(language)),
-            Described::Vision(vision) => ("visual encoder", of_vision(vision)),
+        let shape = match described {
+            Described::Decoder(language) => of_language(language),
+            Described::Vision(vision) => of_vision(vision),
+            Described::QFormer(found) => of_q_former(found),
         };
+        let kind = described.kind();
         let mut rows = vec![
             ("model", format!("{}, {kind}", self.family)),
             ("folder", self.url.clone()),
@@ -281,6 +297,29 @@ fn of_vision(vision: &Vision) -> Vec<(&'static str, String)> {
         (
             "features",
             format!("{} of a picture", vision.projection_dim),
+        ),
+    ]
+}
+
+fn of_q_former(found: &QFormer) -> Vec<(&'static str, String)> {
+    let shape = &found.shape;
+    vec![
+        (
+            "blocks",
+            format!(
+                "{}, {} wide, MLP {} wide, {} heads",
+                shape.num_hidden_layers,
+                shape.hidden_size,
+                shape.intermediate_size,
+                shape.num_attention_heads
+            ),
+        ),
+        (
+            "queries",
+            format!(
+                "{}, which look at features {} wide in every block of {}",
+                shape.num_query_tokens, found.features, shape.cross_attention_frequency
+            ),
         ),
     ]
 }

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`hub`] | who waits for which answer; how many may wait; who went away |
 //! | [`completions`], [`chat`] | `/v1/completions`, `/v1/chat/completions` |
+//! | [`messages`] | dialogues and single questions as prompts |
 //! | [`tokens`] | `/tokenize`, `/detokenize`, `/tokenizer_info` |
 //! | [`reply`] | answers as one object or as a stream |
 //! | [`refusal`] | errors as JSON with a status |
@@ -18,6 +19,7 @@
 mod chat;
 mod completions;
 mod hub;
+mod messages;
 mod metrics;
 mod refusal;
 mod reply;
@@ -41,10 +43,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::engine::{Answers, Asking, ModelArgs};
+use crate::engine::{Answers, Asking, ModelArgs, Started};
 use crate::output::Output;
 use crate::train::Signals;
 use hub::Hub;
+use messages::Form;
 use metrics::Metrics;
 
 /// Largest body of a request: pictures come in base64.
@@ -88,6 +91,8 @@ pub(crate) struct Server {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     model: Model,
+    /// How it takes messages.
+    form: Form,
 }
 
 /// The model that is asked.
@@ -101,10 +106,16 @@ struct Model {
     positions: u32,
     /// Whether it can be shown pictures.
     sees: bool,
-    /// Whether it was trained to answer single questions.
-    answers: bool,
     end: String,
     begin: Option<String>,
+}
+
+/// A model that is there.
+struct Begun {
+    asking: Asking,
+    said: Answers,
+    model: Model,
+    form: Form,
 }
 
 type Shared = State<Arc<Server>>;
@@ -116,11 +127,17 @@ type Shared = State<Arc<Server>>;
 pub(crate) async fn run(args: &ServeArgs, output: &Output) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let listener = bind(args.listen).await?;
-    let (asking, said, model) = tokio::select! {
+    let begun = tokio::select! {
         begun = args.begin(output) => begun?,
         _ = signals.next() => return Ok(()),
     };
     let metrics = Arc::new(Metrics::default());
+    let Begun {
+        asking,
+        said,
+        model,
+        form,
+    } = begun;
     let (hub, listening) = Hub::new(asking, args.queue.get(), model.positions);
     let address = listener.local_addr();
     let address = address.map_err(|error| Failure::io("the address is not known", error))?;
@@ -129,6 +146,7 @@ pub(crate) async fn run(args: &ServeArgs, output: &Output) -> Result<(), Failure
         hub: Arc::clone(&hub),
         metrics: Arc::clone(&metrics),
         model,
+        form,
     });
     let (drain, draining) = watch::channel(false);
     let served = axum::serve(listener, router(server)).with_graceful_shutdown(until(draining));
@@ -163,10 +181,23 @@ pub(crate) async fn run(args: &ServeArgs, output: &Output) -> Result<(), Failure
 
 impl ServeArgs {
     /// Starts the program and waits until its model is there.
-    async fn begin(&self, output: &Output) -> Result<(Asking, Answers, Model), Failure> {
-        let (asking, mut said) = self.model.start(output).await?;
+    async fn begin(&self, output: &Output) -> Result<Begun, Failure> {
+        let Started {
+            asking,
+            answers: mut said,
+            folder,
+        } = self.model.start(output).await?;
+        let form = Form::of(folder.as_ref()).await?;
+        if let Form::Missing(why) = &form {
+            output.note(&format!("no dialogues: {why}"));
+        }
         let model = self.ready(&mut said).await?;
-        Ok((asking, said, model))
+        Ok(Begun {
+            asking,
+            said,
+            model,
+            form,
+        })
     }
 
     /// Waits until the model is there.
@@ -175,7 +206,6 @@ impl ServeArgs {
             Some(Event::Ready {
                 positions,
                 sees,
-                answers,
                 end,
                 begin,
             }) => {
@@ -188,7 +218,6 @@ impl ServeArgs {
                     created: since.unwrap_or_default().as_secs(),
                     positions,
                     sees,
-                    answers,
                     end,
                     begin,
                 })

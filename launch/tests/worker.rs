@@ -14,6 +14,8 @@ mod client;
 mod cluster;
 #[path = "worker/corruption.rs"]
 mod corruption;
+#[path = "worker/dialogues.rs"]
+mod dialogues;
 #[path = "worker/evaluating.rs"]
 mod evaluating;
 #[path = "worker/generating.rs"]

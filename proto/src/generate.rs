@@ -100,6 +100,8 @@ pub enum What {
     Text(String),
     /// A text as it is.
     Raw(String),
+    /// A text with nothing put around it: special tokens stand in it, the begin token included.
+    Bare(String),
     /// Tokens as they are.
     Tokens(Vec<u32>),
 }
@@ -109,7 +111,7 @@ impl What {
     #[must_use]
     pub fn text(&self) -> &str {
         match self {
-            Self::Text(text) | Self::Raw(text) => text,
+            Self::Text(text) | Self::Raw(text) | Self::Bare(text) => text,
             Self::Tokens(_) => "",
         }
     }
@@ -216,8 +218,6 @@ pub enum Event {
         positions: u32,
         /// Whether it can be shown pictures.
         sees: bool,
-        /// Whether it was trained here, to go on from or to answer one text at a time.
-        answers: bool,
         /// The token that ends a text.
         end: String,
         /// What opens every text, if that is one token.

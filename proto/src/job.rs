@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 pub use attach::Attach;
 pub use model::{
-    Decoder, Memory, MemoryForm, Model, Retrieval, RopeScaling, RopeType, TextTower, Vision,
-    VisionActivation,
+    Bridge, BridgeKind, Decoder, Memory, MemoryForm, Model, Retrieval, RopeScaling, RopeType,
+    TextTower, Vision, VisionActivation,
 };
 
 /// A whole job: the graph of stages and everything that they share.
@@ -350,6 +350,10 @@ pub struct Pretrained {
     pub decoder: String,
     /// The visual encoder, likewise.
     pub vision: String,
+    /// A model as BLIP-2 is published, of which the Q-Former alone is taken, frozen; only for a
+    /// `[model.bridge]` of kind `q-former` that is not trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub q_former: Option<String>,
 }
 
 /// Settings of a `bootstrap` stage.

@@ -11,10 +11,12 @@
 mod cost;
 mod count;
 mod draw;
+mod q_former;
 mod specs;
 
-pub use cost::{LOGITS_AT_ONCE, SampleCost, image_tokens, sample_cost};
+pub use cost::{LOGITS_AT_ONCE, SampleCost, sample_cost};
 pub use count::{ModuleCount, module_counts};
+pub use q_former::q_former;
 pub use specs::{
     RESERVED_EXPERT_NAMES, bridge, decoder, experts, frozen_by, memory, retrieval, retrieval_heads,
     text_tower, trained_by, vision,

@@ -51,7 +51,7 @@
 //! libtorch's and panic only if it runs out of memory.
 //!
 //! Suffixes name sizes: `b` rows, `t` tokens, `n` positions read, `d` hidden size, `h` query
-//! heads, `g` key and value heads, `k` head width, `p` patches, `v` width of the visual encoder,
+//! heads, `g` key and value heads, `k` head width, `p` patches (or what stands for them), `v` width of the visual encoder,
 //! `e` global image feature, `s` shared retrieval space, `m` images of the global batch, `x`
 //! experts, `r` adapter rank.
 
@@ -63,10 +63,12 @@ mod decoder;
 mod error;
 mod experts;
 mod feed_forward;
+mod layers;
 mod lora;
 pub mod losses;
 mod memory;
 mod ops;
+mod q_former;
 mod retrieval;
 mod rotary;
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! A `pretrained` stage: it trains nothing, and takes the language model and the visual encoder from
-//! where they were published. Every worker reads them by itself.
+//! A `pretrained` stage: it trains nothing, and takes the language model, the visual encoder and maybe a
+//! Q-Former from where they were published. Every worker reads them by itself.
 
 use mks2_dataset::pretrained::base::Base;
 use mks2_proto::failure::Failure;
@@ -37,13 +37,22 @@ pub(crate) fn load(
     all.extend(eyes);
     let mut hasher = blake3::Hasher::new();
     hasher.update(decoder.as_bytes()).update(vision.as_bytes());
+    if let Some(part) = &base.q_former {
+        let (queries, q_former) = weights(part, place, runtime)?;
+        all.extend(queries);
+        hasher.update(q_former.as_bytes());
+    }
     hasher.update(&base.tokenizer.json);
     let around = format!("{:?} {}", encoder.opening(), encoder.end());
     hasher.update(around.as_bytes());
+    if let Some(space_before) = base.tokenizer.overrides.space_before {
+        hasher.update(format!("{space_before:?}").as_bytes());
+    }
     let weights_digest = hasher.finalize().to_hex().to_string();
     info!(
         decoder = stage.decoder,
         vision = stage.vision,
+        q_former = stage.q_former,
         weights_digest,
         "pretrained models read"
     );

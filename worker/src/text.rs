@@ -4,13 +4,14 @@
 //! shape, and so no schedule of collectives, depends on the data. Longer texts are cut before
 //! their end token.
 
-use mks2_dataset::pretrained::tokens::{EndToken, TokenizerFiles};
 use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::splitmix;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer, models::TrainerWrapper};
+
+mod published;
 
 /// The special tokens of a tokenizer that is trained here, with the ids 0, 1 and 2.
 const SPECIAL: [&str; 3] = ["<pad>", "<s>", "</s>"];
@@ -46,6 +47,8 @@ pub struct TextEncoder {
     opening: Vec<i64>,
     /// Closes a text: `</s>`, where the retrieval head reads.
     end: i64,
+    /// Other tokens that end an answer.
+    other_ends: Vec<i64>,
     /// Stands where a row has no token. Nothing reads it: it is behind the end, and has no loss.
     pad: i64,
 }
@@ -86,59 +89,8 @@ impl TextEncoder {
             pad: 0,
             opening: vec![1],
             end: 2,
+            other_ends: Vec::new(),
         }
-    }
-
-    /// The tokenizer of a pretrained model whose embedding has `vocab_size` rows. What its
-    /// post-processor puts before a text opens every text here, too; where that is nothing, the end
-    /// token does.
-    ///
-    /// # Errors
-    /// When the file is damaged, has no such end token, or more tokens than the embedding has rows.
-    pub fn pretrained(
-        files: &TokenizerFiles,
-        vocab_size: u32,
-        max_tokens: usize,
-    ) -> Result<Self, Failure> {
-        let mut tokenizer = Tokenizer::from_bytes(&files.json).map_err(unusable)?;
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(unusable)?;
-        let end = match &files.end {
-            EndToken::Numbered(id) => *id,
-            EndToken::Named(text) => tokenizer
-                .token_to_id(text)
-                .ok_or_else(|| unusable(format!("it has no end token '{text}'")))?,
-        };
-        let largest = tokenizer.get_vocab(true).into_values().max();
-        let largest = largest.unwrap_or_default().max(end);
-        if largest >= vocab_size {
-            return Err(unusable(format!(
-                "it has a token {largest}, and the model's embedding {vocab_size} rows"
-            )));
-        }
-        let end = i64::from(end);
-        let opened = tokenizer.encode("", true).map_err(unusable)?;
-        let opened = opened.get_ids().iter().map(|&id| i64::from(id));
-        // Some close a text, too: that is done here.
-        let mut opening: Vec<i64> = opened.take_while(|id| *id != end).collect();
-        if opening.is_empty() {
-            // A text begins where another one has ended. Something must predict its first token.
-            opening.push(end);
-        }
-        if opening.len() + 2 > max_tokens {
-            return Err(unusable(format!(
-                "it opens a text with {} tokens, and max_text_tokens is {max_tokens}",
-                opening.len()
-            )));
-        }
-        Ok(Self {
-            opening,
-            tokenizer,
-            max_tokens,
-            vocab_size,
-            end,
-            pad: end,
-        })
     }
 
     /// The tokenizer as `tokenizer.json`.
@@ -166,12 +118,18 @@ impl TextEncoder {
         self.end
     }
 
+    /// Whether an answer ends with this token: with what closes a text, or a turn of a dialogue.
+    pub fn is_end(&self, token: u32) -> bool {
+        let token = i64::from(token);
+        token == self.end || self.other_ends.contains(&token)
+    }
+
     /// Length `T` of every row of tokens.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
 
-    /// Ids of a bare text, without special tokens.
+    /// Ids of a bare text. Special tokens in it are tokens; none is added.
     pub fn ids(&self, text: &str) -> Result<Vec<i64>, Failure> {
         self.encode(text, false)
     }
@@ -333,14 +291,6 @@ impl Draw {
 /// A number stirred well, 0 included.
 fn stirred(mut number: u64) -> u64 {
     splitmix::next(&mut number)
-}
-
-fn unusable(why: impl std::fmt::Display) -> Failure {
-    Failure::checkpoint(
-        "the pretrained model's tokenizer.json cannot be used",
-        why.to_string(),
-        "name the folder of a model with the tokenizer that it was trained with",
-    )
 }
 
 fn broken(verb: &str, cause: &dyn std::fmt::Display) -> Failure {

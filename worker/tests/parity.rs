@@ -121,6 +121,20 @@ fn the_bridge_agrees() {
 }
 
 #[test]
+fn the_q_former_agrees_with_transformers_however_often_it_looks() {
+    for every in 1..4 {
+        let fixture = Fixture::load(&format!("q_former_{every}"));
+        let weights = fixture.weights();
+        let patches = fixture.input("patches");
+        let bridge = Bridge::new(fixture.model(), &weights).unwrap();
+        let soft = bridge.forward(&patches).unwrap();
+        assert_eq!(soft.size()[1], i64::from(fixture.model().soft_tokens()));
+        let loss = fixture.probed(&[("soft", &soft)]);
+        fixture.check_gradients(&loss, &weights, &[("patches", &patches)]);
+    }
+}
+
+#[test]
 fn the_visual_memory_agrees_in_both_forms() {
     for name in ["memory_plain", "memory_gated"] {
         let fixture = Fixture::load(name);

@@ -6,6 +6,9 @@
     reason = "a test that cannot read its fixture has failed"
 )]
 
+#[path = "pretrained/tokenizers.rs"]
+mod tokenizers;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -115,6 +118,7 @@ fn specs_of(described: &Described) -> Vec<ParamSpec> {
     match described {
         Described::Decoder(language) => params::decoder(&language.shape, language.vocab_size),
         Described::Vision(vision) => params::vision(vision),
+        Described::QFormer(found) => params::q_former(&found.shape, found.features),
     }
 }
 

@@ -45,6 +45,11 @@ fn make(folder: &Path, pictures: &Path, counts: &Path) -> Outcome {
         ("make_pretrained.py", folder.join(PRETRAINED)),
         ("make_training.py", folder.join(TRAINING)),
         ("make_metrics.py", folder.join(METRICS)),
+        ("make_chats.py", folder.join(PRETRAINED)),
+        (
+            "make_tokenizers.py",
+            folder.join(PRETRAINED).join("tokenizers"),
+        ),
         ("make_pictures.py", pictures.to_owned()),
         ("count_models.py", counts.to_owned()),
     ];

@@ -1,5 +1,5 @@
-//! The base of a job: a pretrained language model and a pretrained visual encoder, held against what
-//! the job says of them before anything large is read.
+//! The base of a job: a pretrained language model, a pretrained visual encoder and maybe a pretrained
+//! Q-Former, held against what the job says of them before anything large is read.
 
 use mks2_proto::job::{Decoder, Job, Pretrained};
 use mks2_proto::params::{self, ParamSpec};
@@ -11,13 +11,15 @@ use super::tensors::Tensors;
 use super::tokens::{self, TokenizerFiles};
 use super::{Folder, PretrainedError, Result, extras};
 
-/// Both models and the tokenizer, not yet read but for configurations and headers.
+/// The models and the tokenizer, not yet read but for configurations and headers.
 #[derive(Clone, Debug)]
 pub struct Base {
     /// The language model.
     pub decoder: Part,
     /// The visual encoder.
     pub vision: Part,
+    /// The Q-Former between them, if the job takes one.
+    pub q_former: Option<Part>,
     /// The language model's tokenizer.
     pub tokenizer: TokenizerFiles,
 }
@@ -40,6 +42,7 @@ impl Part {
         let specs = match described {
             Described::Decoder(language) => params::decoder(&language.shape, language.vocab_size),
             Described::Vision(vision) => params::vision(vision),
+            Described::QFormer(found) => params::q_former(&found.shape, found.features),
         };
         let tensors = Tensors::open(folder).await?;
         tensors.check(&specs, |name| extras::is_extra(described, name))?;
@@ -48,7 +51,7 @@ impl Part {
 }
 
 impl Base {
-    /// Finds both models and the tokenizer of a `pretrained` stage.
+    /// Finds the models and the tokenizer of a `pretrained` stage.
     ///
     /// # Errors
     /// When a folder is not whole, holds another kind of model, or another shape than `[model]` says.
@@ -56,7 +59,7 @@ impl Base {
         let folder = Folder::open(&stage.decoder)?;
         let described = read(&folder).await?;
         let Described::Decoder(language) = &described else {
-            return Err(folder.other_kind("a visual encoder", "language model"));
+            return Err(folder.other_kind(described.kind(), "language model"));
         };
         agree(&folder, "model.decoder", language_differs(job, language))?;
         let decoder = Part::open(&folder, &described).await?;
@@ -64,7 +67,7 @@ impl Base {
         let folder = Folder::open(&stage.vision)?;
         let described = read(&folder).await?;
         let Described::Vision(shape) = &described else {
-            return Err(folder.other_kind("a language model", "visual encoder"));
+            return Err(folder.other_kind(described.kind(), "visual encoder"));
         };
         agree(
             &folder,
@@ -72,12 +75,34 @@ impl Base {
             differences(&job.model.vision, shape),
         )?;
         let vision = Part::open(&folder, &described).await?;
+        let q_former = match &stage.q_former {
+            Some(url) => Some(q_former(job, url).await?),
+            None => None,
+        };
         Ok(Self {
             decoder,
             vision,
+            q_former,
             tokenizer,
         })
     }
+}
+
+async fn q_former(job: &Job, url: &str) -> Result<Part> {
+    let folder = Folder::open(url)?;
+    let described = read(&folder).await?;
+    let Described::QFormer(found) = &described else {
+        return Err(folder.other_kind(described.kind(), "Q-Former"));
+    };
+    let mut differences = differences(&job.model.bridge, &found.shape);
+    let (width, features) = (job.model.vision.hidden_size, found.features);
+    if width != features {
+        differences.push(format!(
+            "the Q-Former looks at features {features} wide, and model.vision.hidden_size is {width}"
+        ));
+    }
+    agree(&folder, "model.bridge", differences)?;
+    Part::open(&folder, &described).await
 }
 
 /// What a folder's configuration describes.

@@ -6,20 +6,24 @@
 //! | Mistral | `mistral` |
 //! | Qwen2, Qwen2.5 | `qwen2` |
 //! | CLIP's visual encoder with its projection, alone or within CLIP | `clip_vision_model`, `clip` |
+//! | the Q-Former within BLIP-2 | `blip-2` |
 //!
 //! What a file does not say has the value that transformers gives it. A setting that would change the
 //! model and is not supported is refused, not ignored.
+
+mod q_former;
 
 use mks2_proto::job::{Decoder, RopeScaling, RopeType, Vision, VisionActivation};
 use serde::Deserialize;
 
 use super::{PretrainedError, Result};
+pub use q_former::QFormer;
 
 /// Name of the file.
 pub const FILE_NAME: &str = "config.json";
 
 const SUPPORTED: &str = "the model types llama, mistral, qwen2 (language models), clip and \
-     clip_vision_model (visual encoders)";
+     clip_vision_model (visual encoders), blip-2 (its Q-Former)";
 
 /// What a folder holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +32,20 @@ pub enum Described {
     Decoder(Language),
     /// A visual encoder.
     Vision(Vision),
+    /// A Q-Former.
+    QFormer(QFormer),
+}
+
+impl Described {
+    /// What it is, in words.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Decoder(_) => "language model",
+            Self::Vision(_) => "visual encoder",
+            Self::QFormer(_) => "Q-Former",
+        }
+    }
 }
 
 /// A language model.
@@ -65,6 +83,7 @@ pub fn read(json: &[u8], file: &str) -> Result<Described> {
             };
             Ok(Described::Vision(reader.vision(words)?))
         }
+        Some("blip-2") => Ok(Described::QFormer(reader.q_former(reader.parse(json)?)?)),
         Some(other) => Err(reader.unsupported(format!("model_type '{other}'"))),
         None => Err(reader.damaged("it has no model_type")),
     }

@@ -108,7 +108,7 @@ impl From<PretrainedError> for Failure {
             PretrainedError::OtherKind { .. } => Self::settings(
                 what,
                 why,
-                "in [stage.pretrained], decoder is a language model and vision a visual encoder",
+                "in [stage.pretrained], decoder is a language model, vision a visual encoder and q_former a BLIP-2",
             ),
             PretrainedError::Shape { ref location, .. } => Self::settings(
                 what,

@@ -18,6 +18,8 @@ pub(crate) struct Found {
     pub(crate) memory: Option<String>,
     /// For a person.
     pub(crate) words: String,
+    /// Where a published model is.
+    pub(super) folder: Option<Folder>,
 }
 
 /// The model at `named`: of a run, or a published one. `stage` chooses among those of a run.
@@ -46,6 +48,7 @@ pub(super) async fn find(named: &str, stage: Option<&str>) -> Result<Found, Fail
                     source: Source::Folder {
                         url: named.to_owned(),
                     },
+                    folder: Some(folder),
                 }),
                 None => Err(nothing_at(
                     named,
@@ -105,6 +108,7 @@ async fn of_run(
         },
         memory,
         words,
+        folder: None,
     })
 }
 

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use mks2_dataset::pretrained::Folder;
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{Prompt, Sampling};
+use mks2_proto::generate::{Prompt, Sampling, What};
 use serde::Deserialize;
 
 use super::GenerateArgs;
+use crate::dialogue::{Message, Template};
 
 /// Largest file of a picture, bytes; the decoder has limits of its own.
 const MOST_PICTURE: u64 = 64 << 20;
@@ -19,6 +21,8 @@ const MOST_PICTURE: u64 = 64 << 20;
 pub(super) struct Asked {
     /// All but its picture.
     pub(super) prompt: Prompt,
+    /// The dialogue in which it stands, as one text.
+    pub(super) dialogue: Option<String>,
     /// The file of the picture that stands before it.
     pub(super) picture: Option<PathBuf>,
     /// `--prompt 2`, or `questions.jsonl, line 7`.
@@ -79,6 +83,7 @@ fn of_options(args: &GenerateArgs) -> Result<Vec<Asked>, Failure> {
             what: args.what(text),
             ..Prompt::default()
         },
+        dialogue: None,
         picture: args.image.clone(),
         name: format!("prompt {number}"),
     });
@@ -117,11 +122,36 @@ fn of_file(path: &Path, args: &GenerateArgs) -> Result<Vec<Asked>, Failure> {
                     what: args.what(line.prompt),
                     ..Prompt::default()
                 },
+                dialogue: None,
                 picture,
                 name,
             })
         })
         .collect()
+}
+
+/// Puts each prompt into a dialogue of its own, in which the user says it, by the chat template of `folder`.
+///
+/// # Errors
+/// No published model (exit 2), no template that can be used (8), a prompt that it does not take (4).
+pub(super) async fn in_dialogues(
+    asked: &mut [Asked],
+    folder: Option<&Folder>,
+) -> Result<(), Failure> {
+    let Some(folder) = folder else {
+        return Err(Failure::usage(
+            "a run has no chat template",
+            "its stages are asked as they were trained",
+            "leave --chat out, or name the folder of a published model",
+        ));
+    };
+    let template = Template::of(folder).await?;
+    let template = template.ok_or_else(|| Template::missing(folder))?;
+    for one in asked {
+        let said = Message::of_user(one.prompt.what.text());
+        one.dialogue = Some(template.render(&[said])?);
+    }
+    Ok(())
 }
 
 impl Asked {
@@ -135,7 +165,12 @@ impl Asked {
             bytes.map_err(|error| unreadable(&path.display().to_string(), error))
         };
         let bytes = self.picture.as_ref().map(read).transpose()?;
+        let what = match &self.dialogue {
+            Some(text) => What::Bare(text.clone()),
+            None => self.prompt.what.clone(),
+        };
         Ok(Prompt {
+            what,
             picture: bytes.map(|bytes| STANDARD.encode(bytes)),
             ..self.prompt.clone()
         })

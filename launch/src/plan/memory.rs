@@ -10,7 +10,7 @@
 //! ([`mks2_proto::params::SampleCost`]).
 
 use mks2_proto::job::{Job, Precision, Recompute, Reduction, Stage, StageKind, Vision};
-use mks2_proto::params::{LOGITS_AT_ONCE, ModuleCount, SampleCost, image_tokens};
+use mks2_proto::params::{LOGITS_AT_ONCE, ModuleCount, SampleCost};
 use serde::Serialize;
 
 /// Bytes of one fp32 number.
@@ -130,17 +130,17 @@ fn activations(job: &Job, stage: &Stage, cost: &SampleCost) -> u64 {
 /// before and behind the activation.
 fn one_block(shape: &Vision) -> u64 {
     let (d, f) = (shape.hidden_size, shape.intermediate_size);
-    (image_tokens(shape) + 1) * (2 * u64::from(d) + 2 * u64::from(f))
+    u64::from(shape.patches() + 1) * (2 * u64::from(d) + 2 * u64::from(f))
 }
 
 /// Numbers of a sample that wait on the device until its lane is computed.
 fn features(job: &Job, stage: &Stage) -> u64 {
-    let patches = image_tokens(&job.model.vision);
+    let patches = u64::from(job.model.vision.patches());
     let sees = |experts: &mks2_proto::job::Experts| experts.pictures;
     match stage.kind {
         StageKind::Memory => patches * u64::from(job.model.vision.hidden_size),
         StageKind::Experts if stage.experts.as_ref().is_some_and(sees) => {
-            patches * u64::from(job.model.decoder.hidden_size)
+            u64::from(job.model.soft_tokens()) * u64::from(job.model.decoder.hidden_size)
         }
         StageKind::Bootstrap => 2 * 3 * u64::from(job.model.vision.image_size).pow(2),
         _ => 0,

@@ -1,5 +1,6 @@
 //! Jobs that start from published models: folders as transformers writes them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -238,6 +239,79 @@ fn a_run_goes_on_from_the_models_that_it_began_with_alone() {
     let same = moved(|bytes| bytes);
     ended(same.train(&lab, "faithful", 2, &[])).done();
     lab.has_a_ledger_that_holds("faithful");
+}
+
+/// The settings of `base-q-former`, as `mks2 model show --job` prints them.
+fn q_former() -> Vec<String> {
+    let shown = tables(&model("base-q-former"));
+    let lines = shown.lines().filter_map(|line| line.split_once(" = "));
+    let settings = lines.map(|(key, value)| format!("model.bridge.{key}={value}"));
+    settings.collect()
+}
+
+/// Digests of weights in the checkpoint of a stage behind so many of its steps.
+fn weights_at(lab: &Lab, run: &str, stage: &str, step: u64) -> BTreeMap<String, String> {
+    let manifests = lab.manifests(run);
+    let manifest = manifests
+        .iter()
+        .find(|manifest| manifest["stage"] == stage && manifest["stage_step"] == step)
+        .expect("a checkpoint");
+    let parts = manifest["parts"].as_array().expect("parts").iter();
+    let tensors = parts.flat_map(|part| part["tensors"].as_array().expect("tensors"));
+    let weights = tensors.filter(|tensor| tensor["kind"] == "weights");
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    weights
+        .map(|tensor| (text(&tensor["name"]), text(&tensor["digest"])))
+        .collect()
+}
+
+#[test]
+fn a_q_former_is_trained_from_initial_values_or_comes_frozen() {
+    let lab = Lab::enter();
+    let models = Models::published();
+    let mut settings = q_former();
+    assert_eq!(settings.len(), 9, "{settings:?}");
+    settings.push("checkpoint.keep_last=9".into());
+    let url = format!(
+        "stage.base.pretrained.q_former={}",
+        model("base-q-former").display()
+    );
+    let train = |run: &str, more: &[&str]| {
+        let settings = settings
+            .iter()
+            .map(String::as_str)
+            .chain(more.iter().copied());
+        let settings: Vec<&str> = settings.collect();
+        ended(models.train(&lab, run, 1, &settings))
+    };
+    let is_of_q_former = |name: &str| name.starts_with("qformer.") || name == "query_tokens";
+    // What the keys add to all scores alike has no gradient.
+    let can_move = |name: &str| !name.ends_with(".key.bias");
+    for (run, more) in [
+        ("frozen", &[url.as_str()][..]),
+        ("trained", &["model.bridge.train_q_former=true"]),
+    ] {
+        train(run, more).done();
+        lab.has_a_ledger_that_holds(run);
+        let (earlier, later) = (
+            weights_at(&lab, run, "memory", 2),
+            weights_at(&lab, run, "memory", 4),
+        );
+        let of_q_former = later.keys().filter(|name| is_of_q_former(name)).count();
+        assert_eq!(of_q_former, if run == "trained" { 45 } else { 0 });
+        for (name, digest) in &later {
+            assert!(
+                *digest != earlier[name] || !can_move(name),
+                "{name} has not moved"
+            );
+        }
+    }
+    // What cannot be is said before anything starts.
+    train("never-begun", &[]).refused(3, &["must come from somewhere", "BLIP-2 folder"]);
+    let both = [url.as_str(), "model.bridge.train_q_former=true"];
+    train("never-begun", &both).refused(3, &["trains one from initial values"]);
+    let wider = [url.as_str(), "model.bridge.hidden_size=24"];
+    train("never-begun", &wider).refused(3, &["hidden_size is 24, and 12 there"]);
 }
 
 #[test]

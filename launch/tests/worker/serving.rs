@@ -252,7 +252,7 @@ fn what_cannot_be_answered_is_refused_in_the_words_of_the_api() {
     let chat = json!({"messages": [{"role": "user", "content": "a"}]});
     server
         .post("/v1/chat/completions", &chat)
-        .refused(400, "chat templates");
+        .refused(400, "no chat template");
     server
         .ask("POST", "/v1/completions", "{\"prompt\": ")
         .refused(400, "JSON");

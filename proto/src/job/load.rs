@@ -245,6 +245,9 @@ fn resolve(tree: &Node, file: &str, base: Option<&Path>) -> Result<Resolved, Fai
             if let Some(models) = &mut stage.pretrained {
                 models.decoder = absolute(&models.decoder, base);
                 models.vision = absolute(&models.vision, base);
+                if let Some(url) = &mut models.q_former {
+                    *url = absolute(url, base);
+                }
             }
             if let Some(attach) = &mut stage.attach {
                 attach.memory = absolute(&attach.memory, base);

@@ -1,9 +1,13 @@
 //! The model of a job: its parts and their sizes, by the words of Hugging Face where those exist.
 
+mod bridge;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use bridge::{Bridge, BridgeKind};
 
 /// Shapes of every module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -15,6 +19,9 @@ pub struct Model {
     /// The text side of the small CLIP that a bootstrap stage trains; no other job needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_tower: Option<TextTower>,
+    /// What connects the two.
+    #[serde(default, skip_serializing_if = "Bridge::is_usual")]
+    pub bridge: Bridge,
     /// The modular visual memory.
     pub memory: Memory,
     /// Memories that are not as `[model.memory]` says, by the names of their stages.
@@ -30,6 +37,21 @@ impl Model {
     #[must_use]
     pub fn memory_of(&self, stage: &str) -> &Memory {
         self.memories.get(stage).unwrap_or(&self.memory)
+    }
+
+    /// Soft tokens that stand for a picture before a text.
+    #[must_use]
+    pub fn soft_tokens(&self) -> u32 {
+        match self.q_former() {
+            Some(shape) => shape.num_query_tokens,
+            None => self.vision.patches(),
+        }
+    }
+
+    /// The Q-Former, where the bridge is one.
+    #[must_use]
+    pub fn q_former(&self) -> Option<&Bridge> {
+        (self.bridge.kind == BridgeKind::QFormer).then_some(&self.bridge)
     }
 }
 
@@ -147,6 +169,14 @@ pub struct Vision {
     pub layer_norm_eps: f64,
     /// Size of the global image feature, `e`.
     pub projection_dim: u32,
+}
+
+impl Vision {
+    /// Patches of a picture.
+    #[must_use]
+    pub fn patches(&self) -> u32 {
+        (self.image_size / self.patch_size.max(1)).pow(2)
+    }
 }
 
 /// Activations of a visual encoder. Names are those of Hugging Face.

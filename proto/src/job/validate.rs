@@ -3,8 +3,10 @@
 //! | part | file |
 //! |---|---|
 //! | the run, the data, the model | here |
+//! | the bridge | [`bridge`] |
 //! | the stages | [`stages`] |
 
+mod bridge;
 mod stages;
 
 use super::{Decoder, Job, Model, RopeScaling, Stage, StageKind, TextTower, Vision};
@@ -49,6 +51,7 @@ pub fn problems(job: &Job) -> Vec<Problem> {
     run(job, &mut rules);
     data(job, &mut rules);
     model(&job.model, &mut rules);
+    bridge::check(job, &mut rules);
     stages::check(job, &mut rules);
     rules.found
 }

@@ -20,8 +20,11 @@
 //! of products with gradients, queries, keys, values and outputs of attention (a fused kernel keeps
 //! no scores).
 
+mod bridge;
+
 use super::specs::{self, Blocks, Matrix};
 use crate::job::{Experts, MemoryForm, Model, Stage, StageKind, TextTower, Vision};
+use bridge::bridge;
 
 /// Numbers of logits that a frozen head computes at a time: 32 MiB of fp32.
 pub const LOGITS_AT_ONCE: u64 = 8 << 20;
@@ -55,12 +58,6 @@ impl SampleCost {
     }
 }
 
-/// Soft tokens of a picture.
-#[must_use]
-pub fn image_tokens(vision: &Vision) -> u64 {
-    u64::from(vision.image_size / vision.patch_size.max(1)).pow(2)
-}
-
 /// What a sample of `stage` costs.
 #[must_use]
 pub fn sample_cost(model: &Model, vocab: u32, stage: &Stage) -> SampleCost {
@@ -84,19 +81,18 @@ pub fn sample_cost(model: &Model, vocab: u32, stage: &Stage) -> SampleCost {
 /// A caption behind its soft tokens, for the share that is captioned, and a text for retrieval.
 fn memory(model: &Model, vocab: u32, stage: &Stage) -> SampleCost {
     let text = u64::from(model.decoder.max_text_tokens);
-    let soft = image_tokens(&model.vision);
+    let soft = u64::from(model.soft_tokens());
     let settings = stage.memory.clone().unwrap_or_default();
     let captioned = |number: u64| (number as f64 * settings.caption_share) as u64;
     let (captions, kept) = Half::Memory.pass(model, soft + text, true);
     let (queries, kept_of_queries) = Half::Memory.pass(model, text, false);
     let captions = captions + head(model, vocab, text, true);
-    // The bridge keeps the patches' features.
-    let patches = soft * u64::from(model.vision.hidden_size);
+    let (bridge, kept_of_bridge) = bridge(model, true);
     SampleCost {
         tokens: soft + 2 * text,
         text_flops: captioned(captions) + queries + retrieval(model, stage.batch_size.into()),
-        image_flops: see(&model.vision, false).0 + bridge(model, true),
-        kept: captioned(kept + patches) + kept_of_queries,
+        image_flops: see(&model.vision, false).0 + bridge,
+        kept: captioned(kept + kept_of_bridge) + kept_of_queries,
         logits: captioned(text * u64::from(vocab)),
     }
 }
@@ -107,8 +103,8 @@ fn experts(model: &Model, vocab: u32, stage: &Stage) -> SampleCost {
     let settings = stage.experts.clone().unwrap_or_default();
     let (soft, image_flops) = match settings.pictures {
         true => {
-            let seen = see(&model.vision, false).0 + bridge(model, false);
-            (image_tokens(&model.vision), seen)
+            let seen = see(&model.vision, false).0 + bridge(model, false).0;
+            (u64::from(model.soft_tokens()), seen)
         }
         false => (0, 0),
     };
@@ -211,15 +207,6 @@ fn retrieval(model: &Model, batch: u64) -> u64 {
     heads * (text + image + similarities)
 }
 
-fn bridge(model: &Model, is_trained: bool) -> u64 {
-    let [d, v] = [model.decoder.hidden_size, model.vision.hidden_size].map(|size| size as usize);
-    let needs = Gradients {
-        input: false,
-        weight: is_trained,
-    };
-    product(image_tokens(&model.vision), [d, v], needs)
-}
-
 /// Operations and kept numbers of one picture in the visual encoder.
 fn see(shape: &Vision, is_trained: bool) -> (u64, u64) {
     let [v, f, e] = [
@@ -228,7 +215,7 @@ fn see(shape: &Vision, is_trained: bool) -> (u64, u64) {
         shape.projection_dim,
     ]
     .map(|size| size as usize);
-    let patches = image_tokens(shape);
+    let patches = u64::from(shape.patches());
     let positions = patches + 1;
     let pixels = 3 * shape.patch_size as usize * shape.patch_size as usize;
     let needs = Gradients {
@@ -241,7 +228,7 @@ fn see(shape: &Vision, is_trained: bool) -> (u64, u64) {
     };
     let matrices = [[v, v], [v, v], [v, v], [v, v], [f, v], [v, f]];
     let products = matrices.map(|shape| product(positions, shape, needs));
-    let block = products.iter().sum::<u64>() + attention(positions, v, is_trained);
+    let block = products.iter().sum::<u64>() + attention([positions; 2], v, is_trained);
     let blocks = u64::from(shape.num_hidden_layers);
     let flops =
         product(patches, [v, pixels], of_pixels) + blocks * block + product(1, [e, v], needs);
@@ -249,9 +236,9 @@ fn see(shape: &Vision, is_trained: bool) -> (u64, u64) {
     (flops, if is_trained { kept } else { 0 })
 }
 
-/// The two products of an attention over `tokens`, all its heads together `width` wide.
-fn attention(tokens: u64, width: usize, is_reached: bool) -> u64 {
-    let forward = 4 * tokens * tokens * width as u64;
+/// The two products of an attention of so many tokens to so many, all its heads together `width` wide.
+fn attention([from, to]: [u64; 2], width: usize, is_reached: bool) -> u64 {
+    let forward = 4 * from * to * width as u64;
     if is_reached { 3 * forward } else { forward }
 }
 
@@ -385,7 +372,7 @@ impl<'a> Pass<'a> {
             self.matrix(matrix, is_reached, adapted);
         }
         self.keep(q, adapted.learns());
-        self.flops += attention(self.tokens, q, is_inner_reached);
+        self.flops += attention([self.tokens; 2], q, is_inner_reached);
         self.is_reached = is_inner_reached;
     }
 

@@ -45,6 +45,7 @@ fn module_of(name: &str) -> &str {
         "model" | "lm_head" => "decoder",
         "vision_model" | "visual_projection" => "vision",
         "text_tower" | "text_projection" | "logit_scale" => "text_tower",
+        "query_tokens" | "qformer" => "q_former",
         "memory" => name.split(".layers.").next().unwrap_or(name),
         _ => first,
     }

@@ -7,7 +7,9 @@
 //! model.norm.weight [d]     lm_head.weight [vocab, d] (absent when tied)
 //! vision_model.*  visual_projection.weight                     as CLIPVisionModelWithProjection
 //! text_tower.*  text_projection.weight [e, t]  logit_scale []  text side of the bootstrap CLIP
-//! bridge.{weight [d, v], bias [d]}                             patch feature -> soft token
+//! query_tokens  qformer.*                                      patch features -> queries, if the
+//!                                                              bridge is a Q-Former
+//! bridge.{weight [d, v], bias [d]}                             patch feature, or query -> soft token
 //! memory.<stage>.layers.0.{gate,up}_proj.weight [w, d], down_proj.weight [d, w]
 //! retrieval.{text_projection.weight [s, d], image_projection.weight [s, e],
 //!            log_inverse_temperature []}
@@ -16,6 +18,7 @@
 //! experts.layers.0.<mlp | memory stage | self_attn>.<matrix>.{lora_a [r, in], lora_b [out, r]}
 //! ```
 
+use super::q_former::q_former;
 use super::{Init, ParamSpec};
 use crate::job::{
     Decoder, Experts, MemoryForm, Model, Retrieval, Stage, StageKind, TextTower, Vision,
@@ -48,7 +51,7 @@ fn scaled(init: Init, gain: f64) -> Init {
     }
 }
 
-fn normal(std: f32) -> Init {
+pub(super) fn normal(std: f32) -> Init {
     Init::Normal { std }
 }
 
@@ -261,21 +264,29 @@ fn vision_block(at: &str, shape: &Vision, specs: &mut Vec<ParamSpec>) {
     layer_norm(&format!("{at}.layer_norm2"), v, specs);
 }
 
-fn layer_norm(at: &str, width: usize, specs: &mut Vec<ParamSpec>) {
+pub(super) fn layer_norm(at: &str, width: usize, specs: &mut Vec<ParamSpec>) {
     specs.push(ParamSpec::new(format!("{at}.weight"), &[width], Init::Ones));
     specs.push(ParamSpec::new(format!("{at}.bias"), &[width], Init::Zeros));
 }
 
-/// The bridge: a linear layer from each patch feature to one soft token.
+/// The bridge's linear layer, from each patch feature or each of the Q-Former's queries to one soft token.
 pub fn bridge(model: &Model) -> Vec<ParamSpec> {
-    let (d, v) = (
-        model.decoder.hidden_size as usize,
-        model.vision.hidden_size as usize,
-    );
+    let d = model.decoder.hidden_size as usize;
+    let v = match model.q_former() {
+        Some(shape) => shape.hidden_size as usize,
+        None => model.vision.hidden_size as usize,
+    };
     vec![
         ParamSpec::new("bridge.weight", &[d, v], fan_in(v)),
         ParamSpec::new("bridge.bias", &[d], Init::Zeros),
     ]
+}
+
+/// The bridge's Q-Former, if it has one and it is `trained` or not.
+fn q_former_of(model: &Model, trained: bool) -> Vec<ParamSpec> {
+    let shape = model.q_former();
+    let shape = shape.filter(|shape| shape.train_q_former == trained);
+    shape.map_or_else(Vec::new, |shape| q_former(shape, model.vision.hidden_size))
 }
 
 /// The modular visual memory that the stage called `stage` stores into or brings.
@@ -431,7 +442,13 @@ pub fn trained_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
             text_tower(model, vocab),
         ]
         .concat(),
-        StageKind::Memory => [memory(model, &stage.name), bridge(model), retrieval(model)].concat(),
+        StageKind::Memory => [
+            memory(model, &stage.name),
+            bridge(model),
+            q_former_of(model, true),
+            retrieval(model),
+        ]
+        .concat(),
         StageKind::Experts => stage
             .experts
             .as_ref()
@@ -445,8 +462,12 @@ pub fn trained_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
 pub fn frozen_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
     match stage.kind {
         StageKind::Bootstrap | StageKind::Evaluate => Vec::new(),
-        StageKind::Pretrained => [decoder(&model.decoder, vocab), vision(&model.vision)].concat(),
-        StageKind::Memory => [decoder(&model.decoder, vocab), vision(&model.vision)].concat(),
+        StageKind::Pretrained | StageKind::Memory => [
+            decoder(&model.decoder, vocab),
+            vision(&model.vision),
+            q_former_of(model, false),
+        ]
+        .concat(),
         StageKind::Attach => {
             let bridged = stage.attach.as_ref().is_none_or(|attach| attach.bridge);
             let mut specs = memory(model, &stage.name);
@@ -463,6 +484,8 @@ pub fn frozen_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
             }
             if settings.clone().any(|settings| settings.pictures) {
                 specs.extend([vision(&model.vision), bridge(model)].concat());
+                specs.extend(q_former_of(model, true));
+                specs.extend(q_former_of(model, false));
             }
             specs
         }

@@ -154,7 +154,7 @@ impl<'a> Engine<'a> {
     /// The text of a prompt.
     fn echo(&self, one: &Ready) -> Result<String, Failure> {
         match &one.prompt.what {
-            What::Text(text) | What::Raw(text) => Ok(text.clone()),
+            What::Text(text) | What::Raw(text) | What::Bare(text) => Ok(text.clone()),
             What::Tokens(tokens) => self.speaker.encoder.plain(tokens),
         }
     }
@@ -264,10 +264,9 @@ impl<'a> Engine<'a> {
         let logits_b1v = self.speaker.decoder.logits(states_b1d);
         let width = logits_b1v.size()[2] as usize;
         let logits = to_floats(&logits_b1v)?;
-        let end = self.speaker.encoder.end();
         let mut events = Vec::new();
         for (answer, logits) in self.answers[first..].iter_mut().zip(logits.chunks(width)) {
-            match answer.take(logits, end) {
+            match answer.take(logits) {
                 Ok(new) => events.extend(new),
                 Err(failure) => {
                     answer.is_over = Some(End::Stop);
@@ -290,12 +289,12 @@ impl<'a> Engine<'a> {
 
 impl Answer<'_> {
     /// One more token by these logits.
-    fn take(&mut self, logits: &[f32], end: i64) -> Result<Vec<Event>, Failure> {
+    fn take(&mut self, logits: &[f32]) -> Result<Vec<Event>, Failure> {
         let mut text = String::new();
         if self.most == 0 {
             self.is_over = Some(End::Length);
         } else {
-            text = self.go_on(logits, end)?;
+            text = self.go_on(logits)?;
         }
         let mut events = Vec::new();
         if let Some(end) = self.is_over {
@@ -320,7 +319,7 @@ impl Answer<'_> {
     }
 
     /// Chooses the next token; gives the text that is certain with it.
-    fn go_on(&mut self, logits: &[f32], end: i64) -> Result<String, Failure> {
+    fn go_on(&mut self, logits: &[f32]) -> Result<String, Failure> {
         let position = self.tokens.len() as u64;
         let read = self.prompt_tokens as usize + self.tokens.len();
         let token = choose(logits, &self.sampling, position);
@@ -330,7 +329,7 @@ impl Answer<'_> {
             let scored = score::of_token(encoder, logits, token, score.top);
             self.scores.push(scored);
         }
-        if i64::from(token) == end {
+        if self.writer.encoder().is_end(token) {
             self.is_over = Some(End::Stop);
             return Ok(String::new());
         }

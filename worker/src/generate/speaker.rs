@@ -157,7 +157,7 @@ impl Speaker {
         let Described::Decoder(language) = &described else {
             return Err(Failure::settings(
                 format!("{} cannot be asked", folder.location()),
-                "its config.json describes a visual encoder",
+                format!("its config.json describes a {}", described.kind()),
                 "name the folder of a language model, or a run",
             ));
         };
@@ -198,7 +198,6 @@ impl Speaker {
         Event::Ready {
             positions: u32::try_from(self.positions).unwrap_or(u32::MAX),
             sees: self.eyes.is_some(),
-            answers: !matches!(self.form, Form::Published),
             end: name(self.encoder.end()).unwrap_or_default(),
             begin: match self.encoder.opening() {
                 [begin] if *begin != self.encoder.end() => name(*begin).ok(),
@@ -214,9 +213,12 @@ impl Speaker {
     pub(super) fn ids(&self, what: &What) -> Result<Vec<i64>, Failure> {
         match (what, &self.form) {
             (What::Tokens(tokens), _) => self.known(tokens),
-            (What::Text(text) | What::Raw(text), _) if text.len() > self.most_bytes => {
+            (What::Text(text) | What::Raw(text) | What::Bare(text), _)
+                if text.len() > self.most_bytes =>
+            {
                 Err(self.too_long(&format!("{} bytes", text.len())))
             }
+            (What::Bare(text), _) => self.encoder.ids(text),
             (What::Text(text), Form::Question(settings)) => {
                 let row = Row {
                     question: Some(text.clone()),
@@ -396,7 +398,7 @@ fn positions(job: &Job, names: &[String], runtime: &Handle) -> Result<usize, Fai
     let folder = Folder::open(&models.decoder)?;
     Ok(match runtime.block_on(base::read(&folder))? {
         Described::Decoder(language) => language.shape.max_text_tokens as usize,
-        Described::Vision(_) => 0,
+        Described::Vision(_) | Described::QFormer(_) => 0,
     })
 }
 

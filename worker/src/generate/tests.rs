@@ -63,7 +63,6 @@ fn answers(batch: u32, prompts: &[Prompt]) -> (BTreeMap<u64, Answer>, BTreeMap<u
     let ready = Event::Ready {
         positions: 128,
         sees: false,
-        answers: false,
         end: "<|end|>".into(),
         begin: Some("<|begin|>".into()),
     };

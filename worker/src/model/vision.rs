@@ -13,7 +13,8 @@
 use mks2_proto::job::{self, VisionActivation};
 use tch::{Kind, Tensor};
 
-use super::ops::{affine, attend, like, linear, quick_gelu};
+use super::layers::{Affine, LayerNorm};
+use super::ops::{attend, like, linear, quick_gelu};
 use super::weights::expect_shape;
 use super::{Result, Weights};
 
@@ -68,7 +69,8 @@ impl Vision {
             &format!("{at}.patch_embedding.weight"),
             &[v, 3, patch, patch],
         )?;
-        let norm = |name: &str| LayerNorm::new(&format!("vision_model.{name}"), v, shape, weights);
+        let eps = shape.layer_norm_eps;
+        let norm = |name: &str| LayerNorm::new(&format!("vision_model.{name}"), v, eps, weights);
         let blocks = (0..shape.num_hidden_layers).map(|layer| {
             VisionBlock::new(
                 &format!("vision_model.encoder.layers.{layer}"),
@@ -146,63 +148,6 @@ impl Vision {
     }
 }
 
-/// LayerNorm with bias.
-#[derive(Debug)]
-struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
-impl LayerNorm {
-    fn new(at: &str, width: i64, shape: &job::Vision, weights: &Weights) -> Result<Self> {
-        Ok(Self {
-            weight: weights.shaped(&format!("{at}.weight"), &[width])?,
-            bias: weights.shaped(&format!("{at}.bias"), &[width])?,
-            eps: shape.layer_norm_eps,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(
-            self.weight.size(),
-            Some(&like(&self.weight, x)),
-            Some(&like(&self.bias, x)),
-            self.eps,
-            true,
-        )
-    }
-}
-
-/// A linear layer with bias.
-#[derive(Debug)]
-struct Affine {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Affine {
-    fn new(at: &str, [out, inputs]: [i64; 2], weights: &Weights) -> Result<Self> {
-        Ok(Self {
-            weight: weights.shaped(&format!("{at}.weight"), &[out, inputs])?,
-            bias: weights.shaped(&format!("{at}.bias"), &[out])?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        affine(x, &self.weight, Some(&self.bias))
-    }
-
-    /// Several layers on the same input as one, when they are frozen.
-    fn fused(parts: [&Self; 3], weights: &Weights) -> Option<Self> {
-        let weight = weights.fused(&parts.map(|part| &part.weight))?;
-        Some(Self {
-            weight,
-            bias: weights.fused(&parts.map(|part| &part.bias))?,
-        })
-    }
-}
-
 /// One block of the encoder.
 #[derive(Debug)]
 struct VisionBlock {
@@ -226,7 +171,8 @@ impl VisionBlock {
             i64::from(shape.intermediate_size),
         );
         let affine = |name: &str, sizes| Affine::new(&format!("{at}.{name}"), sizes, weights);
-        let norm = |name: &str| LayerNorm::new(&format!("{at}.{name}"), v, shape, weights);
+        let eps = shape.layer_norm_eps;
+        let norm = |name: &str| LayerNorm::new(&format!("{at}.{name}"), v, eps, weights);
         let parts = ["q_proj", "k_proj", "v_proj", "out_proj"]
             .map(|name| affine(&format!("self_attn.{name}"), [v, v]));
         let [q, k, value, out] = parts;

@@ -1,13 +1,15 @@
 use std::path::{Path, PathBuf};
 
-use mks2_dataset::pretrained::Folder;
+use mks2_dataset::pretrained::config::Described;
 use mks2_dataset::pretrained::tokens::{self, EndToken, TokenizerFiles};
+use mks2_dataset::pretrained::{Folder, base};
 use mks2_proto::job::load;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 use super::*;
+use crate::model::Bridge;
 
 fn folder(name: &str) -> PathBuf {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pretrained");
@@ -132,6 +134,47 @@ fn another_tokenizer_is_another_base() {
         failure.why.contains("no end token '<|end|>'"),
         "{failure:?}"
     );
+}
+
+#[test]
+fn a_q_former_finds_what_it_finds_in_transformers() {
+    let mut job = job(&folder("base-decoder"));
+    let url = folder("base-q-former").display().to_string();
+    let models = job.stages[0].pretrained.as_mut().expect("models");
+    models.q_former = Some(url.clone());
+    let without = read(&job).err().expect("another bridge").why;
+    assert!(without.contains("kind is \"linear\""), "{without}");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let described = runtime.block_on(async {
+        let folder = Folder::open(&url).expect("a folder");
+        base::read(&folder).await.expect("described")
+    });
+    let Described::QFormer(found) = described else {
+        panic!("a Q-Former");
+    };
+    job.model.bridge = found.shape;
+    let mut weights = read(&job).expect("read").weights;
+    assert!(weights.contains("qformer.layernorm.weight"));
+    assert!(!weights.contains("language_projection.weight"));
+    // A linear layer that changes nothing.
+    job.model.decoder.hidden_size = job.model.bridge.hidden_size;
+    let width = i64::from(job.model.bridge.hidden_size);
+    let same = Tensor::eye(width, (Kind::Float, Device::Cpu));
+    weights.insert_frozen("bridge.weight", &same);
+    let nothing = Tensor::zeros([width], (Kind::Float, Device::Cpu));
+    weights.insert_frozen("bridge.bias", &nothing);
+    let expected = std::fs::read(Path::new(&url).join("expected.safetensors")).expect("there");
+    let expected = SafeTensors::deserialize(&expected).expect("whole");
+    let get = |name: &str| {
+        let view = expected.tensor(name).expect("there");
+        let shape: Vec<i64> = view.shape().iter().map(|size| *size as i64).collect();
+        Tensor::from_data_size(view.data(), &shape, Kind::Float)
+    };
+    let bridge = Bridge::new(&job.model, &weights).expect("a bridge");
+    let ours = bridge.forward(&get("input/features")).expect("it fits");
+    let right = get("output/queries");
+    let error = (ours - &right).abs().max() / right.abs().max();
+    assert!(error.double_value(&[]) < 1e-5, "{error:?}");
 }
 
 /// A copy of a model, to be changed.

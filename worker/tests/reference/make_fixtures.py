@@ -27,7 +27,7 @@ from mks2_reference import (
     clip_loss,
 )
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaConfig, LlamaForCausalLM
+from transformers import Blip2QFormerConfig, Blip2QFormerModel, CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaConfig, LlamaForCausalLM
 
 VOCAB = 37
 MODEL = {
@@ -205,6 +205,37 @@ def bridge(out: Path) -> None:
     probed(path, {"model": MODEL}, weights, {"patches": patches}, outputs)
 
 
+# Width, heads, blocks, and in which of them queries look at the picture.
+Q_FORMERS = [(9, 3, 2, 1), (10, 5, 2, 2), (8, 2, 4, 3)]
+
+
+def q_former(out: Path, width: int, heads: int, blocks: int, every: int) -> None:
+    """The Q-Former of transformers and a linear layer behind it; all gradients of one of them."""
+    shape = {
+        "hidden_size": width,
+        "intermediate_size": 14,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "cross_attention_frequency": every,
+        "layer_norm_eps": 1e-12,
+    }
+    vision = MODEL["vision"]["hidden_size"]
+    config = Blip2QFormerConfig(**shape, encoder_hidden_size=vision, attn_implementation="eager")
+    model = Blip2QFormerModel(config).eval()
+    linear = torch.nn.Linear(width, MODEL["decoder"]["hidden_size"])
+    randomize(model, 40 + every)
+    randomize(linear, 50 + every)
+    queries, patches = leaf(1, 5, width), leaf(2, 9, vision)
+    found = model(query_embeds=queries.expand(2, -1, -1), encoder_hidden_states=patches).last_hidden_state
+    weights = {"query_tokens": queries}
+    weights |= {f"qformer.{name}": value for name, value in model.named_parameters()}
+    weights |= {f"bridge.{name}": value for name, value in linear.named_parameters()}
+    bridge = shape | {"kind": "q-former", "num_query_tokens": 5}
+    wanted = None if every == 2 else set()
+    path = out / f"q_former_{every}.safetensors"
+    probed(path, {"model": MODEL | {"bridge": bridge}}, weights, {"patches": patches}, {"soft": linear(found)}, wanted)
+
+
 def memory(out: Path, form: str) -> None:
     """Memories in the place of the MLPs, in every block."""
     model = shapes(memory={"form": form}, decoder={"num_hidden_layers": 2})
@@ -340,6 +371,8 @@ def main() -> None:
     text_tower(out)
     clip(out)
     bridge(out)
+    for shape in Q_FORMERS:
+        q_former(out, *shape)
     memory(out, "plain")
     memory(out, "gated")
     retrieval(out, "retrieval")

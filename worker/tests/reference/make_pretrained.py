@@ -7,6 +7,7 @@ Needs torch, transformers and safetensors as in requirements.txt. Each folder is
 same model in bf16. A decoder's outputs are its logits and the states behind each block, the last one normed; a visual encoder's are its
 global feature and the patch features behind the last block but one. `base-decoder` and `base-vision` are there to be trained on: in
 half precision, with a tokenizer, and `tokens.json` with what it makes of some texts, and how the model goes on from them.
+`base-q-former` is a BLIP-2 whose Q-Former fits them, with what that finds in random features.
 `greedy.json` has what each decoder generates from random prompts.
 """
 
@@ -19,6 +20,10 @@ from make_fixtures import randomize
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
@@ -27,6 +32,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -211,8 +217,49 @@ def base(out: Path) -> None:
     (out / "base-decoder" / "tokens.json").write_text(json.dumps(expected, ensure_ascii=False, indent=1) + "\n")
 
 
+def blip(out: Path) -> None:
+    """A Q-Former for the features of `base-vision`, within the model that transformers saves it in."""
+    vision = Blip2VisionConfig(
+        hidden_size=PICTURE["hidden_size"], intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    q_former = Blip2QFormerConfig(
+        vocab_size=VOCAB,
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+    )
+    text = OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=8,
+        ffn_dim=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        word_embed_proj_dim=8,
+        max_position_embeddings=8,
+    )
+    config = Blip2Config(
+        vision_config=vision, qformer_config=q_former, text_config=text, num_query_tokens=6, attn_implementation="eager"
+    )
+    model = Blip2ForConditionalGeneration(config).eval()
+    randomize(model, 60, scale=0.5)
+    folder = out / "base-q-former"
+    model.half().save_pretrained(folder)
+    model.float()
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    torch.manual_seed(60)
+    features = torch.randn(2, 7, PICTURE["hidden_size"])
+    queries = model.query_tokens if hasattr(model, "query_tokens") else model.model.query_tokens
+    inner = model.qformer if hasattr(model, "qformer") else model.model.qformer
+    with torch.no_grad():
+        found = inner(query_embeds=queries.expand(2, -1, -1), encoder_hidden_states=features).last_hidden_state
+    tensors = {"input/features": features, "output/queries": found.contiguous()}
+    save_file(tensors, folder / "expected.safetensors")
+
+
 def main(out: Path) -> None:
     base(out)
+    blip(out)
     generated = {}
     for number, (name, build) in enumerate(CASES.items()):
         model = build().eval()

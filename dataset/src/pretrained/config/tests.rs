@@ -9,7 +9,7 @@ fn described(json: &Value) -> Result<Described> {
 fn language(json: &Value) -> Language {
     match described(json).unwrap() {
         Described::Decoder(language) => language,
-        Described::Vision(vision) => panic!("a language model, not {vision:?}"),
+        other => panic!("a language model, not {other:?}"),
     }
 }
 
@@ -113,6 +113,34 @@ fn a_visual_encoder_stands_alone_or_within_clip() {
         panic!("a visual encoder");
     };
     assert_eq!(big.hidden_act, VisionActivation::Gelu);
+}
+
+#[test]
+fn a_q_former_is_taken_out_of_a_blip_2() {
+    let blip = json!({
+        "model_type": "blip-2", "num_query_tokens": 16, "vision_config": {"hidden_size": 24},
+        "text_config": {"model_type": "opt"},
+        "qformer_config": {"hidden_size": 96, "cross_attention_frequency": 3, "encoder_hidden_size": 1408},
+    });
+    let Described::QFormer(found) = described(&blip).unwrap() else {
+        panic!("a Q-Former");
+    };
+    assert_eq!(found.features, 24);
+    let shape = found.shape;
+    assert!(!shape.train_q_former);
+    assert_eq!((shape.num_query_tokens, shape.hidden_size), (16, 96));
+    assert_eq!(
+        (shape.cross_attention_frequency, shape.num_hidden_layers),
+        (3, 12)
+    );
+    // As Salesforce/blip2-opt-2.7b says it: nothing but what differs from the first BLIP-2.
+    let Described::QFormer(usual) = described(&json!({"model_type": "blip-2"})).unwrap() else {
+        panic!("a Q-Former");
+    };
+    assert_eq!((usual.features, usual.shape.num_query_tokens), (1408, 32));
+    let other = with(blip, json!({"qformer_config": {"hidden_act": "relu"}}));
+    let refused = described(&other).unwrap_err().to_string();
+    assert!(refused.contains("hidden_act 'relu'"), "{refused}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Each rule: the broken value, and the words of the message.
 
 use super::*;
-use crate::job::{Bootstrap, Evaluate, Experts, Source, Stage};
+use crate::job::{Bootstrap, BridgeKind, Evaluate, Experts, Source, Stage};
 
 fn sample() -> Job {
     toml::from_str(include_str!("../sample.toml")).expect("the sample is a job")
@@ -383,5 +383,54 @@ fn an_attached_memory_has_a_place_a_language_model_and_a_shape() {
 fn a_bootstrap_has_a_text_side() {
     broken("model.text_tower", "which has a text side", |job| {
         job.model.text_tower = None;
+    });
+}
+
+#[test]
+fn a_bridge_is_linear_or_a_q_former_that_comes_from_one_place() {
+    let frozen = |job: &mut Job| {
+        job.model.bridge.kind = BridgeKind::QFormer;
+        job.model.bridge.train_q_former = false;
+    };
+    let mut job = sample();
+    job.model.bridge.kind = BridgeKind::QFormer;
+    assert_eq!(problems(&job), []);
+    assert_eq!(
+        (sample().model.soft_tokens(), job.model.soft_tokens()),
+        (16, 32)
+    );
+    broken("model.bridge.kind", "a linear bridge has none", |job| {
+        job.model.bridge.num_query_tokens = 8;
+    });
+    broken("model.bridge.hidden_size", "does not divide", |job| {
+        job.model.bridge.kind = BridgeKind::QFormer;
+        job.model.bridge.num_attention_heads = 7;
+    });
+    for key in ["num_query_tokens", "cross_attention_frequency"] {
+        broken(
+            &format!("model.bridge.{key}"),
+            "0 leaves nothing to do",
+            |job| {
+                let bridge = &mut job.model.bridge;
+                bridge.kind = BridgeKind::QFormer;
+                match key {
+                    "num_query_tokens" => bridge.num_query_tokens = 0,
+                    _ => bridge.cross_attention_frequency = 0,
+                }
+            },
+        );
+    }
+    broken(
+        "model.bridge.train_q_former",
+        "must come from somewhere",
+        frozen,
+    );
+    let place = "stage.published.pretrained.q_former";
+    broken(place, "trains one from initial values", |job| {
+        published(job).pretrained.get_or_insert_default().q_former = Some("blip".into());
+    });
+    broken(place, "it is empty", |job| {
+        frozen(job);
+        published(job).pretrained.get_or_insert_default().q_former = Some(" ".into());
     });
 }

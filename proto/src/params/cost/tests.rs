@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{image_tokens, sample_cost};
+use super::sample_cost;
 use crate::job::{Model, Stage, StageKind};
 use crate::params::module_counts;
 
@@ -84,6 +84,6 @@ fn a_share_of_captions_costs_as_much_less() {
         half.text_flops - quarter.text_flops,
     );
     assert!(steps.0.abs_diff(2 * steps.1) <= 2, "{steps:?}");
-    assert_eq!(all.tokens, image_tokens(&job.model.vision) + 2 * 16);
+    assert_eq!(all.tokens, u64::from(job.model.soft_tokens()) + 2 * 16);
     assert_eq!(all.image_flops, half.image_flops);
 }
