@@ -9,7 +9,7 @@ use mks2_dataset::loader::{self, Loader};
 use mks2_dataset::plan::{CorpusShape, Plan};
 use mks2_dataset::reader::Corpus;
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{Job, StageKind};
+use mks2_proto::job::{Job, Recompute, StageKind};
 use mks2_proto::params::trained_by;
 use mks2_proto::v1::{Phase, StepMetrics};
 use mks2_worker::control::Control;
@@ -92,11 +92,12 @@ impl Case {
     }
 
     /// Trains the stage in this process, all `lanes` being held.
-    fn train(&self, lanes: u32) -> Course {
+    fn train(&self, lanes: u32, recompute: Recompute) -> Course {
         // Models this small only wait for a second thread.
         tch::set_num_threads(1);
         let job = Job {
             lanes,
+            recompute,
             ..self.job.clone()
         };
         let stage = &job.stages[0];
@@ -286,11 +287,11 @@ fn check_weights(fixture: &Fixture, course: &Course) -> f64 {
 }
 
 #[test]
-fn fifty_steps_of_both_stages_are_the_references_whatever_the_lanes() {
+fn fifty_steps_are_the_references_whatever_the_lanes_and_what_is_recomputed() {
     for name in ["memory", "experts"] {
         let case = Case::load(name);
-        for lanes in [2, 4] {
-            let course = case.train(lanes);
+        for (lanes, recompute) in [(2, Recompute::None), (4, Recompute::Blocks)] {
+            let course = case.train(lanes, recompute);
             assert_eq!(course.metrics.len(), 50);
             check_gradients(&case.fixture, &course);
             let steps = check_steps(&case.fixture, &course);
@@ -304,7 +305,7 @@ fn fifty_steps_of_both_stages_are_the_references_whatever_the_lanes() {
 fn every_trained_tensor_has_the_references_gradient() {
     for name in ["memory_fixed", "experts_text", "experts_lora"] {
         let case = Case::load(name);
-        let course = case.train(2);
+        let course = case.train(2, Recompute::None);
         check_gradients(&case.fixture, &course);
         check_steps(&case.fixture, &course);
     }
