@@ -158,18 +158,32 @@ impl Task {
     /// # Errors
     /// When it is not there.
     pub async fn picture(&self, number: usize, file: &str) -> Result<Bytes> {
-        let missing = || TaskError::NoPicture {
+        let Some(folder) = &self.pictures else {
+            return Err(self.no_picture(number, file));
+        };
+        let path = self.picture_path(folder, number, file)?;
+        let bytes = store::get_if_there(&*folder.store, &path).await?;
+        bytes.ok_or_else(|| self.no_picture(number, file))
+    }
+
+    fn no_picture(&self, number: usize, file: &str) -> TaskError {
+        let folder = self.pictures.as_ref().map(|folder| &folder.location);
+        TaskError::NoPicture {
             file: self.data.clone(),
             at: format!("item {}", number + 1),
-            picture: match &self.pictures {
-                Some(folder) => format!("{}/{file}", folder.location),
+            picture: match folder {
+                Some(folder) => format!("{folder}/{file}"),
                 None => file.to_owned(),
             },
-        };
-        let folder = self.pictures.as_ref().ok_or_else(missing)?;
-        let path = store::under(&folder.root, file)?;
-        let bytes = store::get_if_there(&*folder.store, &path).await?;
-        bytes.ok_or_else(missing)
+        }
+    }
+
+    fn picture_path(&self, folder: &Folder, number: usize, file: &str) -> Result<Path> {
+        store::under(&folder.root, file).map_err(|_| TaskError::Row {
+            file: self.data.clone(),
+            at: format!("item {}", number + 1),
+            why: format!("'{file}' is no name of a picture below images"),
+        })
     }
 
     /// The files of all pictures, by item.
@@ -188,14 +202,10 @@ impl Task {
         };
         let local = store::local_path(&folder.location);
         for (number, file) in self.picture_files().into_iter().enumerate() {
-            store::under(&folder.root, file)?;
+            self.picture_path(folder, number, file)?;
             let path = local.as_ref().map(|local| local.join(file));
             if path.is_some_and(|path| !path.is_file()) {
-                return Err(TaskError::NoPicture {
-                    file: self.data.clone(),
-                    at: format!("item {}", number + 1),
-                    picture: format!("{}/{file}", folder.location),
-                });
+                return Err(self.no_picture(number, file));
             }
         }
         Ok(())

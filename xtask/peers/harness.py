@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on `mks2 serve` beside its own backend for transformers.
+"""lm-evaluation-harness on `mks2 serve`, and `mks2 eval`, beside its own backend for transformers.
 
     python harness.py target/release/mks2 worker/tests/fixtures/pretrained/base-decoder target/harness
 
@@ -9,6 +9,7 @@ them, generated texts the same. Needs the packages of requirements-harness.txt; 
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 
 from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.utils import make_table  # noqa: E402
 
 # Tokens that the fixture has positions for, less the one that is generated behind a scored text.
 LONGEST = 127
@@ -147,6 +149,30 @@ def served(program, model, folder, names):
             server.terminate()
 
 
+def measured(program, model, folder, asked):
+    """`mks2 eval` on the questions with choices that the harness has asked."""
+    files = []
+    for name, samples in asked.items():
+        rows = [
+            {
+                "prompt": sample["arguments"][0][0],
+                "choices": [continuation.removeprefix(" ") for _, continuation in sample["arguments"]],
+                "answer": int(sample["target"]),
+            }
+            for sample in sorted(samples, key=lambda sample: sample["doc_id"])
+        ]
+        (folder / f"eval_{name}.json").write_text(json.dumps(rows))
+        files.append(folder / f"{name}.toml")
+        files[-1].write_text(f'kind = "multiple-choice"\ndata = "eval_{name}.json"\nprompt = "{{prompt}}"\n')
+    out = folder / "eval"
+    shutil.rmtree(out, ignore_errors=True)
+    subprocess.run([program, "eval", model, "--out", out, "--task", *files], check=True, stdout=subprocess.DEVNULL)
+    samples = {name: (out / f"samples_{name}.jsonl").read_text().splitlines() for name in asked}
+    return json.loads((out / "results.json").read_text()), {
+        name: [json.loads(line) for line in lines] for name, lines in samples.items()
+    }
+
+
 def answers(sample):
     """Log-likelihoods with whether each is the likeliest, or a generated text."""
     return [value for response in sample["resps"] for value in response]
@@ -182,6 +208,19 @@ def main(program, model, folder):
         metrics = {key: value for key, value in their_scores[name].items() if isinstance(value, (int, float))}
         found = {key: our_scores[name][key] for key in metrics}
         assert found == metrics, f"{name}: {found}, expected {metrics}"
+    choices = [name for name in names if name != "local_coqa"]
+    # It begins texts as the tokenizer does, with the begin token.
+    right_scores, right = evaluate("hf", hf.replace("add_bos_token=False", "add_bos_token=True"), folder, choices)
+    results, found = measured(program, model, folder, right)
+    count, _, apart = compare(found, right)
+    for name in choices:
+        for key in ("acc,none", "acc_norm,none"):
+            assert results["results"][name][key] == right_scores[name][key], f"{name} {key}: {results['results'][name]}"
+    make_table(results)
+    print(
+        f"mks2 eval: {len(choices)} tasks score alike, {count} log-likelihoods at most {apart:.1e} apart; the harness "
+        "reads its results"
+    )
     print(
         f"{len(names)} tasks score alike: {scored} log-likelihoods at most {far:.1e} apart, "
         f"{generated} generated texts the same"

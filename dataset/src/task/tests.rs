@@ -217,7 +217,7 @@ async fn what_is_wrong_with_captions_and_annotations_is_named() {
         ),
         (
             r#"{"images": [{"filename": "../c.json", "sentences": [{"raw": "x"}]}]}"#.into(),
-            "leaves its root",
+            "item 1: it cannot be measured on",
         ),
         ("[".into(), "no JSON"),
     ];

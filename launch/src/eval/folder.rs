@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use mks2_proto::failure::Failure;
@@ -97,8 +98,8 @@ impl Folder {
             file.sync_all()
         });
         written.map_err(|error| unwritable(&path, error))?;
-        let readable =
-            std::fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o755));
+        // A temporary folder is its owner's alone.
+        let readable = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(self.beside.path(), readable)
             .and_then(|()| std::fs::rename(self.beside.path(), &self.place))
             .map_err(|error| unwritable(&self.place, error))?;

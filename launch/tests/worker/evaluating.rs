@@ -177,111 +177,99 @@ fn a_published_model_finds_choices_as_likely_as_in_transformers() {
     );
 }
 
-/// A task with its data, in a folder of its own.
-fn bad(folder: &Path, name: &str, toml: &str, data: &str) -> String {
+/// A task with its data.
+fn bad(folder: &Path, name: &str, toml: &str, data: &str) {
     std::fs::create_dir_all(folder).expect("a folder");
-    let path = folder.join(name).with_extension("toml");
-    std::fs::write(&path, toml).expect("written");
+    let toml = toml.replace("NAME", name);
+    std::fs::write(folder.join(name).with_extension("toml"), toml).expect("written");
+    let data = data.replace("NAME", name);
     std::fs::write(folder.join(name).with_extension("json"), data).expect("written");
-    path.display().to_string()
+}
+
+/// Tasks that cannot be measured, called after what is wrong with them.
+fn write_bad_tasks(folder: &Path) {
+    let choices = "kind = \"multiple-choice\"\ndata = \"NAME.json\"\n";
+    let row = r#"{"question": "Q?", "choices": ["a", "b"], "answer": "a"}"#;
+    bad(folder, "typo", &format!("{choices}promt = \"x\"\n"), row);
+    let lacking = format!("{row}\n{}\n", row.replace("answer", "anwser"));
+    bad(folder, "lacking", choices, &lacking);
+    bad(folder, "empty", choices, "");
+    let long = format!("{row}\n{}\n", row.replace("Q?", &"fox ".repeat(99)));
+    bad(folder, "long", choices, &long);
+    let captions = "kind = \"captions\"\ndata = \"NAME.json\"\nimages = \".\"\n";
+    let captioned = r#"{"images": [{"filename": "NAME.png", "sentences": [{"raw": "a fox"}]}]}"#;
+    bad(folder, "gone", captions, captioned);
+    bad(folder, "broken", captions, captioned);
+    std::fs::write(folder.join("broken.png"), b"\x89PNG\r\n\x1a\n and no more").expect("written");
+    bad(
+        folder,
+        "wrong",
+        &format!("{captions}prompt = 3\n"),
+        captioned,
+    );
+}
+
+/// A task of this name, among the bad ones or the sample ones; other words are what they are.
+fn named(folder: &Path, word: &str) -> String {
+    let bad = folder.join(word).with_extension("toml");
+    match (bad.is_file(), TASKS.contains(&word)) {
+        (true, _) => bad.display().to_string(),
+        (_, true) => task(word),
+        _ => word.to_owned(),
+    }
 }
 
 #[test]
 fn what_cannot_be_measured_is_refused_and_nothing_is_left() {
     let lab = Lab::enter();
     lab.evaluated().done();
-    let (run, folder) = (lab.path("evaluated"), new_folder(&lab, "bad-tasks"));
-    let choices = |name: &str| format!("kind = \"multiple-choice\"\ndata = \"{name}.json\"\n");
-    let row = r#"{"question": "Q?", "choices": ["a", "b"], "answer": "a"}"#;
-    let typo = bad(
-        &folder,
-        "typo",
-        &format!("{}promt = \"x\"\n", choices("typo")),
-        row,
-    );
-    let lacking = r#"{"question": "Q?", "choices": ["a", "b"]}"#;
-    let lacking = bad(
-        &folder,
-        "lacking",
-        &choices("lacking"),
-        &format!("{row}\n{lacking}\n"),
-    );
-    let empty = bad(&folder, "empty", &choices("empty"), "");
-    let long = format!(
-        r#"{{"question": "{}", "choices": ["a"], "answer": 0}}"#,
-        "fox ".repeat(99)
-    );
-    let long = bad(
-        &folder,
-        "long",
-        &choices("long"),
-        &format!("{row}\n{long}\n"),
-    );
-    let pictures = "kind = \"captions\"\ndata = \"NAME.json\"\nimages = \".\"\n";
-    let captioned = r#"{"images": [{"filename": "NAME.png", "sentences": [{"raw": "a fox"}]}]}"#;
-    let of = |name: &str| [pictures, captioned].map(|text| text.replace("NAME", name));
-    let [toml, data] = of("gone");
-    let gone = bad(&folder, "gone", &toml, &data);
-    let [toml, data] = of("broken");
-    let broken = bad(&folder, "broken", &toml, &data);
-    std::fs::write(folder.join("broken.png"), b"\x89PNG\r\n\x1a\n and no more").expect("written");
-    let (colors, captions, retrieval) = (task("colors"), task("captions"), task("retrieval"));
+    let folder = new_folder(&lab, "bad-tasks");
+    write_bad_tasks(&folder);
     let out = new_folder(&lab, "never");
-    let results = out.display().to_string();
-    let cases: [(&Path, &[&str], i32, &[&str]); 12] = [
-        (&run, &["nowhere.toml"], 3, &["no task file nowhere.toml"]),
-        (&run, &[&typo], 3, &["typo.toml", "unknown field `promt`"]),
-        (
-            &run,
-            &[&colors, &lacking],
-            4,
-            &["lacking.json, line 2", "no answer in \"answer\""],
-        ),
-        (&run, &[&empty], 4, &["empty.json", "has no item"]),
-        (&run, &[&gone], 4, &["gone.json, item 1", "gone.png"]),
-        (
-            &run,
-            &[&colors, &colors],
-            2,
-            &["two tasks are called 'colors'"],
-        ),
-        (
-            &run,
-            &[&broken],
-            4,
-            &["broken.json, item 1", "picture cannot be read"],
-        ),
-        (
-            &run,
-            &[&long, "--stage", "memory"],
-            2,
-            &["long.json, item 2", "too long"],
-        ),
-        (
-            &run,
-            &[&retrieval, "--stage", "experts"],
-            2,
-            &["task 'retrieval'", "no retrieval head"],
-        ),
-        (
-            &run,
-            &[&captions, "--stage", "bootstrap"],
-            2,
-            &["task 'captions'", "cannot be shown pictures"],
-        ),
-        (
-            &published(),
-            &[&captions],
-            2,
-            &["task 'captions'", "cannot be shown pictures"],
-        ),
-        (&published(), &[&retrieval], 2, &["no retrieval head"]),
-    ];
-    for (model, options, code, words) in cases {
-        let refused = eval(model, &[&["--out", &results, "--task"], options].concat());
+    let refuses = |model: &Path, options: &str, code, words: &[&str]| {
+        let place = out.display().to_string();
+        let words_of = options.split(' ').map(|word| named(&folder, word));
+        let options: Vec<String> = words_of.collect();
+        let mut all = vec!["--out", &place, "--task"];
+        all.extend(options.iter().map(String::as_str));
+        let refused = eval(model, &all);
         refused.refused(code, words);
         assert!(refused.out.is_empty() && !out.exists(), "{words:?}");
+    };
+    let of_run: [(&str, i32, &[&str]); 10] = [
+        ("nowhere.toml", 3, &["no task file nowhere.toml"]),
+        ("typo", 3, &["typo.toml", "unknown field `promt`"]),
+        (
+            "colors lacking",
+            4,
+            &["lacking.json, line 2", "no answer in"],
+        ),
+        ("empty", 4, &["empty.json", "has no item"]),
+        ("gone", 4, &["gone.json, item 1", "gone.png"]),
+        ("colors colors", 2, &["two tasks are called 'colors'"]),
+        ("broken", 4, &["broken.json, item 1", "cannot be read"]),
+        ("long --stage memory", 2, &["long.json, item 2", "too long"]),
+        (
+            "retrieval --stage experts",
+            2,
+            &["'retrieval'", "no retrieval head"],
+        ),
+        (
+            "captions --stage bootstrap",
+            2,
+            &["'captions'", "cannot be shown"],
+        ),
+    ];
+    for (options, code, words) in of_run {
+        refuses(&lab.path("evaluated"), options, code, words);
     }
+    refuses(
+        &published(),
+        "captions",
+        2,
+        &["'captions'", "cannot be shown"],
+    );
+    refuses(&published(), "retrieval", 2, &["no retrieval head"]);
     let left = std::fs::read_dir(out.parent().expect("a folder")).expect("read");
     let names = left.map(|entry| entry.expect("read").file_name().display().to_string());
     assert!(
@@ -289,18 +277,17 @@ fn what_cannot_be_measured_is_refused_and_nothing_is_left() {
             .into_iter()
             .all(|name| !name.starts_with(".mks2-eval-"))
     );
-    let taken = folder.display().to_string();
-    let refused = eval(&run, &["--task", &colors, "--out", &taken]);
+    let (taken, colors) = (folder.display().to_string(), task("colors"));
+    let refused = eval(published(), &["--task", &colors, "--out", &taken]);
     refused.refused(2, &["bad-tasks", "something is there already"]);
-    eval(&run, &[]).refused(2, &["--task"]);
 }
 
 #[test]
 fn a_job_with_bad_tasks_is_refused_before_anything_starts() {
     let lab = Lab::enter();
     let folder = new_folder(&lab, "bad-tasks-of-a-job");
-    let toml = "kind = \"captions\"\ndata = \"gone.json\"\nimages = \".\"\nprompt = 3\n";
-    let file = bad(&folder, "wrong", toml, "");
+    write_bad_tasks(&folder);
+    let file = named(&folder, "wrong");
     let key = "stage.evaluate.evaluate";
     let with = |settings: &[String]| {
         let mut command = lab.train_and_evaluate("never-measured", 1);
