@@ -66,6 +66,13 @@ pub struct Tensor {
     pub data: Bytes,
 }
 
+impl Tensor {
+    /// Its numbers, row-major.
+    pub fn numbers(&self) -> impl Iterator<Item = f32> + '_ {
+        floats(&self.data)
+    }
+}
+
 /// The folder of a memory.
 #[derive(Clone, Debug)]
 struct Place {
@@ -234,13 +241,25 @@ fn taken_apart(part: &Part, file: &Bytes) -> Result<Vec<Tensor>, String> {
                 "tensor '{name}' is {shape:?} of {dtype:?} and should be {wanted:?} of F32"
             ));
         }
+        let data = file.slice_ref(view.data());
+        if let Some(at) = floats(&data).position(|number| !number.is_finite()) {
+            return Err(format!(
+                "number {at} of tensor '{name}' is infinite or no number"
+            ));
+        }
         Ok(Tensor {
             name: name.clone(),
             shape: entry.shape.clone(),
-            data: file.slice_ref(view.data()),
+            data,
         })
     });
     tensors.collect()
+}
+
+/// The numbers of a tensor.
+fn floats(data: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    let words = data.chunks_exact(size_of::<f32>());
+    words.map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]]))
 }
 
 /// The memories in a folder: the one that it is itself, or those in the folders in it, by their names.

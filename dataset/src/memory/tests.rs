@@ -165,6 +165,32 @@ async fn damaged_parts_are_refused_and_not_copied() {
 }
 
 #[tokio::test]
+async fn what_is_no_number_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path().display().to_string();
+    let artefact = written(&at, "a", f32::INFINITY).await.expect("written");
+    let refused = artefact.artefact.verify().await.expect_err("refused");
+    let words = "number 0 of tensor 'layers.0.down_proj.weight' is infinite";
+    assert!(refused.to_string().contains(words), "{refused}");
+}
+
+#[tokio::test]
+async fn no_byte_of_a_card_can_do_harm() {
+    let (_folder, _, artefact) = folder().await;
+    for at in 0..artefact.bytes.len() {
+        for other in [b'9', b'"', b'-', b'{', 0, 0xff] {
+            let mut bytes = artefact.bytes.to_vec();
+            bytes[at] = other;
+            match Card::parse("memory.json", &bytes) {
+                // What is believed has all of its rules.
+                Ok(card) => assert!(card.to_bytes().is_ok(), "{at}: {card:?}"),
+                Err(error) => assert!(error.to_string().contains("memory.json"), "{error}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn of_writers_that_meet_one_wins_and_its_memory_is_whole() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path().display().to_string();

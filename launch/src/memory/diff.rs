@@ -163,12 +163,8 @@ fn place(group: Group, name: &str) -> (usize, String) {
 
 impl Sums {
     fn add(&mut self, one: &Tensor, other: &Tensor) {
-        let floats = |tensor: &Tensor| {
-            let words = tensor.data.chunks_exact(4);
-            let floats = words.map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]]));
-            floats.map(f64::from).collect::<Vec<_>>()
-        };
-        for (a, b) in floats(one).into_iter().zip(floats(other)) {
+        for (a, b) in one.numbers().zip(other.numbers()) {
+            let (a, b) = (f64::from(a), f64::from(b));
             self.numbers += 1;
             self.a += a * a;
             self.b += b * b;
