@@ -36,6 +36,9 @@ pub(super) struct Loss {
     repetitions: usize,
 }
 
+/// How the loss is computed.
+type Way<'a> = dyn Fn() -> Result<Tensor, Failure> + 'a;
+
 /// Seconds and peak bytes of both.
 pub(super) fn measure(settings: &Loss) -> Result<Value, Failure> {
     device::prepare(settings.threads);
@@ -55,8 +58,7 @@ pub(super) fn measure(settings: &Loss) -> Result<Value, Failure> {
         let weight = None::<Tensor>;
         Ok(logits_tv.cross_entropy_loss(&targets_t, weight, Reduction::Sum, losses::IGNORE, 0.0))
     };
-    let ways: [(&str, &dyn Fn() -> Result<Tensor, Failure>); 2] =
-        [("pieces", &in_pieces), ("whole", &at_once)];
+    let ways: [(&str, &Way); 2] = [("pieces", &in_pieces), ("whole", &at_once)];
     let mut seconds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let mut bytes: BTreeMap<&str, u64> = BTreeMap::new();
     for repetition in 0..=settings.repetitions {

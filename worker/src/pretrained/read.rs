@@ -119,9 +119,12 @@ fn has_numbers_only(tensor: &Tensor) -> bool {
     sum.is_finite() || tensor.isfinite().all().int64_value(&[]) != 0
 }
 
+/// A tensor of a group: its place there, its name and shape.
+type Member<'a> = (usize, &'a str, Vec<i64>);
+
 /// Memory for all tensors.
 fn laid_out(part: &Part, precision: Precision, device: Device) -> Result<Vec<Job<'_>>, Failure> {
-    let mut groups: BTreeMap<String, Vec<(usize, &str, Vec<i64>)>> = BTreeMap::new();
+    let mut groups: BTreeMap<String, Vec<Member>> = BTreeMap::new();
     for spec in &part.specs {
         let (group, rank) = group_of(&spec.name);
         let shape = spec.shape.iter().map(|size| *size as i64).collect();
