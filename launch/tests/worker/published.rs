@@ -124,7 +124,9 @@ impl Models {
         for name in ["emoji", "colors-train", "colors-test"] {
             set(format!("data.{name}.url={}", lab.path(name).display()));
         }
-        set(sample_tasks());
+        if stages.contains("[stage.evaluate]") {
+            set(sample_tasks());
+        }
         for setting in more {
             set((*setting).to_owned());
         }
