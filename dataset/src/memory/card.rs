@@ -88,7 +88,8 @@ pub struct Base {
 pub enum Group {
     /// The memory: `layers.*`.
     Memory,
-    /// What lets pictures be shown to it: `bridge.*`.
+    /// What lets pictures be shown to it: `bridge.*`, and of a Q-Former that was trained with it
+    /// `qformer.*` and `query_tokens`.
     Bridge,
     /// What finds pictures by a text: `retrieval.*`.
     Retrieval,
@@ -134,13 +135,16 @@ impl Group {
         }
     }
 
-    /// How the names of its tensors begin.
-    fn prefix(self) -> &'static str {
-        match self {
-            Self::Memory => "layers.",
-            Self::Bridge => "bridge.",
-            Self::Retrieval => "retrieval.",
-        }
+    /// Whether a tensor of this name belongs to it.
+    fn has(self, name: &str) -> bool {
+        let beginnings: &[&str] = match self {
+            Self::Memory => &["layers."],
+            Self::Bridge => &["bridge.", "qformer.", "query_tokens"],
+            Self::Retrieval => &["retrieval."],
+        };
+        beginnings
+            .iter()
+            .any(|beginning| name.starts_with(beginning))
     }
 }
 
@@ -151,16 +155,14 @@ pub fn place_of(stage: &str, name: &str) -> Option<(Group, String)> {
     let within = name.strip_prefix("memory.");
     let within = within.and_then(|rest| rest.strip_prefix(stage)?.strip_prefix('.'));
     let name = within.unwrap_or(name);
-    let group = Group::ALL
-        .into_iter()
-        .find(|group| name.starts_with(group.prefix()))?;
+    let group = Group::ALL.into_iter().find(|group| group.has(name))?;
     (within.is_some() == (group == Group::Memory)).then(|| (group, name.to_owned()))
 }
 
 /// The name in a job of a tensor of an artefact that the stage called `stage` brings.
 #[must_use]
 pub fn name_in_job(stage: &str, name: &str) -> String {
-    match name.starts_with(Group::Memory.prefix()) {
+    match Group::Memory.has(name) {
         true => format!("memory.{stage}.{name}"),
         false => name.to_owned(),
     }
@@ -327,10 +329,9 @@ impl Part {
     fn check(&self) -> Result<(), String> {
         store::under(&Path::default(), &self.path).map_err(|error| error.to_string())?;
         let path = &self.path;
-        let prefix = self.group.prefix();
         let mut values = Some(0_u64);
         for Entry { name, shape } in &self.tensors {
-            if !name.starts_with(prefix) || name.chars().any(char::is_control) {
+            if !self.group.has(name) || name.chars().any(char::is_control) {
                 let group = self.group.name();
                 return Err(format!(
                     "{path} has {name:?}, which is no tensor of its {group}"

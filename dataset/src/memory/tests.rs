@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use mks2_proto::job::{MemoryForm, StageKind};
 use tempfile::TempDir;
 
-use super::card::{Base, Shape, VERSION};
+use super::card::{Base, Shape, VERSION, name_in_job, place_of};
 use super::write::{Writer, Written, copy};
 use super::{Artefact, Card, Group, MemoryError, Part, Tensor, list};
 use crate::store::Created;
@@ -162,6 +162,37 @@ async fn damaged_parts_are_refused_and_not_copied() {
     let to = folder.path().join("b").display().to_string();
     let copied = copy(&artefact, &to).await.expect("whole again");
     copied.artefact.verify().await.expect("whole");
+}
+
+#[test]
+fn what_is_trained_together_stays_together() {
+    for (name, place) in [
+        (
+            "memory.m.layers.1.up_proj.weight",
+            Some((Group::Memory, "layers.1.up_proj.weight")),
+        ),
+        ("bridge.bias", Some((Group::Bridge, "bridge.bias"))),
+        (
+            "qformer.layernorm.bias",
+            Some((Group::Bridge, "qformer.layernorm.bias")),
+        ),
+        ("query_tokens", Some((Group::Bridge, "query_tokens"))),
+        (
+            "retrieval.text_projection.weight",
+            Some((Group::Retrieval, "retrieval.text_projection.weight")),
+        ),
+        ("memory.n.layers.1.up_proj.weight", None),
+        ("memory.m.bridge.bias", None),
+        ("layers.1.up_proj.weight", None),
+        ("model.norm.weight", None),
+    ] {
+        let found = place_of("m", name);
+        let found = found.as_ref().map(|(group, name)| (*group, name.as_str()));
+        assert_eq!(found, place);
+        if let Some((_, within)) = found {
+            assert_eq!(name_in_job("m", within), name);
+        }
+    }
 }
 
 #[tokio::test]

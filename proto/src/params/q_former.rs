@@ -98,6 +98,14 @@ mod tests {
             let experts = stage(&job, StageKind::Experts);
             assert!(!holds(&trained_by(&job.model, 300, &experts)));
             assert!(holds(&frozen_by(&job.model, 300, &experts)));
+            // What a memory stage trains is what others attach.
+            let mut attach = memory.clone();
+            attach.kind = StageKind::Attach;
+            let mut brought = frozen_by(&job.model, 300, &attach);
+            let mut trained = trained_by(&job.model, 300, &memory);
+            brought.sort_by(|a, b| a.name.cmp(&b.name));
+            trained.sort_by(|a, b| a.name.cmp(&b.name));
+            assert_eq!(brought, trained);
         }
     }
 }

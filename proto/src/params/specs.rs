@@ -472,7 +472,8 @@ pub fn frozen_by(model: &Model, vocab: u32, stage: &Stage) -> Vec<ParamSpec> {
             let bridged = stage.attach.as_ref().is_none_or(|attach| attach.bridge);
             let mut specs = memory(model, &stage.name);
             if bridged {
-                specs.extend([bridge(model), retrieval(model)].concat());
+                let trained = [bridge(model), q_former_of(model, true), retrieval(model)];
+                specs.extend(trained.concat());
             }
             specs
         }
