@@ -15,12 +15,14 @@
 //! tensor after tensor. Everything has a limit before it is read or believed. Files in pickle, which
 //! can run any code, are not opened.
 
+pub mod adapter;
 pub mod base;
 pub mod chat;
 pub mod config;
 mod error;
 pub mod extras;
 mod kept;
+pub mod mks2;
 pub mod tensors;
 pub mod tokens;
 

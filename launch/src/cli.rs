@@ -126,6 +126,9 @@ pub(crate) enum Command {
     Eval(crate::eval::EvalArgs),
     /// Answer over HTTP, in the words of OpenAI's API
     Serve(crate::serve::ServeArgs),
+    /// Write a model that a run has trained for transformers or PEFT
+    #[command(subcommand)]
+    Export(crate::export::ExportCommand),
     /// Write the report of a run again and print its numbers
     Report(ReportArgs),
     /// Prove what a run has done with every row, or look up a step or a row

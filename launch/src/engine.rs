@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use clap::Args;
 use mks2_dataset::pretrained::Folder;
 use mks2_proto::evaluate;
+use mks2_proto::export::{Order, Told};
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::Opening;
 use mks2_proto::job::Precision;
@@ -16,6 +17,7 @@ use serde::de::IntoDeserializer;
 
 use crate::output::Output;
 pub(crate) use source::Found;
+pub(crate) use source::find;
 pub(crate) use talk::{Answers, Asking};
 
 /// Which model is asked, and where it computes.
@@ -63,13 +65,13 @@ impl ModelArgs {
     /// # Errors
     /// No such model (exit 2, 3), storage (5), no program (6).
     pub(crate) async fn start(&self, output: &Output) -> Result<Started, Failure> {
-        let found = source::find(&self.model, self.stage.as_deref()).await?;
+        let found = find(&self.model, self.stage.as_deref()).await?;
         output.note(&found.words);
         let opening = Opening {
             model: found.source,
             device: self.device.clone(),
             precision: self.precision,
-            threads: self.threads(),
+            threads: threads(self.threads),
             batch: self.batch.get(),
         };
         let (asking, answers) = talk::begin("generate", &opening).await?;
@@ -85,7 +87,7 @@ impl ModelArgs {
     /// # Errors
     /// As [`ModelArgs::start`].
     pub(crate) async fn find(&self) -> Result<Found, Failure> {
-        source::find(&self.model, self.stage.as_deref()).await
+        find(&self.model, self.stage.as_deref()).await
     }
 
     /// Starts the program to measure tasks. Call it from the main thread.
@@ -103,7 +105,7 @@ impl ModelArgs {
             tasks,
             device: self.device.clone(),
             precision: self.precision,
-            threads: self.threads(),
+            threads: threads(self.threads),
             batch: self.batch.get(),
             limit,
         };
@@ -120,10 +122,21 @@ impl ModelArgs {
     pub(crate) fn batch(&self) -> usize {
         self.batch.get() as usize
     }
+}
 
-    fn threads(&self) -> u32 {
-        let all = std::thread::available_parallelism();
-        let all = all.map_or(1, |all| u32::try_from(all.get()).unwrap_or(1));
-        self.threads.map_or(all, NonZeroU32::get)
-    }
+/// Has the program write a model, and waits for what it tells. Call it from the main thread.
+///
+/// # Errors
+/// No program (exit 6), or one that ended without an answer.
+pub(crate) async fn order(order: &Order) -> Result<Told, Failure> {
+    let (_, mut answers) = talk::begin("export", order).await?;
+    let told = answers.said().await?;
+    told.ok_or_else(|| Failure::internal("the program that exports has said nothing", "it ended"))
+}
+
+/// Threads on a CPU: all, where none are named.
+pub(crate) fn threads(named: Option<NonZeroU32>) -> u32 {
+    let all = std::thread::available_parallelism();
+    let all = all.map_or(1, |all| u32::try_from(all.get()).unwrap_or(1));
+    named.map_or(all, NonZeroU32::get)
 }

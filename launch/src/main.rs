@@ -14,6 +14,7 @@
 //! | [`generate`] | asking it from the command line
 //! | [`serve`] | the same over HTTP
 //! | [`eval`] | measuring it on tasks |
+//! | [`export`] | it as a folder for transformers, or its adapters for PEFT |
 //! | [`ledger`] | proofs from what a run has left: rows, steps, checkpoints |
 //! | [`chaos`] | a job whose processes are killed, and what that changes |
 //! | [`summary`], [`report`] | the closing table; `report.json` and `report.html` |
@@ -28,6 +29,7 @@ mod data;
 mod dialogue;
 mod engine;
 mod eval;
+mod export;
 mod generate;
 mod goodput;
 mod ledger;
@@ -106,6 +108,7 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Generate(options) => on_runtime(generate::run(&options, output)),
         Command::Eval(options) => on_runtime(eval::run(&options, output)),
         Command::Serve(options) => on_runtime(serve::run(&options, output)),
+        Command::Export(command) => on_runtime(export::run(command, output)),
         Command::Chaos(options) => on_runtime(chaos::run(&options, output)),
         Command::Ledger(command) => on_runtime(ledger::run(command, output)),
         Command::Report(options) => on_runtime(summary::print(

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use mks2_dataset::pretrained::Folder;
 use mks2_dataset::pretrained::base::{self, Part};
 use mks2_dataset::pretrained::config::{Described, Language, QFormer};
+use mks2_dataset::pretrained::mks2::{Mks2, SecondHalf};
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Bridge, Decoder, RopeType, Vision};
 use mks2_proto::params;
@@ -116,6 +117,13 @@ fn tables(described: Described) -> Result<String, Failure> {
                 ..ModelTables::default()
             },
         },
+        Described::Mks2(_) => {
+            return Err(Failure::usage(
+                "there are no tables of a job file for it",
+                "a job starts from a language model and a visual encoder, and this is a model of MKS2",
+                "name the folders of those that it was made of",
+            ));
+        }
     };
     let comment = match tables.tokenizer {
         Some(_) => {
@@ -170,6 +178,15 @@ impl Shown {
                 serde_json::to_value(&found.shape),
                 None,
             ),
+            Described::Mks2(model) => (
+                model.language.family.clone(),
+                serde_json::to_value(serde_json::json!({
+                    "decoder": model.language.shape,
+                    "vision": model.vision,
+                    "mixture": model.words,
+                })),
+                Some(model.language.vocab_size),
+            ),
         };
         Self {
             url: folder.location().to_owned(),
@@ -190,6 +207,7 @@ impl Shown {
             Described::Decoder(language) => of_language(language),
             Described::Vision(vision) => of_vision(vision),
             Described::QFormer(found) => of_q_former(found),
+            Described::Mks2(model) => of_mks2(model),
         };
         let kind = described.kind();
         let mut rows = vec![
@@ -270,6 +288,28 @@ fn positions(language: &Language) -> String {
     };
     let longest = count(shape.max_text_tokens.into());
     format!("up to {longest}, rotary, base {}{scaled}", shape.rope_theta)
+}
+
+fn of_mks2(model: &Mks2) -> Vec<(&'static str, String)> {
+    let words = &model.words;
+    let mut rows = of_language(&model.language);
+    if let Some(memory) = words.memories.first() {
+        let half = match words.second_half {
+            SecondHalf::Memory => "in the place of the MLPs",
+            SecondHalf::Experts => "beside the MLPs",
+        };
+        let many = words.memories.len();
+        let of_them = format!("{many}, {} wide, {half}", memory.width);
+        rows.push(("memories", of_them));
+    }
+    if let Some(lora) = &words.lora {
+        rows.push((
+            "adapters",
+            format!("rank {}, alpha {}", lora.rank, lora.alpha),
+        ));
+    }
+    rows.extend(model.vision.iter().flat_map(of_vision).skip(1));
+    rows
 }
 
 fn of_vision(vision: &Vision) -> Vec<(&'static str, String)> {

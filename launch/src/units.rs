@@ -48,6 +48,26 @@ fn scaled(mut value: f64, base: f64, units: &[&str]) -> String {
     format!("{value:.decimals$}{}", units[unit])
 }
 
+/// Bytes of `5GB`, `500MB`, `2GiB` or a plain number.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let units: [(&str, u64); 7] = [
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("", 1),
+    ];
+    let parts = units.iter().find_map(|(unit, bytes)| {
+        let number = text.strip_suffix(unit)?.trim();
+        number.parse::<u64>().ok()?.checked_mul(*bytes)
+    });
+    parts
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| "it must be a size such as 5GB, 500MB or 2GiB".into())
+}
+
 /// `1:02:03` or `2:03`
 pub(crate) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
@@ -76,6 +96,16 @@ pub(crate) fn plural(number: u64, word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_decimal_or_binary_units() {
+        assert_eq!(size("5GB"), Ok(5_000_000_000));
+        assert_eq!(size("2 GiB"), Ok(2 << 30));
+        assert_eq!(size("70"), Ok(70));
+        for wrong in ["", "0MB", "5", "-1KB", "1.5GB", "5gb", "99999999999GiB"] {
+            assert_eq!(size(wrong).is_err(), wrong != "5", "{wrong}");
+        }
+    }
 
     #[test]
     fn numbers_are_short_and_readable() {

@@ -18,6 +18,8 @@ mod corruption;
 mod dialogues;
 #[path = "worker/evaluating.rs"]
 mod evaluating;
+#[path = "worker/exporting.rs"]
+mod exporting;
 #[path = "worker/generating.rs"]
 mod generating;
 #[path = "worker/goodput.rs"]

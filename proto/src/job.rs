@@ -384,6 +384,10 @@ pub struct Experts {
     pub lora_alpha: f64,
     /// Share of the adapter's inputs that is dropped in training.
     pub lora_dropout: f64,
+    /// A folder as PEFT writes it, at a path or any object store URL: where the adapters of the language
+    /// model (MLP, attention) start from, instead of from nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     /// Adapters on the attention's four projections as well.
     pub adapt_attention: bool,
     /// Blocks (counted from 1) whose experts get adapters; empty: all.
@@ -413,6 +417,7 @@ impl Default for Experts {
             lora_rank: 16,
             lora_alpha: 16.0,
             lora_dropout: 0.0,
+            adapter: None,
             adapt_attention: false,
             adapter_blocks: Vec::new(),
             router_blocks: Vec::new(),

@@ -10,6 +10,7 @@
 //! | [`env`](mod@env) | the environment contract between launcher and worker |
 //! | [`evaluate`] | how `mks2 eval` has tasks measured, and what comes out |
 //! | [`generate`] | how `mks2 generate` asks the program that computes |
+//! | [`export`] | how `mks2 export` orders a model for other programs |
 //! | [`goodput`] | where the time of a run goes |
 //! | [`agreement`] | what the members of a generation conclude from what all have told |
 //! | [`retelling`] | what a worker tells its coordinator, and a new one again |
@@ -22,6 +23,7 @@ pub mod agreement;
 pub mod dial;
 pub mod env;
 pub mod evaluate;
+pub mod export;
 pub mod failure;
 pub mod generate;
 pub mod goodput;

@@ -15,8 +15,9 @@
 //!        ├─ vocabulary the tokenizer that a stage trains
 //!        └─ evaluate   retrieval, captions, questions, probes, tasks
 //!
-//! generate          answers of a model that is trained  ─► model, text, pixels
+//! generate          answers of a model that is trained  ─► trained, model, text, pixels
 //! evaluate::program tasks alone, for a user        ─► generate
+//! export            the same model as a folder that other programs read ─► trained
 //! bench, gpu_check ─► rehearsal   one stage alone in this process ─► train
 //! ```
 
@@ -33,6 +34,7 @@ pub mod dispatch;
 pub mod evaluate;
 pub mod exact;
 mod exchange;
+pub mod export;
 mod eyes;
 pub mod flat;
 pub mod generate;
@@ -52,5 +54,6 @@ mod sources;
 pub mod team;
 pub mod text;
 pub mod train;
+mod trained;
 mod vocabulary;
 mod whiten;

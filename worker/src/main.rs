@@ -12,7 +12,7 @@ use mks2_proto::telemetry;
 use mks2_worker::bench::cli;
 use mks2_worker::evaluate::program;
 use mks2_worker::run::End;
-use mks2_worker::{app, generate, gpu_check};
+use mks2_worker::{app, export, generate, gpu_check};
 
 /// Trains as one worker of a run.
 ///
@@ -36,6 +36,9 @@ enum Command {
     /// Answers prompts over standard input and output, for `mks2 generate`.
     #[command(hide = true)]
     Generate,
+    /// Writes a model for other programs, for `mks2 export`.
+    #[command(hide = true)]
+    Export,
     /// Checks that this machine's GPU computes what the CPU does, and prints one table.
     GpuCheck(gpu_check::Arguments),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Some(Command::Bench(arguments)) => bench(&arguments),
         Some(Command::Generate) => return converse(generate::run),
         Some(Command::Eval) => return converse(program::run),
+        Some(Command::Export) => return converse(export::run),
         Some(Command::GpuCheck(arguments)) => check_gpu(&arguments),
         None => run(),
     };

@@ -5,9 +5,9 @@ use tch::{Device, Kind, Tensor};
 use crate::text::Draw;
 
 /// Means of the red, green and blue channel that CLIP was normalised with (Radford et al. 2021).
-const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+pub(crate) const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviations, likewise.
-const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+pub(crate) const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 /// Brightness of what a shift brings into the picture.
 const BACKGROUND: u8 = 255;
 

@@ -1,14 +1,16 @@
 //! A `pretrained` stage: it trains nothing, and takes the language model, the visual encoder and maybe a
 //! Q-Former from where they were published. Every worker reads them by itself.
 
+use mks2_dataset::pretrained::adapter::Adapter;
 use mks2_dataset::pretrained::base::Base;
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{Job, Pretrained};
+use mks2_proto::job::{self, Job, Precision, Pretrained};
 use tch::Device;
 use tokio::runtime::Handle;
 use tracing::info;
 
 use crate::lineage::StageResult;
+use crate::objective::to_floats;
 use crate::text::TextEncoder;
 
 mod read;
@@ -61,6 +63,28 @@ pub(crate) fn load(
         weights_digest,
         encoder: Some(encoder.into()),
     })
+}
+
+/// Values that the adapters of an `experts` stage start from, by the names of its parameters; none where
+/// they start from nothing.
+///
+/// # Errors
+/// When the folder that the stage names holds other adapters, or cannot be read.
+pub(crate) fn adapter(
+    model: &job::Model,
+    settings: &job::Experts,
+    runtime: &Handle,
+) -> Result<Vec<(String, Vec<f32>)>, Failure> {
+    let Some(url) = &settings.adapter else {
+        return Ok(Vec::new());
+    };
+    let Adapter { part, parameters } = runtime.block_on(Adapter::open(url, model, settings))?;
+    let (values, digest) = weights(&part, (Precision::default(), Device::Cpu), runtime)?;
+    info!(url, digest = %digest.to_hex(), "adapters read");
+    let named = parameters.into_iter().zip(&part.specs);
+    named
+        .map(|(parameter, spec)| Ok((parameter, to_floats(&values.get(&spec.name)?)?)))
+        .collect()
 }
 
 #[cfg(test)]

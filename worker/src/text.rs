@@ -9,6 +9,7 @@ use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::splitmix;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer, models::TrainerWrapper};
 
 mod published;
@@ -100,6 +101,50 @@ impl TextEncoder {
             .to_string(false)
             .map_err(|e| broken("write", &e))?;
         Ok(json.into_bytes())
+    }
+
+    /// The same for other programs, which get from it alone how a text is opened here.
+    ///
+    /// # Errors
+    /// When the tokenizer has no such tokens.
+    pub fn presenting_json(&self) -> Result<Vec<u8>, Failure> {
+        if self.published("")? == self.opening {
+            return self.to_json();
+        }
+        let opening = self.opening.iter().map(|&id| {
+            let entry = self.entry(id).ok_or("an opening token without a name")?;
+            Ok::<_, &str>((entry, u32::try_from(id).unwrap_or_default()))
+        });
+        let opening = opening.collect::<Result<Vec<_>, _>>();
+        let opening = opening.map_err(|why| broken("write", &why))?;
+        let before = |text: &[&str]| {
+            let names = opening.iter().map(|(name, _)| name.as_str());
+            names
+                .chain(text.iter().copied())
+                .map(String::from)
+                .collect::<Vec<_>>()
+        };
+        let template = TemplateProcessing::builder()
+            .try_single(before(&["$A"]))
+            .and_then(|builder| builder.try_pair(before(&["$A", "$B"])))
+            .map_err(|why| broken("write", &why))?
+            .special_tokens(opening.clone())
+            .build()
+            .map_err(|why| broken("write", &why))?;
+        let mut presenting = self.tokenizer.clone();
+        presenting.with_post_processor(Some(template));
+        let json = presenting.to_string(false);
+        Ok(json.map_err(|e| broken("write", &e))?.into_bytes())
+    }
+
+    /// A token's name in the vocabulary.
+    pub fn entry(&self, token: i64) -> Option<String> {
+        self.tokenizer.id_to_token(u32::try_from(token).ok()?)
+    }
+
+    /// What stands where a row has no token.
+    pub fn padding(&self) -> i64 {
+        self.pad
     }
 
     /// Rows of the embedding: entries of the vocabulary, the special tokens included, and in a

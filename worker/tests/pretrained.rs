@@ -119,6 +119,7 @@ fn specs_of(described: &Described) -> Vec<ParamSpec> {
         Described::Decoder(language) => params::decoder(&language.shape, language.vocab_size),
         Described::Vision(vision) => params::vision(vision),
         Described::QFormer(found) => params::q_former(&found.shape, found.features),
+        Described::Mks2(model) => model.specs(),
     }
 }
 

@@ -4,7 +4,7 @@
 
 A few rows, written here, in the formats of eight tasks: what is asked and how is said by task files as the
 harness has them. Both backends get the same tasks; scores must be equal, log-likelihoods as near as fp32 has
-them, generated texts the same. Needs the packages of requirements-harness.txt; no network but the loopback.
+them, generated texts the same. Needs the packages of requirements-tools.txt; no network but the loopback.
 """
 
 import json

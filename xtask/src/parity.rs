@@ -1,5 +1,5 @@
-//! The fixtures of the parity tests, made by an independent PyTorch implementation; and an evaluation
-//! harness on our server beside its own backend.
+//! The fixtures of the parity tests, made by an independent PyTorch implementation; exported models in
+//! transformers and PEFT; and an evaluation harness on our server beside its own backend.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -95,27 +95,36 @@ pub(crate) fn compare() -> Outcome {
         "{} fixtures made afresh agree",
         committed.len()
     ));
-    harness()
+    tools()
 }
 
-/// lm-evaluation-harness scores a model through `mks2 serve` as it does by itself.
-fn harness() -> Outcome {
+/// What others have does the same with our models: transformers and PEFT with exported ones, and
+/// lm-evaluation-harness through `mks2 serve` as by itself.
+fn tools() -> Outcome {
+    let peers = places::root().join(PEERS);
     let python = match std::env::var_os("MKS2_PYTHON") {
         Some(own) => own.into(),
-        None => python::environment(&places::root().join(PEERS).join("requirements-harness.txt"))?,
+        None => python::environment(&peers.join("requirements-tools.txt"))?,
     };
     shell::run(&mut shell::cargo(&["build", "--workspace", "--bins"]))?;
+    let program = places::binary("debug", "mks2");
+    let mut export = shell::program(&python);
+    export
+        .arg(peers.join("export.py"))
+        .args(program.parent())
+        .arg(places::root().join("target/export"));
+    shell::run(&mut export)?;
     let model = places::root()
         .join(FIXTURES)
         .join(PRETRAINED)
         .join("base-decoder");
-    let mut compare = shell::program(python);
-    compare
-        .arg(places::root().join(PEERS).join("harness.py"))
-        .arg(places::binary("debug", "mks2"))
+    let mut harness = shell::program(&python);
+    harness
+        .arg(peers.join("harness.py"))
+        .arg(program)
         .arg(model)
         .arg(places::root().join("target/harness"));
-    shell::run(&mut compare)
+    shell::run(&mut harness)
 }
 
 fn read(file: &Path) -> Outcome<Vec<u8>> {

@@ -43,6 +43,7 @@ impl Part {
             Described::Decoder(language) => params::decoder(&language.shape, language.vocab_size),
             Described::Vision(vision) => params::vision(vision),
             Described::QFormer(found) => params::q_former(&found.shape, found.features),
+            Described::Mks2(model) => model.specs(),
         };
         let tensors = Tensors::open(folder).await?;
         tensors.check(&specs, |name| extras::is_extra(described, name))?;

@@ -7,6 +7,7 @@
 //! | Qwen2, Qwen2.5 | `qwen2` |
 //! | CLIP's visual encoder with its projection, alone or within CLIP | `clip_vision_model`, `clip` |
 //! | the Q-Former within BLIP-2 | `blip-2` |
+//! | what `mks2 export hf` has written | `mks2` |
 //!
 //! What a file does not say has the value that transformers gives it. A setting that would change the
 //! model and is not supported is refused, not ignored.
@@ -16,14 +17,19 @@ mod q_former;
 use mks2_proto::job::{Decoder, RopeScaling, RopeType, Vision, VisionActivation};
 use serde::Deserialize;
 
+use super::mks2::{Mks2, Words};
 use super::{PretrainedError, Result};
 pub use q_former::QFormer;
+
+mod write;
+
+pub use write::{About, write};
 
 /// Name of the file.
 pub const FILE_NAME: &str = "config.json";
 
 const SUPPORTED: &str = "the model types llama, mistral, qwen2 (language models), clip and \
-     clip_vision_model (visual encoders), blip-2 (its Q-Former)";
+     clip_vision_model (visual encoders), blip-2 (its Q-Former), mks2";
 
 /// What a folder holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +40,8 @@ pub enum Described {
     Vision(Vision),
     /// A Q-Former.
     QFormer(QFormer),
+    /// A language model with memories, and maybe eyes.
+    Mks2(Box<Mks2>),
 }
 
 impl Described {
@@ -44,6 +52,7 @@ impl Described {
             Self::Decoder(_) => "language model",
             Self::Vision(_) => "visual encoder",
             Self::QFormer(_) => "Q-Former",
+            Self::Mks2(_) => "language model with memories",
         }
     }
 }
@@ -51,7 +60,7 @@ impl Described {
 /// A language model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Language {
-    /// `llama`, `mistral` or `qwen2`.
+    /// `llama`, `mistral` or `qwen2`; `mks2` within a model of MKS2.
     pub family: String,
     /// Its shape. `max_text_tokens` is the longest text that it was made for.
     pub shape: Decoder,
@@ -70,6 +79,10 @@ pub fn read(json: &[u8], file: &str) -> Result<Described> {
         Some(family @ ("llama" | "mistral" | "qwen2")) => {
             let words: DecoderWords = reader.parse(json)?;
             Ok(Described::Decoder(reader.decoder(family, words)?))
+        }
+        Some("mks2") => {
+            let model = reader.mks2(json)?;
+            Ok(Described::Mks2(model.into()))
         }
         Some("clip_vision_model") => {
             let words: VisionWords = reader.parse(json)?;
@@ -123,6 +136,9 @@ struct DecoderWords {
     #[serde(default)]
     mlp_bias: bool,
     hidden_act: Option<String>,
+    /// Of `mks2` alone.
+    #[serde(default)]
+    qkv_bias: bool,
 }
 
 /// Tells a null from what is absent.
@@ -151,6 +167,11 @@ struct RopeWords {
 struct ClipWords {
     projection_dim: Option<u32>,
     vision_config: VisionWords,
+}
+
+#[derive(Deserialize)]
+struct EyesWords {
+    vision_config: Option<VisionWords>,
 }
 
 #[derive(Deserialize)]
@@ -195,7 +216,7 @@ impl Reader<'_> {
         self.refuse_variants(family, &words)?;
         let sliding_window = match (family, words.sliding_window) {
             ("mistral", None) => Some(4096),
-            ("mistral", Some(window)) => window,
+            ("mistral" | "mks2", Some(window)) => window,
             _ => None,
         };
         // Later files have both in one table.
@@ -212,7 +233,7 @@ impl Reader<'_> {
                 _ => words.num_attention_heads,
             }),
             head_dim: words.head_dim,
-            qkv_bias: family == "qwen2",
+            qkv_bias: family == "qwen2" || (family == "mks2" && words.qkv_bias),
             sliding_window,
             rope_theta: theta.or(words.rope_theta).unwrap_or(10_000.0),
             rope_scaling: rope.map_or(Ok(None), |rope| self.rope_scaling(&rope))?,
@@ -225,6 +246,24 @@ impl Reader<'_> {
             shape,
             vocab_size: words.vocab_size,
         })
+    }
+
+    fn mks2(&self, json: &[u8]) -> Result<Mks2> {
+        let words: DecoderWords = self.parse(json)?;
+        let eyes: EyesWords = self.parse(json)?;
+        let added: Words = self.parse(json)?;
+        let model = Mks2 {
+            language: self.decoder("mks2", words)?,
+            words: added,
+            vision: eyes
+                .vision_config
+                .map(|words| self.vision(words))
+                .transpose()?,
+        };
+        match model.problem() {
+            Some(problem) => Err(self.unsupported(problem)),
+            None => Ok(model),
+        }
     }
 
     /// Settings that change the model in a way that is not supported.

@@ -70,6 +70,14 @@ pub enum PretrainedError {
         /// The folder.
         folder: String,
     },
+    /// Adapters that are not those of a stage.
+    #[error("the adapters in {folder} are not those of the stage: {differences}")]
+    Adapter {
+        /// The folder.
+        folder: String,
+        /// What differs.
+        differences: String,
+    },
     /// The tensors are not those of the configuration.
     #[error("the tensors in {folder} are not those of its config.json: {differences}")]
     Tensors {
@@ -122,6 +130,11 @@ impl From<PretrainedError> for Failure {
                     "write it from what is there: python -c \"from transformers import AutoTokenizer; \
                      AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')\""
                 ),
+            ),
+            PretrainedError::Adapter { .. } => Self::settings(
+                "the adapters cannot be taken in",
+                why,
+                "set lora_rank, lora_alpha, adapter_blocks and adapt_attention of the stage as they have them",
             ),
             PretrainedError::Tensors { .. } => Self::checkpoint(
                 what,

@@ -94,6 +94,18 @@ impl Tensors {
         })
     }
 
+    /// Reads the header of one file alone.
+    ///
+    /// # Errors
+    /// When it is missing or damaged.
+    pub async fn of_file(folder: &Folder, file: &str) -> Result<Self> {
+        let (_, places) = header(folder, file.to_owned()).await?;
+        Ok(Self {
+            folder: folder.clone(),
+            places: places.into_iter().collect(),
+        })
+    }
+
     /// All tensors in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Place)> {
         self.places
@@ -107,6 +119,18 @@ impl Tensors {
     /// # Errors
     /// [`PretrainedError::Tensors`], with the names of all that differ.
     pub fn check(&self, specs: &[ParamSpec], is_extra: impl Fn(&str) -> bool) -> Result<()> {
+        let differences = self.differences(specs, is_extra);
+        if differences == Differences::default() {
+            return Ok(());
+        }
+        Err(PretrainedError::Tensors {
+            folder: self.folder.location().to_owned(),
+            differences,
+        })
+    }
+
+    /// What is not as in `specs`.
+    pub fn differences(&self, specs: &[ParamSpec], is_extra: impl Fn(&str) -> bool) -> Differences {
         let mut differences = Differences::default();
         for spec in specs {
             match self.places.get(&spec.name) {
@@ -122,13 +146,7 @@ impl Tensors {
         let others = self.places.keys();
         let others = others.filter(|name| !wanted.contains(name.as_str()) && !is_extra(name));
         differences.unexpected.extend(others.cloned());
-        if differences == Differences::default() {
-            return Ok(());
-        }
-        Err(PretrainedError::Tensors {
-            folder: self.folder.location().to_owned(),
-            differences,
-        })
+        differences
     }
 
     /// Where a tensor lies.

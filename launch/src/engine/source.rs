@@ -26,7 +26,7 @@ pub(crate) struct Found {
 ///
 /// # Errors
 /// Neither of both (exit 2), a stage that cannot be asked (2), storage (5).
-pub(super) async fn find(named: &str, stage: Option<&str>) -> Result<Found, Failure> {
+pub(crate) async fn find(named: &str, stage: Option<&str>) -> Result<Found, Failure> {
     let (store, root) = store::open(named)?;
     let place = Place { store, root };
     let path = place.root.clone().join("config.resolved.toml");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mks2_coordinator::lock::{self, RunLock};
 use mks2_coordinator::{Limits, Running, Settings};
 use mks2_dataset::memory::attach;
+use mks2_dataset::pretrained::adapter::Adapter;
 use mks2_dataset::pretrained::base::Base;
 use mks2_dataset::reader::Corpus;
 use mks2_dataset::{store, task};
@@ -196,13 +197,13 @@ pub(crate) fn used_corpora(job: &Job) -> BTreeSet<&str> {
     names
 }
 
-/// Opens each corpus that is used, whose digest ties the run to it, and looks whether pretrained models
-/// and memories are what the job says of them, and tasks can be measured.
+/// Opens each corpus that is used, whose digest ties the run to it, and looks whether pretrained models,
+/// memories and adapters are what the job says of them, and tasks can be measured.
 ///
 /// # Errors
-/// The first corpus that is not there or not whole (exit 4), the first model or memory that is not (exit
-/// 8) or is another than the job says (exit 3), the first task that cannot be read (exit 3, or 4 for its
-/// data).
+/// The first corpus that is not there or not whole (exit 4), the first model, memory or adapter that is not
+/// (exit 8) or is another than the job says (exit 3), the first task that cannot be read (exit 3, or 4 for
+/// its data).
 pub(crate) async fn open_inputs(job: &Job) -> Result<BTreeMap<String, String>, Failure> {
     let mut digests = BTreeMap::new();
     for name in used_corpora(job) {
@@ -222,6 +223,11 @@ pub(crate) async fn open_inputs(job: &Job) -> Result<BTreeMap<String, String>, F
     }
     for settings in job.stages.iter().filter_map(|s| s.evaluate.as_ref()) {
         check_tasks(settings).await?;
+    }
+    for settings in job.stages.iter().filter_map(|stage| stage.experts.as_ref()) {
+        if let Some(adapter) = &settings.adapter {
+            Adapter::open(adapter, &job.model, settings).await?;
+        }
     }
     Ok(digests)
 }

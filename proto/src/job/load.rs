@@ -262,6 +262,11 @@ fn resolve(tree: &Node, file: &str, base: Option<&Path>) -> Result<Resolved, Fai
                 *task = absolute(task, base);
             }
         }
+        let experts = job.stages.iter_mut();
+        let experts = experts.filter_map(|stage| stage.experts.as_mut());
+        for adapter in experts.filter_map(|settings| settings.adapter.as_mut()) {
+            *adapter = absolute(adapter, base);
+        }
     }
     let body = toml::to_string_pretty(&job).map_err(|error| {
         Failure::internal("the job cannot be written as TOML", error.to_string())

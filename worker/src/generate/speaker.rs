@@ -5,23 +5,24 @@ use std::sync::Arc;
 use mks2_dataset::picture;
 use mks2_dataset::pretrained::base::{self, Part};
 use mks2_dataset::pretrained::config::Described;
+use mks2_dataset::pretrained::mks2::{Mks2, SecondHalf};
 use mks2_dataset::pretrained::{Folder, tokens};
 use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{Event, Source, Trained, What};
-use mks2_proto::job::{self, Job, Precision, Stage, StageKind, load};
+use mks2_proto::generate::{Event, Source, What};
+use mks2_proto::job::{self, Job, Precision, StageKind};
 use tch::{Device, Tensor};
 use tokio::runtime::Handle;
 
 use super::refused;
-use crate::checkpoint::{self, CheckpointStore, Expected};
 use crate::evaluate::ancestry;
 use crate::eyes::Eyes;
-use crate::lineage::{Lineage, StageResult};
-use crate::model::{Decoder, Memory, RetrievalHeads, SecondHalves};
+use crate::lineage::Lineage;
+use crate::model::{Decoder, Experts, Memory, RetrievalHeads, SecondHalves, Weights};
 use crate::objective::experts::experts;
 use crate::pretrained;
 use crate::text::{TextEncoder, to_tokens};
+use crate::trained::{OfRun, positions};
 
 /// Bytes of a text, or tokens, that the tokenizer is given at once: nothing else is done meanwhile.
 const MOST_AT_ONCE: usize = 1 << 20;
@@ -46,7 +47,7 @@ pub(crate) struct Speaker {
 enum Halves {
     Mlp,
     Memory(Memory),
-    Experts(crate::model::Experts),
+    Experts(Experts),
 }
 
 /// How texts are presented to the model.
@@ -79,16 +80,14 @@ impl Speaker {
                 stage,
                 trained,
             } => {
-                let mut job = load::parse(job_toml)?;
-                job.precision = precision.unwrap_or(job.precision);
-                let reader = Reader {
-                    job: &job,
-                    store: CheckpointStore::open(url)?,
+                let named = OfRun {
+                    job_toml,
+                    url,
+                    stage,
                     trained,
-                    device,
-                    runtime,
                 };
-                reader.speaker(stage)
+                let (job, lineage) = named.read((precision, device), runtime)?;
+                Self::of_stage(&job, stage, &lineage, (device, runtime))
             }
         }
     }
@@ -154,30 +153,36 @@ impl Speaker {
     ) -> Result<Self, Failure> {
         let folder = Folder::open(url)?;
         let described = runtime.block_on(base::read(&folder))?;
-        let Described::Decoder(language) = &described else {
-            return Err(Failure::settings(
-                format!("{} cannot be asked", folder.location()),
-                format!("its config.json describes a {}", described.kind()),
-                "name the folder of a language model, or a run",
-            ));
+        let (language, model) = match &described {
+            Described::Decoder(language) => (language, language.model()),
+            Described::Mks2(mks2) => (&mks2.language, mks2.model()),
+            Described::Vision(_) | Described::QFormer(_) => {
+                return Err(Failure::settings(
+                    format!("{} cannot be asked", folder.location()),
+                    format!("its config.json describes a {}", described.kind()),
+                    "name the folder of a language model, or a run",
+                ));
+            }
         };
         let part = runtime.block_on(Part::open(&folder, &described))?;
         let files = runtime.block_on(tokens::read(&folder))?;
         let positions = language.shape.max_text_tokens as usize;
         let encoder = TextEncoder::pretrained(&files, language.vocab_size, positions)?;
         let (weights, _) = pretrained::weights(&part, (precision, device), runtime)?;
+        let weights = weights.computing_in(precision);
+        let (halves, form) = match &described {
+            Described::Mks2(mks2) => of_mks2(mks2, &model, &weights)?,
+            _ => (Halves::Mlp, Form::Published),
+        };
+        let sees = weights.contains("bridge.weight");
         Ok(Self {
-            decoder: Decoder::new(
-                &language.shape,
-                language.vocab_size,
-                &weights.computing_in(precision),
-            )?,
+            decoder: Decoder::new(&language.shape, language.vocab_size, &weights)?,
             most_bytes: positions.saturating_mul(encoder.longest_entry()),
             encoder: encoder.into(),
-            halves: Halves::Mlp,
-            eyes: None,
+            halves,
+            eyes: sees.then(|| Eyes::new(&model, &weights)).transpose()?,
             heads: None,
-            form: Form::Published,
+            form,
             positions,
             device,
         })
@@ -376,6 +381,20 @@ impl Speaker {
     }
 }
 
+/// The second halves of an exported model, and how it is asked.
+fn of_mks2(mks2: &Mks2, model: &job::Model, weights: &Weights) -> Result<(Halves, Form), Failure> {
+    let names = mks2.memories();
+    if mks2.words.second_half == SecondHalf::Memory {
+        let memory = Memory::new(model, &names.concat(), weights)?;
+        return Ok((Halves::Memory(memory), Form::Text));
+    }
+    let settings = mks2.experts();
+    let memories = names.iter().map(|name| Memory::new(model, name, weights));
+    let memories = memories.collect::<Result<Vec<_>, _>>()?;
+    let experts = Experts::new(model, &settings, &memories, weights)?;
+    Ok((Halves::Experts(experts), Form::Question(settings.into())))
+}
+
 /// Whether bytes or tokens for the tokenizer alone are few enough.
 fn limited(count: usize) -> Result<(), Failure> {
     match count <= MOST_AT_ONCE {
@@ -385,79 +404,5 @@ fn limited(count: usize) -> Result<(), Failure> {
             format!("{count} bytes or tokens are more than {MOST_AT_ONCE}"),
             "send it in parts",
         )),
-    }
-}
-
-/// Tokens of the longest text that the language model of these stages was made for.
-fn positions(job: &Job, names: &[String], runtime: &Handle) -> Result<usize, Failure> {
-    let stages = job.stages.iter();
-    let mut stages = stages.filter(|stage| names.contains(&stage.name));
-    let Some(models) = stages.find_map(|stage| stage.pretrained.as_ref()) else {
-        return Ok(job.model.decoder.max_text_tokens as usize);
-    };
-    let folder = Folder::open(&models.decoder)?;
-    Ok(match runtime.block_on(base::read(&folder))? {
-        Described::Decoder(language) => language.shape.max_text_tokens as usize,
-        Described::Vision(_) | Described::QFormer(_) => 0,
-    })
-}
-
-/// Reads the stages of a run.
-struct Reader<'a> {
-    job: &'a Job,
-    store: CheckpointStore,
-    trained: &'a [Trained],
-    device: Device,
-    runtime: &'a Handle,
-}
-
-impl Reader<'_> {
-    fn speaker(&self, name: &str) -> Result<Speaker, Failure> {
-        let mut lineage = Lineage::default();
-        for name in &ancestry(self.job, name)? {
-            let stage = self.stage(name)?;
-            let result = match stage.kind.is_brought() {
-                true => lineage.brought((self.job, stage), self.device, self.runtime)?,
-                false => self.result(stage, &lineage)?,
-            };
-            lineage.insert(name, result);
-        }
-        Speaker::of_stage(self.job, name, &lineage, (self.device, self.runtime))
-    }
-
-    fn stage(&self, name: &str) -> Result<&Stage, Failure> {
-        let stage = self.job.stages.iter().find(|stage| stage.name == name);
-        stage.ok_or_else(|| {
-            refused(
-                format!("the run has no stage '{name}'"),
-                "the job does not know it",
-                "name one of its stages",
-            )
-        })
-    }
-
-    /// What a stage has trained, from its checkpoint.
-    fn result(&self, stage: &Stage, lineage: &Lineage) -> Result<StageResult, Failure> {
-        let trained = self.trained.iter().find(|one| one.stage == stage.name);
-        let trained = trained.ok_or_else(|| {
-            refused(
-                format!("stage '{}' cannot be read", stage.name),
-                "the run has no checkpoint of it so far",
-                "wait for one, or name an earlier stage",
-            )
-        })?;
-        let expected = Expected {
-            seed: Some(self.job.seed),
-            bases: Some(lineage.digests(&stage.from)?),
-            ..Expected::default()
-        };
-        let read = self.store.load(
-            &trained.manifest_path,
-            Some(&trained.manifest_digest),
-            &expected,
-            &[checkpoint::Kind::Weights, checkpoint::Kind::Tokenizer],
-        );
-        let checkpoint = self.runtime.block_on(read)?;
-        StageResult::of(&checkpoint, (self.job, stage), lineage, self.device)
     }
 }

@@ -73,6 +73,11 @@ impl FeedForward {
         )
     }
 
+    /// The matrix through which its hidden units speak.
+    pub(super) fn output(&self) -> &Tensor {
+        &self.down_dw
+    }
+
     /// Where its weights are.
     pub(super) fn device(&self) -> Device {
         self.up_wd.device()

@@ -46,6 +46,15 @@ impl Memory {
             blocks: blocks.collect(),
         }
     }
+
+    /// The matrices that shuffling permutes, by their names.
+    pub fn outputs(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let blocks = self.blocks.iter().enumerate();
+        blocks.map(|(layer, block)| {
+            let name = format!("memory.{}.layers.{layer}.down_proj.weight", self.name);
+            (name, block.output())
+        })
+    }
 }
 
 /// A permutation of `0 .. width` (Fisher and Yates), keyed by seed and block.

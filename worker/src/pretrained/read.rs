@@ -136,8 +136,7 @@ fn laid_out(part: &Part, precision: Precision, device: Device) -> Result<Vec<Job
         members.sort_unstable();
         let elements = |shape: &[i64]| shape.iter().product::<i64>();
         let total = members.iter().map(|(_, _, shape)| elements(shape)).sum();
-        let follows =
-            |(_, name, shape): &(usize, &str, Vec<i64>)| follows_precision(name, shape.len());
+        let follows = |(_, name, shape): &Member| follows_precision(name, shape.len());
         let kind = match members.iter().all(follows) {
             true => kind_of(precision),
             false => Kind::Float,

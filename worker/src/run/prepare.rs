@@ -25,7 +25,7 @@ use crate::replica::Replica;
 use crate::saver::{BUFFERS, REDUCER, TOKENIZER, table_of};
 use crate::text::TextEncoder;
 use crate::train::Progress;
-use crate::{vocabulary, whiten};
+use crate::{pretrained, vocabulary, whiten};
 
 /// Pictures of each corpus that the strength of the features' directions is measured on.
 const WHITEN_ROWS: u64 = 2048;
@@ -144,7 +144,7 @@ impl Run {
         match from {
             // A newcomer gets the state from the others.
             None if self.invitation.is_some() => {}
-            None => self.initialise(&specs, &mut replica.state)?,
+            None => self.initialise(stage, &specs, &mut replica.state)?,
             Some(checkpoint) => {
                 fill(&mut replica.state, checkpoint, &table)?;
                 if let Some(exponents) = checkpoint.tensor(Kind::State, REDUCER) {
@@ -166,10 +166,21 @@ impl Run {
     }
 
     /// Initial values of what a stage trains.
-    fn initialise(&self, specs: &[ParamSpec], state: &mut FlatState) -> Result<(), Failure> {
+    fn initialise(
+        &self,
+        stage: &Stage,
+        specs: &[ParamSpec],
+        state: &mut FlatState,
+    ) -> Result<(), Failure> {
         for spec in specs {
             let values = spec.initial_values(self.job.seed);
             state.load(Buffer::Weights, &spec.name, &values)?;
+        }
+        let Some(settings) = &stage.experts else {
+            return Ok(());
+        };
+        for (name, values) in pretrained::adapter(&self.job.model, settings, &self.runtime)? {
+            state.load(Buffer::Weights, &name, &values)?;
         }
         Ok(())
     }
