@@ -75,6 +75,7 @@ mod rotary;
 mod small;
 mod tape;
 mod text_tower;
+mod view;
 mod vision;
 mod weights;
 

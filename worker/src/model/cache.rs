@@ -12,9 +12,10 @@
 use tch::{Device, Kind, Tensor};
 
 use super::attention::{Heads, Sight};
-use super::block::{Pass, Read, SecondHalves, Seen, Stack};
+use super::block::{Pass, Read, SecondHalves, Stack};
 use super::ops::rms_norm;
 use super::rotary::Rotary;
+use super::view::Seen;
 use super::weights::expect_shape;
 use super::{ModelError, Result};
 
