@@ -2,7 +2,8 @@
 
 use mks2_coordinator::journal::{self, Place};
 use mks2_coordinator::state::Checkpoint;
-use mks2_dataset::pretrained::{Folder, config};
+use mks2_dataset::pretrained::Folder;
+use mks2_dataset::pretrained::config::{self, Described};
 use mks2_dataset::store;
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::{Source, Trained};
@@ -42,13 +43,17 @@ pub(crate) async fn find(named: &str, stage: Option<&str>) -> Result<Found, Fail
             let folder = Folder::open(named).map_err(Failure::from)?;
             let config = folder.text(config::FILE_NAME).await?;
             match config {
-                Some(_) => Ok(Found {
-                    words: format!("the published model in {}", folder.location()),
+                Some(json) => Ok(Found {
+                    words: format!("the model in {}", folder.location()),
                     memory: None,
                     source: Source::Folder {
                         url: named.to_owned(),
                     },
-                    folder: Some(folder),
+                    // One that was trained here answers as its stage did, not by a chat template.
+                    folder: match config::read(&json, config::FILE_NAME) {
+                        Ok(Described::Mks2(_)) => None,
+                        _ => Some(folder),
+                    },
                 }),
                 None => Err(nothing_at(
                     named,
