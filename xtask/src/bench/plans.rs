@@ -315,21 +315,7 @@ pub(super) fn step(
     rows: Vec<Row>,
 ) -> Outcome<Plan> {
     let job_json = json!(table);
-    let stages = job_json["stage"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    // Of several mixtures the one with a memory is measured, not its control without.
-    let is_wanted = |stage: &&Value| {
-        stage["kind"] == kind
-            && (kind != "experts" || stage.pointer("/experts/memories/0").is_some())
-    };
-    let stage = stages.iter().find(is_wanted).ok_or_else(|| {
-        Fault::new(format!(
-            "{} has no stage of kind {kind} to measure",
-            job.display()
-        ))
-    })?;
+    let stage = stage_of(&job_json, kind, job)?;
     let number = |place: &str, default: u64| {
         job_json
             .pointer(place)
@@ -377,6 +363,22 @@ pub(super) fn step(
         peer: Some(Side::Python(peer)),
         rows,
     })
+}
+
+/// The stage of this kind that is measured; of several mixtures the one with a memory, not its control
+/// without.
+fn stage_of<'a>(job: &'a Value, kind: &str, path: &Path) -> Outcome<&'a Value> {
+    let is_wanted = |stage: &&Value| {
+        stage["kind"] == kind
+            && (kind != "experts" || stage.pointer("/experts/memories/0").is_some())
+    };
+    let stages = job["stage"].as_array().map(Vec::as_slice);
+    let mut stages = stages.unwrap_or_default().iter();
+    let missing = || {
+        let path = path.display();
+        Fault::new(format!("{path} has no stage of kind {kind} to measure"))
+    };
+    stages.find(is_wanted).ok_or_else(missing)
 }
 
 fn loss() -> Plan {
