@@ -252,9 +252,15 @@ fn answers(event: &Event, actions: &[Action]) -> Result<(), TestCaseError> {
         | Event::Stop(..)
         | Event::Drain(..)
         | Event::Scale(..) => prop_assert_eq!(answered, 1),
-        // A twin waits for the manifest that is being written, and is answered with it.
+        // A twin waits for the manifest that is being written, and is answered with it...
         Event::Commit(..) => prop_assert!(answered <= 1),
         Event::ManifestWritten(..) => prop_assert!(answered >= 1),
+        // ... or refused, where the run goes back behind it.
+        Event::Report(..) => {
+            let refused = actions.iter();
+            let refused = refused.filter(|action| matches!(action, Action::Refuse(..)));
+            prop_assert_eq!(answered, refused.count());
+        }
         _ => prop_assert_eq!(answered, 0),
     }
     Ok(())
