@@ -61,13 +61,16 @@ fn in_pieces(decoder: &Decoder, states_cd: &Tensor, targets_c: &Tensor, rows: i6
         let count = fixed_cd.size()[0];
         for first in (0..count).step_by(rows as usize) {
             let size = rows.min(count - first);
-            let logits_cv = decoder.logits(&fixed_cd.narrow(0, first, size));
+            // All in the memory of the logits.
+            let mut logits_cv = decoder.logits(&fixed_cd.narrow(0, first, size));
             let targets_c1 = targets_c.narrow(0, first, size).unsqueeze(1);
-            let total_c1 = logits_cv.logsumexp([-1].as_slice(), true);
-            sum += (&total_c1 - logits_cv.gather(1, &targets_c1, false)).sum(Kind::Float);
+            logits_cv -= logits_cv.amax([-1].as_slice(), true);
+            let own_c1 = logits_cv.gather(1, &targets_c1, false);
+            let mut error_cv = logits_cv.exp_();
+            let total_c1 = error_cv.sum_dim_intlist([-1].as_slice(), true, Kind::Float);
+            sum += (total_c1.log() - own_c1).sum(Kind::Float);
             if wants_gradient {
-                let mut error_cv = { logits_cv } - total_c1;
-                let _ = error_cv.exp_();
+                error_cv /= total_c1;
                 let minus_one = targets_c1.full_like(-1.0).to_kind(Kind::Float);
                 let _ = error_cv.scatter_add_(1, &targets_c1, &minus_one);
                 let piece = decoder.through_head(&error_cv);

@@ -1,5 +1,7 @@
 //! Small functions that several modules share.
 
+use std::sync::LazyLock;
+
 use tch::{Device, Kind, Tensor};
 
 /// Rows up to which oneDNN's product is the faster one.
@@ -13,20 +15,30 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
 /// `x W^T + b`, over the last dimension, in the kind of `x`.
 ///
 /// libtorch leaves it to MKL, which packs the whole matrix anew for each product. For the few rows of a
-/// token that is generated, `[b, 1, d]`, that takes longer than the product itself, and on some
-/// processors twice as long as oneDNN, which reads the matrix as it lies.
+/// token that is generated, `[b, 1, d]`, that takes longer than the product itself on Intel's processors, up
+/// to twice as long as oneDNN, which reads the matrix as it lies. On AMD's it is the other way round.
 pub(super) fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let is_token = matches!(x.size()[..], [b, 1, _] if b <= FEW_ROWS);
     let is_plain = x.device() == Device::Cpu && x.kind() == Kind::Float;
     let is_frozen = !x.requires_grad() && !weight.requires_grad();
     let (weight, bias) = (like(weight, x), bias.map(|bias| like(bias, x)));
-    if is_token && is_plain && is_frozen && tch::utils::has_mkldnn() {
+    if is_token && is_plain && is_frozen && prefers_onednn() {
         return x
             .g_to_mkldnn(None)
             .mkldnn_linear(&weight, bias)
             .to_dense(None, false);
     }
     x.linear(&weight, bias)
+}
+
+/// Whether oneDNN is the faster one for a few rows. It follows from the processor's maker, not from a
+/// measurement: the same prompt has the same answer each time.
+fn prefers_onednn() -> bool {
+    static PREFERS: LazyLock<bool> = LazyLock::new(|| {
+        let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        cpus.contains("GenuineIntel") && tch::utils::has_mkldnn()
+    });
+    *PREFERS
 }
 
 /// A weight in the kind of what it is applied to; itself where it is of that kind. A weight that is
