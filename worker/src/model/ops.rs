@@ -7,6 +7,9 @@ use tch::{Device, Kind, Tensor};
 /// Rows up to which oneDNN's product is the faster one.
 const FEW_ROWS: i64 = 64;
 
+/// Numbers of a matrix that a processor's cache may hold: 64 MiB.
+const CACHED: usize = 16 << 20;
+
 /// `x W^T`, over the last dimension.
 pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
     affine(x, weight, None)
@@ -16,13 +19,14 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
 ///
 /// libtorch leaves it to MKL, which packs the whole matrix anew for each product. For the few rows of a
 /// token that is generated, `[b, 1, d]`, that takes longer than the product itself on Intel's processors, up
-/// to twice as long as oneDNN, which reads the matrix as it lies. On AMD's it is the other way round.
+/// to twice as long as oneDNN, which reads the matrix as it lies. On AMD's it is the other way round, but for
+/// matrices that no cache holds.
 pub(super) fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let is_token = matches!(x.size()[..], [b, 1, _] if b <= FEW_ROWS);
     let is_plain = x.device() == Device::Cpu && x.kind() == Kind::Float;
     let is_frozen = !x.requires_grad() && !weight.requires_grad();
     let (weight, bias) = (like(weight, x), bias.map(|bias| like(bias, x)));
-    if is_token && is_plain && is_frozen && prefers_onednn() {
+    if is_token && is_plain && is_frozen && prefers_onednn(&weight) {
         return x
             .g_to_mkldnn(None)
             .mkldnn_linear(&weight, bias)
@@ -31,14 +35,14 @@ pub(super) fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tens
     x.linear(&weight, bias)
 }
 
-/// Whether oneDNN is the faster one for a few rows. It follows from the processor's maker, not from a
-/// measurement: the same prompt has the same answer each time.
-fn prefers_onednn() -> bool {
-    static PREFERS: LazyLock<bool> = LazyLock::new(|| {
+/// Whether oneDNN is the faster one for a few rows. It follows from the processor's maker and the matrix,
+/// not from a measurement: the same prompt has the same answer each time.
+fn prefers_onednn(weight: &Tensor) -> bool {
+    static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
         let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        cpus.contains("GenuineIntel") && tch::utils::has_mkldnn()
+        cpus.contains("GenuineIntel")
     });
-    *PREFERS
+    tch::utils::has_mkldnn() && (*IS_INTEL || weight.numel() > CACHED)
 }
 
 /// A weight in the kind of what it is applied to; itself where it is of that kind. A weight that is
