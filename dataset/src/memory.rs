@@ -30,11 +30,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::ObjectStore;
 use object_store::path::Path;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::store;
+use crate::store::{self, Place};
 pub use card::{Card, Group, Part};
 pub use error::MemoryError;
 
@@ -73,41 +72,16 @@ impl Tensor {
     }
 }
 
-/// The folder of a memory.
-#[derive(Clone, Debug)]
-struct Place {
-    store: Arc<dyn ObjectStore>,
-    root: Path,
-    /// As messages call it.
-    location: String,
-}
-
-impl Place {
-    fn open(location: &str) -> Result<Self> {
-        let (store, root) = store::open(location)?;
-        Ok(Self {
-            store,
-            root,
-            location: store::shown(location),
-        })
-    }
-
-    /// What messages call one of its files.
-    fn name_of(&self, file: &str) -> String {
-        let path = store::under(&self.root, file);
-        path.map_or_else(|_| file.to_owned(), |path| store::name(&*self.store, &path))
-    }
-
-    async fn card(&self) -> Result<Option<Bytes>> {
-        let path = store::under(&self.root, card::FILE_NAME)?;
-        match store::size(&*self.store, &path).await? {
-            None => Ok(None),
-            Some(bytes) if bytes > MOST_CARD => Err(MemoryError::Card {
-                file: self.name_of(card::FILE_NAME),
-                why: format!("it has {bytes} bytes, more than {MOST_CARD}"),
-            }),
-            Some(_) => Ok(store::get_if_there(&*self.store, &path).await?),
-        }
+/// The card in a folder, if there is one.
+async fn card_in(place: &Place) -> Result<Option<Bytes>> {
+    let path = place.path(card::FILE_NAME)?;
+    match store::size(&*place.store, &path).await? {
+        None => Ok(None),
+        Some(bytes) if bytes > MOST_CARD => Err(MemoryError::Card {
+            file: place.name_of(card::FILE_NAME),
+            why: format!("it has {bytes} bytes, more than {MOST_CARD}"),
+        }),
+        Some(_) => Ok(store::get_if_there(&*place.store, &path).await?),
     }
 }
 
@@ -118,7 +92,7 @@ impl Artefact {
     /// When there is none, its card is damaged or of another version, or the store fails.
     pub async fn open(location: &str) -> Result<Self> {
         let place = Place::open(location)?;
-        match place.card().await? {
+        match card_in(&place).await? {
             Some(bytes) => Self::of(place, bytes),
             None => Err(MemoryError::Missing {
                 location: place.location,
@@ -269,7 +243,7 @@ fn floats(data: &[u8]) -> impl Iterator<Item = f32> + '_ {
 /// When the store fails.
 pub async fn list(location: &str) -> Result<Vec<(String, Result<Artefact>)>> {
     let place = Place::open(location)?;
-    if place.card().await?.is_some() {
+    if card_in(&place).await?.is_some() {
         return Ok(vec![(
             place.location.clone(),
             Artefact::open(location).await,
@@ -289,8 +263,12 @@ pub async fn list(location: &str) -> Result<Vec<(String, Result<Artefact>)>> {
             location: store::name(&*place.store, &root),
             root,
         };
-        if let Some(bytes) = place.card().await? {
-            found.push((place.location.clone(), Artefact::of(place, bytes)));
+        let name = place.location.clone();
+        match card_in(&place).await {
+            Ok(Some(bytes)) => found.push((name, Artefact::of(place, bytes))),
+            Ok(None) => {}
+            Err(error @ MemoryError::Card { .. }) => found.push((name, Err(error))),
+            Err(error) => return Err(error),
         }
     }
     Ok(found)

@@ -33,10 +33,9 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 
-use crate::store;
+use crate::store::{self, Place};
 pub use error::PretrainedError;
 use kept::Kept;
 
@@ -51,9 +50,7 @@ const PIECE: usize = 32 << 20;
 /// The folder of a model.
 #[derive(Clone, Debug)]
 pub struct Folder {
-    store: Arc<dyn ObjectStore>,
-    root: Path,
-    location: String,
+    place: Place,
     /// Where it is on this machine.
     local: Option<PathBuf>,
     /// What is on this machine of it, where it is not.
@@ -66,20 +63,17 @@ impl Folder {
     /// # Errors
     /// When the location is of no known kind.
     pub fn open(location: &str) -> Result<Self> {
-        let (store, root) = store::open(location)?;
         Ok(Self {
-            store,
-            root,
-            location: store::shown(location),
+            place: Place::open(location)?,
             local: store::local_path(location),
-            kept: Arc::new(Kept::of_user()),
+            kept: Arc::new(Kept::of(location)),
         })
     }
 
     /// What messages call it.
     #[must_use]
     pub fn location(&self) -> &str {
-        &self.location
+        &self.place.location
     }
 
     /// A file of text, if it is there.
@@ -93,8 +87,8 @@ impl Folder {
         if bytes > MOST_TEXT {
             return Err(self.refuse(name, format!("it has {bytes} bytes, more than {MOST_TEXT}")));
         }
-        let path = store::under(&self.root, name)?;
-        Ok(store::get_if_there(&*self.store, &path).await?)
+        let path = self.place.path(name)?;
+        Ok(store::get_if_there(&*self.place.store, &path).await?)
     }
 
     /// The model's configuration.
@@ -109,8 +103,8 @@ impl Folder {
     }
 
     async fn size(&self, name: &str) -> Result<Option<u64>> {
-        let path = store::under(&self.root, name)?;
-        Ok(store::size(&*self.store, &path).await?)
+        let path = self.place.path(name)?;
+        Ok(store::size(&*self.place.store, &path).await?)
     }
 
     /// Fills `into` with what a file has from `start` on. A file on this machine is read straight into
@@ -157,11 +151,11 @@ impl Folder {
     }
 
     async fn piece(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
-        let path = store::under(&self.root, name)?;
+        let path = self.place.path(name)?;
         let wanted = range.end - range.start;
-        let read = self.store.get_range(&path, range).await;
+        let read = self.place.store.get_range(&path, range).await;
         let bytes = read.map_err(|error| {
-            crate::error::Error::store("read", &store::name(&*self.store, &path), &error)
+            crate::error::Error::store("read", &store::name(&*self.place.store, &path), &error)
         })?;
         if bytes.len() as u64 == wanted {
             return Ok(bytes);
@@ -173,8 +167,7 @@ impl Folder {
     /// What messages call one of its files.
     #[must_use]
     pub fn name_of(&self, file: &str) -> String {
-        let path = store::under(&self.root, file);
-        path.map_or_else(|_| file.to_owned(), |path| store::name(&*self.store, &path))
+        self.place.name_of(file)
     }
 
     fn other_kind(&self, found: &str, wanted: &'static str) -> PretrainedError {
@@ -205,8 +198,8 @@ mod tests {
         std::fs::write(local.path().join("large"), &bytes).expect("written");
         let local = Folder::open(local.path().to_str().expect("UTF-8")).expect("a folder");
         let remote = Folder::open("memory:///several-pieces").expect("a store");
-        let path = store::under(&remote.root, "large").expect("a path");
-        let put = store::put(&*remote.store, &path, bytes.clone().into()).await;
+        let path = remote.place.path("large").expect("a path");
+        let put = store::put(&*remote.place.store, &path, bytes.clone().into()).await;
         put.expect("written");
         for folder in [local, remote] {
             for range in [2..size, 0..PIECE, 7..PIECE + 8] {

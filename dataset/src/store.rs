@@ -24,8 +24,10 @@ use crate::error::{Error, Result};
 
 #[cfg(test)]
 pub(crate) mod injected;
+mod place;
 mod words;
 
+pub use place::Place;
 pub(crate) use words::bucket_of;
 pub use words::{diagnose, redact, shown};
 

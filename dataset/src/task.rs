@@ -21,13 +21,10 @@ mod questions;
 mod rows;
 mod settings;
 
-use std::sync::Arc;
-
 use bytes::Bytes;
-use object_store::ObjectStore;
 use object_store::path::Path;
 
-use crate::store;
+use crate::store::{self, Place};
 pub use captions::Pictured;
 pub use choices::Choice;
 pub use error::TaskError;
@@ -55,7 +52,7 @@ pub struct Task {
     pub digest: String,
     /// What messages call its data.
     pub data: String,
-    pictures: Option<Folder>,
+    pictures: Option<Place>,
 }
 
 /// What a task asks.
@@ -114,7 +111,7 @@ impl Task {
             data.push((store::shown(&beside(location, name)), bytes));
         }
         let pictures = settings.images().map(|name| beside(location, name));
-        let pictures = pictures.map(|folder| Folder::open(&folder)).transpose()?;
+        let pictures = pictures.map(|folder| Place::open(&folder)).transpose()?;
         let items = items(&settings, &data)?;
         let data = data.swap_remove(0).0;
         if items.is_empty() {
@@ -178,8 +175,8 @@ impl Task {
         }
     }
 
-    fn picture_path(&self, folder: &Folder, number: usize, file: &str) -> Result<Path> {
-        store::under(&folder.root, file).map_err(|_| TaskError::Row {
+    fn picture_path(&self, folder: &Place, number: usize, file: &str) -> Result<Path> {
+        folder.path(file).map_err(|_| TaskError::Row {
             file: self.data.clone(),
             at: format!("item {}", number + 1),
             why: format!("'{file}' is no name of a picture below images"),
@@ -226,25 +223,6 @@ fn items(settings: &Settings, data: &[(String, Bytes)]) -> Result<Items> {
         }
         Settings::Vqa(settings) => Items::Questions(questions::read(settings, file, bytes, rest)?),
     })
-}
-
-/// Where the pictures are.
-#[derive(Clone, Debug)]
-struct Folder {
-    store: Arc<dyn ObjectStore>,
-    root: Path,
-    location: String,
-}
-
-impl Folder {
-    fn open(location: &str) -> Result<Self> {
-        let (store, root) = store::open(location)?;
-        Ok(Self {
-            store,
-            root,
-            location: store::shown(location),
-        })
-    }
 }
 
 /// A whole file; `named_by` is the task file, if it is another one.

@@ -79,15 +79,13 @@ pub(crate) async fn run(args: &EvalArgs, output: &Output) -> Result<(), Failure>
         "limit": limit,
     });
     let results = results::results(&measured, run);
-    if let Some(folder) = folder {
-        folder.finish(&results)?;
-    }
     if args.json || output.is_json() {
         output.result(&format!("{results:#}"));
     } else {
         output.result(&results::table(&measured));
     }
-    Ok(())
+    // Last: what was measured is on the screen, whatever happens to the disk.
+    folder.map_or(Ok(()), |folder| folder.finish(&results))
 }
 
 /// Reads all tasks before anything is started, so that what is wrong with the last one shows at once.

@@ -204,6 +204,8 @@ impl Target {
                 "write it to a local folder, and copy that with the tools of the store",
             ));
         };
+        // What a link points to is what is replaced.
+        let path = path.canonicalize().unwrap_or(path);
         let refuse = |why: &str| {
             let what = format!("{} cannot be written to", path.display());
             Err(Failure::usage(

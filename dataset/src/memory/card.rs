@@ -199,6 +199,30 @@ impl Shape {
     }
 }
 
+/// Whether a text may stand on a card.
+///
+/// # Errors
+/// Why it may not.
+pub fn check_text(text: &str) -> Result<(), String> {
+    match text.chars().any(char::is_control) || text.len() > MOST_TEXT {
+        true => Err(format!(
+            "{text:.40?} has control characters or more than {MOST_TEXT} bytes"
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Whether a memory may be called so.
+///
+/// # Errors
+/// Why it may not.
+pub fn check_name(name: &str) -> Result<(), String> {
+    match name.trim().is_empty() {
+        true => Err("its name is empty".to_owned()),
+        false => check_text(name),
+    }
+}
+
 impl Card {
     /// The card as it is stored: these bytes have the memory's id.
     ///
@@ -282,16 +306,9 @@ impl Card {
             .flat_map(|(name, digest)| [name, digest]);
         let texts = texts.into_iter().chain(&self.license).chain(corpora);
         for text in texts.chain(self.losses.keys()) {
-            if text.chars().any(char::is_control) || text.len() > MOST_TEXT {
-                return Err(format!(
-                    "{text:.40?} has control characters or more than {MOST_TEXT} bytes"
-                ));
-            }
+            check_text(text)?;
         }
-        if self.name.trim().is_empty() {
-            return Err("its name is empty".to_owned());
-        }
-        Ok(())
+        check_name(&self.name)
     }
 
     /// The tensors of the memory are those of its shape, in number, name and sizes.

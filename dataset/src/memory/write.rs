@@ -9,8 +9,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use super::card::{self, Card, Entry, Group, Part};
-use super::{Artefact, MemoryError, Place, Result, Tensor};
-use crate::store::{self, Created};
+use super::{Artefact, MemoryError, Result, Tensor, card_in};
+use crate::store::{self, Created, Place};
 
 /// Bytes above which a part ends at the next tensor. One of each group is in memory.
 const PART_BYTES: usize = 64 << 20;
@@ -43,7 +43,7 @@ impl Writer {
     pub async fn open(location: &str) -> Result<Self> {
         let place = Place::open(location)?;
         Ok(Self {
-            existing: place.card().await?,
+            existing: card_in(&place).await?,
             place,
             open: BTreeMap::new(),
             parts: Vec::new(),
@@ -171,7 +171,7 @@ async fn create(place: Place, existing: Option<Bytes>, bytes: Bytes) -> Result<W
 /// [`MemoryError::Occupied`] if another memory is there, or trouble with a store.
 pub async fn copy(from: &Artefact, to: &str) -> Result<Written> {
     let place = Place::open(to)?;
-    let existing = place.card().await?;
+    let existing = card_in(&place).await?;
     if existing.is_none() {
         for part in &from.card.parts {
             let file = from.file(part).await?;

@@ -68,7 +68,9 @@ struct Words {
 }
 
 /// Settings that change what is computed, and are supported only where they are off.
-const VARIANTS: [&str; 7] = [
+const VARIANTS: [&str; 9] = [
+    "alora_invocation_tokens",
+    "use_qalora",
     "use_rslora",
     "use_dora",
     "fan_in_fan_out",

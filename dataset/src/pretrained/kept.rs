@@ -12,16 +12,27 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use mks2_proto::env;
-use object_store::ObjectStoreExt;
+use object_store::path::Path as StorePath;
+use object_store::{GetOptions, ObjectStoreExt};
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
 use super::{Folder, PIECE, Result};
+use crate::error::Error;
 use crate::store;
+
+/// How long one that another process fetches may stand still.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Between two looks at it.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where files are kept, and those that were looked for.
 #[derive(Debug, Default)]
@@ -32,8 +43,11 @@ pub(super) struct Kept {
 
 impl Kept {
     /// As the environment says: `MKS2_MODEL_CACHE`, or a folder in the user's cache; nothing is kept
-    /// where that is empty, or where the user has no home.
-    pub(super) fn of_user() -> Self {
+    /// where that is empty, or where the user has no home. What is in this process' memory is near enough.
+    pub(super) fn of(location: &str) -> Self {
+        if location.starts_with("memory:") {
+            return Self::default();
+        }
         let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let is_absolute = |path: &PathBuf| path.is_absolute();
         let usual = || {
@@ -67,92 +81,124 @@ impl Kept {
     }
 }
 
-/// What a file is kept as, and its bytes.
-async fn key(of: &Folder, name: &str) -> Result<Option<(String, u64)>> {
-    let path = store::under(&of.root, name)?;
-    let head = of.store.head(&path).await;
-    let object = of.name_of(name);
-    let head = head.map_err(|error| crate::error::Error::store("read", &object, &error))?;
-    Ok(head.e_tag.map(|tag| {
-        let about = format!("{object}\n{}\n{tag}", head.size);
-        (
-            blake3::hash(about.as_bytes()).to_hex().to_string(),
-            head.size,
-        )
-    }))
+/// A file as its store has it now.
+struct Original {
+    path: StorePath,
+    /// What it is kept as.
+    key: String,
+    bytes: u64,
+    /// The store's digest of it.
+    tag: String,
+}
+
+impl Original {
+    /// None where the store has no digest for it.
+    async fn of(folder: &Folder, name: &str) -> Result<Option<Self>> {
+        let path = folder.place.path(name)?;
+        let head = folder.place.store.head(&path).await;
+        let object = folder.name_of(name);
+        let head = head.map_err(|error| Error::store("read", &object, &error))?;
+        Ok(head.e_tag.map(|tag| {
+            let about = format!("{object}\n{}\n{tag}", head.size);
+            Self {
+                path,
+                key: blake3::hash(about.as_bytes()).to_hex().to_string(),
+                bytes: head.size,
+                tag,
+            }
+        }))
+    }
+
+    /// A piece of the very file, not of one that has come to its place meanwhile.
+    async fn piece(&self, folder: &Folder, range: Range<u64>) -> Result<Bytes> {
+        let options = GetOptions {
+            if_match: Some(self.tag.clone()),
+            range: Some(range.into()),
+            ..GetOptions::default()
+        };
+        let store = &folder.place.store;
+        let read = async { store.get_opts(&self.path, options).await?.bytes().await };
+        let name = store::name(&**store, &self.path);
+        Ok(read
+            .await
+            .map_err(|error| Error::store("read", &name, &error))?)
+    }
 }
 
 async fn keep(of: &Folder, name: &str, folder: &Path) -> Result<Option<PathBuf>> {
-    let Some((key, size)) = key(of, name).await? else {
+    let Some(original) = Original::of(of, name).await? else {
         return Ok(None);
     };
-    let whole = folder.join(&key);
+    let whole = folder.join(&original.key);
     let part = whole.with_extension("part");
-    let begun = {
-        let (folder, part, whole) = (folder.to_owned(), part.clone(), whole.clone());
-        let begin = move || begin(&folder, &part, &whole);
-        tokio::task::spawn_blocking(begin).await
-    };
     let unkept = |error: &dyn std::fmt::Display| {
         let file = of.name_of(name);
         warn!(file, folder = %folder.display(), %error, "a file of weights cannot be kept");
+        Ok(None)
     };
-    let mut file = match begun {
-        Ok(Ok(Some(file))) => file,
-        Ok(Ok(None)) => return Ok(Some(whole)),
-        Ok(Err(error)) => {
-            unkept(&error);
-            return Ok(None);
-        }
-        Err(error) => {
-            unkept(&error);
-            return Ok(None);
-        }
-    };
-    info!(
-        file = of.name_of(name),
-        bytes = size as i64,
-        "fetching weights"
+    let (place, bytes) = (
+        (folder.to_owned(), part.clone(), whole.clone()),
+        original.bytes,
     );
+    let begun = tokio::task::spawn_blocking(move || begin(place, bytes)).await;
+    let mut file = match begun.map_err(std::io::Error::other).flatten() {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(Some(whole)),
+        Err(error) => return unkept(&error),
+    };
+    let shown = of.name_of(name);
+    info!(file = shown, bytes = bytes as i64, "fetching weights");
     let mut at = 0;
-    while at < size {
-        let end = (at + PIECE as u64).min(size);
-        let piece = of.piece(name, at..end).await?;
+    while at < bytes {
+        let end = (at + PIECE as u64).min(bytes);
+        let piece = original.piece(of, at..end).await?;
         if let Err(error) = file.write_all(&piece) {
-            unkept(&error);
             // What is there would only be in the way of others.
             let _ = std::fs::remove_file(&part);
-            return Ok(None);
+            return unkept(&error);
         }
         at = end;
     }
-    match file
+    let named = file
         .sync_all()
-        .and_then(|()| std::fs::rename(&part, &whole))
-    {
-        Ok(()) => Ok(Some(whole)),
-        Err(error) => {
-            unkept(&error);
-            Ok(None)
-        }
+        .and_then(|()| std::fs::rename(&part, &whole));
+    if let Err(error) = named {
+        let _ = std::fs::remove_file(&part);
+        return unkept(&error);
     }
+    Ok(Some(whole))
 }
 
-/// Waits for whoever fetches the file, and gives the one to fill where it is not there then. The lock
-/// ends with it.
-fn begin(folder: &Path, part: &Path, whole: &Path) -> std::io::Result<Option<File>> {
+/// Waits for whoever fetches the file, as long as it grows, and gives the one to fill where it is not there
+/// then. The lock ends with it.
+fn begin(
+    (folder, part, whole): (PathBuf, PathBuf, PathBuf),
+    bytes: u64,
+) -> std::io::Result<Option<File>> {
     std::fs::create_dir_all(folder)?;
+    let size = |path: &Path| std::fs::metadata(path).map(|about| about.len());
+    let (mut grown, mut since) = (0, Instant::now());
     loop {
-        if whole.is_file() {
+        // One of another size was damaged, and is fetched again.
+        if size(&whole).is_ok_and(|size| size == bytes) {
             return Ok(None);
         }
-        let file = File::options().create(true).append(true).open(part)?;
-        file.lock()?;
-        // Who held the lock may have renamed or removed it.
-        use std::os::unix::fs::MetadataExt;
-        let is_same = std::fs::metadata(part)
-            .is_ok_and(|there| file.metadata().is_ok_and(|own| own.ino() == there.ino()));
-        if is_same {
+        let file = File::options().create(true).append(true).open(&part)?;
+        if file.try_lock().is_err() {
+            let now = size(&part).unwrap_or_default();
+            if now != grown {
+                (grown, since) = (now, Instant::now());
+            }
+            if since.elapsed() > PATIENCE {
+                let why = "another process fetches it, and does not move";
+                return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, why));
+            }
+            std::thread::sleep(PAUSE);
+            continue;
+        }
+        // Who held the lock before may have renamed or removed it.
+        let own = file.metadata()?.ino();
+        if std::fs::metadata(&part).is_ok_and(|there| there.ino() == own) {
             file.set_len(0)?;
             return Ok(Some(file));
         }
@@ -164,8 +210,8 @@ mod tests {
     use super::*;
 
     async fn put(folder: &Folder, bytes: &[u8]) {
-        let path = store::under(&folder.root, "weights").expect("a path");
-        let put = store::put(&*folder.store, &path, bytes.to_vec().into()).await;
+        let path = folder.place.path("weights").expect("a path");
+        let put = store::put(&*folder.place.store, &path, bytes.to_vec().into()).await;
         put.expect("written");
     }
 
@@ -206,9 +252,14 @@ mod tests {
         let cache = tempfile::tempdir().expect("a folder");
         let folder = Folder::open("memory:///half").expect("a store");
         put(&folder, b"whole").await;
-        let (key, size) = key(&folder, "weights").await.expect("read").expect("a key");
-        assert_eq!(size, 5);
-        std::fs::write(cache.path().join(&key).with_extension("part"), b"wh").expect("written");
+        let original = Original::of(&folder, "weights").await.expect("read");
+        let original = original.expect("a digest");
+        assert_eq!(original.bytes, 5);
+        std::fs::write(
+            cache.path().join(&original.key).with_extension("part"),
+            b"wh",
+        )
+        .expect("written");
         let kept = Kept::at(Some(cache.path().to_owned()));
         let found = kept
             .file(&folder, "weights")
@@ -216,6 +267,34 @@ mod tests {
             .expect("read")
             .expect("kept");
         assert_eq!(std::fs::read(found).expect("there"), b"whole");
+    }
+
+    #[tokio::test]
+    async fn one_of_another_size_is_fetched_again() {
+        let cache = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open("memory:///cut").expect("a store");
+        put(&folder, b"whole").await;
+        let kept = || Kept::at(Some(cache.path().to_owned()));
+        for _ in 0..2 {
+            let found = kept().file(&folder, "weights").await;
+            let found = found.expect("read").expect("kept");
+            assert_eq!(std::fs::read(&found).expect("there"), b"whole");
+            std::fs::write(found, b"who").expect("written");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_changes_meanwhile_is_no_mixture() {
+        let folder = Folder::open("memory:///changing").expect("a store");
+        put(&folder, b"first").await;
+        let original = Original::of(&folder, "weights").await.expect("read");
+        let original = original.expect("a digest");
+        assert_eq!(
+            &original.piece(&folder, 0..2).await.expect("read")[..],
+            b"fi"
+        );
+        put(&folder, b"other").await;
+        assert!(original.piece(&folder, 2..5).await.is_err());
     }
 
     #[tokio::test]

@@ -44,6 +44,9 @@ pub struct Words {
     /// How a question is put into words.
     #[serde(default)]
     pub question: Option<String>,
+    /// How an answer is put into words.
+    #[serde(default)]
+    pub answer: Option<String>,
     /// The end token closes a question.
     #[serde(default)]
     pub answer_after_end: bool,
@@ -156,6 +159,7 @@ impl Mks2 {
             router_blocks: words.router_blocks.clone(),
             router_bias: words.router_bias,
             question: words.question.clone().unwrap_or(usual.question.clone()),
+            answer: words.answer.clone().unwrap_or(usual.answer.clone()),
             answer_after_end: words.answer_after_end,
             pictures: self.vision.is_some(),
             ..usual

@@ -1,7 +1,9 @@
 //! `mks2 memory export`: the last checkpoint of a memory stage becomes a memory that others can attach.
 
 use mks2_dataset::checkpoint::{Kind, Manifest, read_part};
-use mks2_dataset::memory::card::{Base, Card, Group, Shape, VERSION, place_of};
+use mks2_dataset::memory::card::{
+    Base, Card, Group, Shape, VERSION, check_name, check_text, place_of,
+};
 use mks2_dataset::memory::write::{Writer, Written};
 use mks2_dataset::memory::{Part, Tensor};
 use mks2_proto::failure::Failure;
@@ -17,12 +19,25 @@ use crate::output::Output;
 /// No such run, an unfinished stage, another memory in the place (exit 2), storage (5), a damaged
 /// checkpoint (8).
 pub(super) async fn run(args: &ExportArgs, output: &Output) -> Result<(), Failure> {
+    check(args)?;
     let run = Run::open(&args.run)
         .await?
         .ok_or_else(|| no_run(&args.run))?;
     let stage = run.stage(args.stage.as_deref())?;
     let written = export(&run, stage, args).await?;
     tell(&written, args.json, output).await
+}
+
+/// What will stand on the card is looked at before anything is written.
+fn check(args: &ExportArgs) -> Result<(), Failure> {
+    let name = args.name.as_deref().map_or(Ok(()), check_name);
+    let license = args.license.as_deref().map_or(Ok(()), check_text);
+    let refused = |option: &str, why| {
+        let what = format!("{option} cannot stand on the card of a memory");
+        Failure::usage(what, why, "give a short text of one line")
+    };
+    name.map_err(|why| refused("--name", why))?;
+    license.map_err(|why| refused("--license", why))
 }
 
 async fn export(run: &Run, stage: &Stage, args: &ExportArgs) -> Result<Written, Failure> {

@@ -55,7 +55,7 @@ fn stages(plan: &Plan) -> String {
         "data (passes)",
     ]);
     for stage in &plan.stages {
-        let kind = format!("{:?}", stage.kind).to_lowercase();
+        let kind = stage.kind.name().to_owned();
         let training = stage.steps > 0;
         let when_training = |text: String| if training { text } else { "-".into() };
         table.row([

@@ -10,12 +10,17 @@ use mks2_dataset::pretrained::Folder;
 use mks2_proto::failure::{ExitCode, Failure};
 use mks2_proto::generate::What;
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use super::refusal::Refusal;
 use crate::dialogue::{self, Template};
 
 /// Who may say something in a dialogue. What templates make of others cannot be said in messages of text.
 const ROLES: [&str; 3] = ["system", "user", "assistant"];
+
+/// Dialogues that become text at the same time.
+static RENDERING: Semaphore = Semaphore::const_new(AT_ONCE);
+const AT_ONCE: usize = 16;
 
 /// How a model takes messages.
 #[derive(Clone, Debug)]
@@ -64,8 +69,16 @@ impl Form {
             Self::Dialogue(template) => {
                 let (messages, picture) = dialogue(messages)?;
                 let template = Arc::clone(template);
+                // Each takes a thread and its memory: a flood of dialogues must not.
+                let Ok(permit) = RENDERING.try_acquire() else {
+                    return Err(Refusal::busy(1, AT_ONCE));
+                };
                 // Meanwhile others are answered.
-                let text = tokio::task::spawn_blocking(move || template.render(&messages)).await;
+                let text = tokio::task::spawn_blocking(move || {
+                    let _permit = permit;
+                    template.render(&messages)
+                });
+                let text = text.await;
                 let text = text.map_err(|error| {
                     Failure::internal("the dialogue has no text", error.to_string())
                 })?;

@@ -12,19 +12,21 @@ impl Job {
     /// A stage and all stages that it builds on, oldest first; none where the job has no such stage.
     #[must_use]
     pub fn ancestry(&self, name: &str) -> Vec<&Stage> {
-        let mut all: Vec<&Stage> = Vec::new();
-        let Some(stage) = self.stage(name) else {
-            return all;
+        let mut all = Vec::new();
+        self.gather(name, &mut all);
+        all
+    }
+
+    /// Adds a stage behind those that it builds on, each once.
+    fn gather<'a>(&'a self, name: &str, all: &mut Vec<&'a Stage>) {
+        let is_known = all.iter().any(|known| known.name == name);
+        let Some(stage) = self.stage(name).filter(|_| !is_known) else {
+            return;
         };
         for parent in &stage.from {
-            for ancestor in self.ancestry(parent) {
-                if all.iter().all(|known| known.name != ancestor.name) {
-                    all.push(ancestor);
-                }
-            }
+            self.gather(parent, all);
         }
         all.push(stage);
-        all
     }
 
     /// The stage that brings the language model on which the stage called `name` builds.

@@ -84,14 +84,14 @@ fn memory(model: &Model, vocab: u32, stage: &Stage) -> SampleCost {
     let soft = u64::from(model.soft_tokens());
     let settings = stage.memory.clone().unwrap_or_default();
     let captioned = |number: u64| (number as f64 * settings.caption_share) as u64;
-    let (captions, kept) = Half::Memory.pass(model, soft + text, true);
-    let (queries, kept_of_queries) = Half::Memory.pass(model, text, false);
+    let (captions, kept) = Half::Memory(&stage.name).pass(model, soft + text, true);
+    let (queries, kept_of_queries) = Half::Memory(&stage.name).pass(model, text, false);
     let captions = captions + head(model, vocab, text, true);
     let (bridge, kept_of_bridge) = bridge(model, true);
     SampleCost {
         tokens: soft + 2 * text,
         text_flops: captioned(captions) + queries + retrieval(model, stage.batch_size.into()),
-        image_flops: see(&model.vision, false).0 + bridge,
+        image_flops: see(&model.vision, false).0 + captioned(bridge),
         kept: captioned(kept + kept_of_bridge) + kept_of_queries,
         logits: captioned(text * u64::from(vocab)),
     }
@@ -245,7 +245,8 @@ fn attention([from, to]: [u64; 2], width: usize, is_reached: bool) -> u64 {
 /// What stands in the second half of every block, as a stage trains it.
 enum Half<'a> {
     Mlp,
-    Memory,
+    /// The memory of this stage in the place of the MLPs.
+    Memory(&'a str),
     Experts(&'a Experts),
 }
 
@@ -257,16 +258,19 @@ impl Half<'_> {
         let mut pass = Pass::new(&blocks, tokens, is_reached);
         let d = blocks.hidden;
         let mlp = specs::feed_forward(MemoryForm::Gated, d, blocks.intermediate);
-        let memory = specs::feed_forward(model.memory.form, d, model.memory.width as usize);
+        let memory_of = |name: &str| {
+            let shape = model.memory_of(name);
+            specs::feed_forward(shape.form, d, shape.width as usize)
+        };
         for layer in 0..model.decoder.num_hidden_layers {
             match self {
                 Self::Mlp => {
                     pass.attend(Adapted::FROZEN);
                     pass.second_half(&[&mlp], Adapted::FROZEN, false);
                 }
-                Self::Memory => {
+                Self::Memory(name) => {
                     pass.attend(Adapted::FROZEN);
-                    pass.second_half(&[&memory], Adapted::TRAINED, false);
+                    pass.second_half(&[&memory_of(name)], Adapted::TRAINED, false);
                 }
                 Self::Experts(settings) => {
                     let is_adapted = specs::chosen(&settings.adapter_blocks, layer);
@@ -277,7 +281,12 @@ impl Half<'_> {
                     pass.attend(adapters(is_adapted && settings.adapt_attention));
                     let is_routed = !settings.memories.is_empty()
                         && specs::chosen(&settings.router_blocks, layer);
-                    let memories = settings.memories.iter().map(|_| memory.as_slice());
+                    let memories: Vec<_> = settings
+                        .memories
+                        .iter()
+                        .map(|name| memory_of(name))
+                        .collect();
+                    let memories = memories.iter().map(Vec::as_slice);
                     let experts: Vec<_> = std::iter::once(mlp.as_slice()).chain(memories).collect();
                     pass.second_half(&experts, adapters(is_adapted), is_routed);
                 }

@@ -46,9 +46,10 @@ fn measure(opening: &Opening, output: &mut impl Write) -> Result<(), Failure> {
         let task = runtime.block_on(Task::read(&asked.url))?;
         let task = task.limited(opening.limit);
         let source = source(&opening.model, asked.stage.as_deref());
-        let speaker = match open {
-            Some((of, speaker)) if of == source => speaker,
-            _ => Speaker::open(&source, (opening.precision, device), runtime.handle())?,
+        // Another one goes before the next one comes: there is room for one.
+        let speaker = match open.take().filter(|(of, _)| *of == source) {
+            Some((_, speaker)) => speaker,
+            None => Speaker::open(&source, (opening.precision, device), runtime.handle())?,
         };
         let (mut result, samples) = one(opening, (&task, &speaker), &runtime, output)?;
         if let Source::Run { stage, .. } = &source {

@@ -22,6 +22,8 @@ pub(super) struct Assembled {
 impl Assembled {
     /// Puts a model together, its adapters folded into their matrices if that is wanted.
     pub(super) fn of(trained: &TrainedModel, merge: bool) -> Result<Self, Failure> {
+        // What cannot be written is told before anything is computed.
+        let described = describe(trained, merge)?;
         let mut weights = trained.weights.clone();
         let settings = match &trained.half {
             Half::Experts(settings) => Some(settings.as_ref()),
@@ -35,7 +37,6 @@ impl Assembled {
                 fold(&mut weights, &trained.model, settings)?;
             }
         }
-        let described = describe(trained, merge)?;
         let specs = match &described {
             Described::Mks2(model) => model.specs(),
             _ => params::decoder(&trained.model.decoder, trained.encoder.vocab_size()),
@@ -77,6 +78,7 @@ fn describe(trained: &TrainedModel, merge: bool) -> Result<Described, Failure> {
             router_blocks: Vec::new(),
             router_bias: 0.0,
             question: None,
+            answer: None,
             answer_after_end: false,
         }),
         // With nothing beside the MLPs the mixture is these alone.
@@ -129,6 +131,7 @@ fn words_of(model: &job::Model, settings: &job::Experts, merge: bool) -> Words {
         router_blocks: settings.router_blocks.clone(),
         router_bias: settings.router_bias,
         question: Some(settings.question.clone()),
+        answer: Some(settings.answer.clone()),
         answer_after_end: settings.answer_after_end,
     }
 }

@@ -56,7 +56,8 @@ class Mks2Config(PreTrainedConfig):
     lora            None, or `rank`, `alpha`, `blocks`, and whether the attention has adapters: `attention`
     router_blocks   blocks with a router; in the others the scores are softmax(0, router_bias, router_bias, ...)
     vision_config   None where the model sees no pictures
-    question        how a question was put into words in training; answer_after_end: closed by the end token
+    question        how a question was put into words in training, answer an answer; answer_after_end: the question is
+                    closed by the end token
     """
 
     model_type = "mks2"
@@ -87,6 +88,7 @@ class Mks2Config(PreTrainedConfig):
     router_bias: float = 0.0
     vision_config: dict | PreTrainedConfig | None = None
     question: str | None = None
+    answer: str | None = None
     answer_after_end: bool = False
 
     def __post_init__(self, **kwargs):

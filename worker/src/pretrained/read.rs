@@ -48,7 +48,13 @@ pub(crate) fn weights(
     let read_all = || {
         let mut digests = Vec::new();
         while let Some(job) = next() {
-            digests.push((job.name, job.read(part, runtime)?));
+            let name = job.name;
+            let digest = job.read(part, runtime);
+            if digest.is_err() {
+                // Nobody wants the others any more.
+                while next().is_some() {}
+            }
+            digests.push((name, digest?));
         }
         Ok::<_, Failure>(digests)
     };
@@ -103,7 +109,8 @@ impl Job<'_> {
                     "tensor '{name}' in {} has values that are infinite or no numbers",
                     part.tensors.file_of(place)
                 ),
-                "get the file again from where it was published",
+                "get the file again from where it was published; what was fetched from another machine is kept in \
+                 MKS2_MODEL_CACHE",
             ));
         }
         if !is_as_it_lies {
@@ -153,7 +160,7 @@ fn laid_out(part: &Part, precision: Precision, device: Device) -> Result<Vec<Job
             jobs.push(Job {
                 name,
                 place,
-                kind: kind_in_file(name, place)?,
+                kind: kind_in_file(name, place, part)?,
                 into,
             });
         }
@@ -175,14 +182,17 @@ fn group_of(name: &str) -> (String, usize) {
     (name.to_owned(), 0)
 }
 
-fn kind_in_file(name: &str, place: &Place) -> Result<Kind, Failure> {
+fn kind_in_file(name: &str, place: &Place, part: &Part) -> Result<Kind, Failure> {
     match place.dtype {
         Dtype::F32 => Ok(Kind::Float),
         Dtype::F16 => Ok(Kind::Half),
         Dtype::BF16 => Ok(Kind::BFloat16),
         other => Err(Failure::checkpoint(
             "the pretrained model cannot be used",
-            format!("tensor '{name}' in {} is of type {other:?}", place.file),
+            format!(
+                "tensor '{name}' in {} is of type {other:?}",
+                part.tensors.file_of(place)
+            ),
             "supported are F32, F16 and BF16: save the model in one of these",
         )),
     }

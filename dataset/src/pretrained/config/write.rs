@@ -189,6 +189,7 @@ mod tests {
                 router_blocks: vec![1],
                 router_bias: -0.5,
                 question: Some("Q: {question}".into()),
+                answer: Some("A: {answer}".into()),
                 answer_after_end: true,
             },
             vision: Some(eyes()),
@@ -204,6 +205,17 @@ mod tests {
         };
         let json = write(described, &about).to_string();
         read(json.as_bytes(), "config.json").expect("read")
+    }
+
+    #[test]
+    fn a_mixture_is_asked_in_the_words_of_its_training() {
+        let Described::Mks2(model) = again(&Described::Mks2(mixed().into())) else {
+            panic!("it is another model");
+        };
+        let settings = model.experts();
+        assert_eq!(settings.question, "Q: {question}");
+        assert_eq!(settings.answer, "A: {answer}");
+        assert!(settings.answer_after_end);
     }
 
     #[test]

@@ -12,8 +12,13 @@ fn folder(name: &str) -> Folder {
 }
 
 async fn put(folder: &Folder, name: &str, bytes: impl Into<Bytes>) {
-    let path = crate::store::under(&folder.root, name).unwrap();
-    folder.store.put(&path, bytes.into().into()).await.unwrap();
+    let path = folder.place.path(name).unwrap();
+    folder
+        .place
+        .store
+        .put(&path, bytes.into().into())
+        .await
+        .unwrap();
 }
 
 /// A file with this header and so many bytes of data.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::sample_cost;
+use super::{SampleCost, sample_cost};
 use crate::job::{Model, Stage, StageKind};
 use crate::params::module_counts;
 
@@ -79,11 +79,44 @@ fn a_share_of_captions_costs_as_much_less() {
         sample_cost(&job.model, 100, &stage)
     };
     let (all, half, quarter) = (with(1.0), with(0.5), with(0.25));
-    let steps = (
-        all.text_flops - half.text_flops,
-        half.text_flops - quarter.text_flops,
-    );
-    assert!(steps.0.abs_diff(2 * steps.1) <= 2, "{steps:?}");
+    let linear = |flops: fn(&SampleCost) -> u64| {
+        let [all, half, quarter] = [&all, &half, &quarter].map(flops);
+        let steps = (all - half, half - quarter);
+        assert!(steps.0.abs_diff(2 * steps.1) <= 2, "{steps:?}");
+        assert_ne!(all, half);
+    };
+    linear(|cost| cost.text_flops);
+    linear(|cost| cost.image_flops);
     assert_eq!(all.tokens, u64::from(job.model.soft_tokens()) + 2 * 16);
-    assert_eq!(all.image_flops, half.image_flops);
+}
+
+/// A mixture of memories of different widths costs what lies between the mixtures of equal ones.
+#[test]
+fn memories_cost_by_their_own_shapes() {
+    let cases = counted();
+    let is_mixture = |case: &&Counted| {
+        let settings = case.stage.experts.as_ref();
+        settings.is_some_and(|settings| settings.memories.len() == 2)
+    };
+    let case = cases.iter().find(is_mixture).expect("a mixture of two");
+    let names = case
+        .stage
+        .experts
+        .as_ref()
+        .expect("settings")
+        .memories
+        .clone();
+    let cost = |widths: [u32; 2]| {
+        let mut model = case.model.clone();
+        for (name, width) in names.iter().zip(widths) {
+            let memory = crate::job::Memory {
+                width,
+                ..model.memory.clone()
+            };
+            model.memories.insert(name.clone(), memory);
+        }
+        sample_cost(&model, case.vocab_size, &case.stage).flops()
+    };
+    assert_eq!(2 * cost([8, 40]), cost([8, 8]) + cost([40, 40]));
+    assert_ne!(cost([8, 40]), cost([8, 8]));
 }
