@@ -12,6 +12,7 @@ use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
 mod complete;
+mod jpeg;
 
 /// Longest side, relative to the shorter one, that is scaled as a whole before the crop; what is
 /// outside can not be in the centre square.
@@ -35,6 +36,18 @@ impl Default for Limits {
             max_bytes: 15 << 20,
             max_pixels: 50_000_000,
             max_side: 16_384,
+        }
+    }
+}
+
+impl Limits {
+    /// # Errors
+    /// [`PictureError::TooManyPixels`].
+    fn check(&self, width: u32, height: u32) -> Result<(), PictureError> {
+        let area = u64::from(width) * u64::from(height);
+        match area > self.max_pixels || width.max(height) > self.max_side {
+            true => Err(PictureError::TooManyPixels { width, height }),
+            false => Ok(()),
         }
     }
 }
@@ -183,7 +196,11 @@ fn decode_any(bytes: &[u8], limits: &Limits) -> Result<DynamicImage, PictureErro
     ) {
         return Err(PictureError::UnknownFormat);
     }
-    decode_known(bytes, format, limits).map_err(|error| match error {
+    let decoded = match format {
+        ImageFormat::Jpeg => jpeg::decode(bytes, limits),
+        _ => decode_known(bytes, format, limits),
+    };
+    decoded.map_err(|error| match error {
         PictureError::Broken(_) if !complete::is_complete(bytes, format) => PictureError::Truncated,
         other => other,
     })
@@ -201,10 +218,7 @@ fn decode_known(
     reader.limits(allowed);
     let mut decoder = reader.into_decoder().map_err(|error| broken(&error))?;
     let (width, height) = decoder.dimensions();
-    let area = u64::from(width) * u64::from(height);
-    if area > limits.max_pixels || width.max(height) > limits.max_side {
-        return Err(PictureError::TooManyPixels { width, height });
-    }
+    limits.check(width, height)?;
     if !complete::is_complete(bytes, format) {
         return Err(PictureError::Truncated);
     }
@@ -308,6 +322,13 @@ mod tests {
                 90,
             ])
         });
+        if format == ImageFormat::Jpeg {
+            let mut encoder = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
+            encoder.set_size(width as usize, height as usize);
+            let mut encoder = encoder.start_compress(Vec::new()).unwrap();
+            encoder.write_scanlines(&image).unwrap();
+            return encoder.finish().unwrap();
+        }
         let mut bytes = Cursor::new(Vec::new());
         image.write_to(&mut bytes, format).unwrap();
         bytes.into_inner()

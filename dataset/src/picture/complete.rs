@@ -6,7 +6,7 @@ use image::ImageFormat;
 pub(super) fn is_complete(bytes: &[u8], format: ImageFormat) -> bool {
     match format {
         ImageFormat::Png => png_has_end(bytes),
-        ImageFormat::Jpeg => jpeg_has_end(bytes).is_some(),
+        ImageFormat::Jpeg => jpeg_scans(bytes).is_some(),
         ImageFormat::WebP => webp_has_end(bytes),
         _ => false,
     }
@@ -36,9 +36,9 @@ fn webp_has_end(bytes: &[u8]) -> bool {
         .is_some_and(|size| u32::from_le_bytes(size) as usize + 8 <= bytes.len())
 }
 
-/// Walks the segments, and the coded data between them, to the end marker.
-fn jpeg_has_end(bytes: &[u8]) -> Option<()> {
-    let mut at = 2;
+/// Walks the segments, and the coded data between them, to the end marker; gives the number of scans.
+pub(super) fn jpeg_scans(bytes: &[u8]) -> Option<usize> {
+    let (mut at, mut scans) = (2, 0);
     loop {
         // Markers may be preceded by any number of fill bytes.
         while *bytes.get(at)? == 0xFF && *bytes.get(at + 1)? == 0xFF {
@@ -47,10 +47,11 @@ fn jpeg_has_end(bytes: &[u8]) -> Option<()> {
         let marker = *bytes.get(at + 1)?;
         let is_marker = bytes[at] == 0xFF;
         at = match (is_marker, marker) {
-            (true, 0xD9) => return Some(()),
+            (true, 0xD9) => return Some(scans),
             // Byte stuffing and restart markers belong to the coded data, as do plain bytes.
             (true, 0x00 | 0x01 | 0xD0..=0xD8) => at + 2,
             (true, _) => {
+                scans += usize::from(marker == 0xDA);
                 let length = u16::from_be_bytes([*bytes.get(at + 2)?, *bytes.get(at + 3)?]);
                 at + 2 + usize::from(length)
             }
