@@ -107,13 +107,32 @@ impl Folder {
         Ok(store::size(&*self.place.store, &path).await?)
     }
 
-    /// Fills `into` with what a file has from `start` on. A file on this machine is read straight into
-    /// its place, and the call blocks; a store is asked for pieces, since it has so and so long for one
-    /// answer.
-    async fn fill(&self, name: &str, start: u64, into: &mut [u8]) -> Result<()> {
-        if let Some(folder) = &self.local {
-            return self.fill_from(&folder.join(name), name, start, into);
+    /// Where a file is on this machine. A remote one is fetched as a whole and kept, if anything is.
+    async fn on_this_machine(&self, name: &str) -> Result<Option<PathBuf>> {
+        match &self.local {
+            Some(folder) => Ok(Some(folder.join(name))),
+            None => self.kept.file(self, name).await,
         }
+    }
+
+    /// Fills `into` with what a file has from `start` on, of which no more will be read.
+    async fn fill(&self, name: &str, start: u64, into: &mut [u8]) -> Result<()> {
+        match &self.local {
+            Some(folder) => self.fill_from(&folder.join(name), name, start, into),
+            None => self.fill_by_pieces(name, start, into).await,
+        }
+    }
+
+    /// The same for a file that is read as a whole, sooner or later.
+    async fn fill_keeping(&self, name: &str, start: u64, into: &mut [u8]) -> Result<()> {
+        match self.on_this_machine(name).await? {
+            Some(file) => self.fill_from(&file, name, start, into),
+            None => self.fill_by_pieces(name, start, into).await,
+        }
+    }
+
+    /// A store is asked for pieces, since it has so and so long for one answer.
+    async fn fill_by_pieces(&self, name: &str, start: u64, into: &mut [u8]) -> Result<()> {
         for (number, piece) in into.chunks_mut(PIECE).enumerate() {
             let first = start + (number * PIECE) as u64;
             let range = first..first + piece.len() as u64;
@@ -122,16 +141,7 @@ impl Folder {
         Ok(())
     }
 
-    /// The same for a file that is read as a whole, sooner or later: it is kept on this machine.
-    async fn fill_keeping(&self, name: &str, start: u64, into: &mut [u8]) -> Result<()> {
-        if self.local.is_none()
-            && let Some(file) = self.kept.file(self, name).await?
-        {
-            return self.fill_from(&file, name, start, into);
-        }
-        self.fill(name, start, into).await
-    }
-
+    /// Reads straight into its place; blocks.
     fn fill_from(&self, file: &FilePath, name: &str, start: u64, into: &mut [u8]) -> Result<()> {
         let file = File::open(file);
         let read = file.and_then(|file| file.read_exact_at(into, start));

@@ -42,6 +42,7 @@ pub mod gpu_check;
 pub mod lineage;
 pub mod model;
 pub mod objective;
+mod openmp;
 pub mod optim;
 mod pixels;
 mod pretrained;

@@ -63,6 +63,7 @@ mod decoder;
 mod error;
 mod experts;
 mod feed_forward;
+mod few_rows;
 mod layers;
 mod lora;
 pub mod losses;

@@ -13,9 +13,11 @@ use crate::lineage::StageResult;
 use crate::objective::to_floats;
 use crate::text::TextEncoder;
 
+mod files;
 mod read;
 
 pub(crate) use read::weights;
+use read::weights_with_digest;
 
 /// Reads what the stage names.
 ///
@@ -34,13 +36,13 @@ pub(crate) fn load(
         job.model.decoder.max_text_tokens as usize,
     )?;
     let place = (job.precision, device);
-    let (mut all, decoder) = weights(&base.decoder, place, runtime)?;
-    let (eyes, vision) = weights(&base.vision, place, runtime)?;
+    let (mut all, decoder) = weights_with_digest(&base.decoder, place, runtime)?;
+    let (eyes, vision) = weights_with_digest(&base.vision, place, runtime)?;
     all.extend(eyes);
     let mut hasher = blake3::Hasher::new();
     hasher.update(decoder.as_bytes()).update(vision.as_bytes());
     if let Some(part) = &base.q_former {
-        let (queries, q_former) = weights(part, place, runtime)?;
+        let (queries, q_former) = weights_with_digest(part, place, runtime)?;
         all.extend(queries);
         hasher.update(q_former.as_bytes());
     }
@@ -79,7 +81,8 @@ pub(crate) fn adapter(
         return Ok(Vec::new());
     };
     let Adapter { part, parameters } = runtime.block_on(Adapter::open(url, model, settings))?;
-    let (values, digest) = weights(&part, (Precision::default(), Device::Cpu), runtime)?;
+    let (values, digest) =
+        weights_with_digest(&part, (Precision::default(), Device::Cpu), runtime)?;
     info!(url, digest = %digest.to_hex(), "adapters read");
     let named = parameters.into_iter().zip(&part.specs);
     named

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use futures::{StreamExt, TryStreamExt};
 use mks2_proto::params::ParamSpec;
@@ -164,6 +165,14 @@ impl Tensors {
     #[must_use]
     pub fn file_of(&self, place: &Place) -> String {
         self.folder.name_of(&place.file)
+    }
+
+    /// Where one of the files is on this machine; a remote one is fetched, where such are kept.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn on_this_machine(&self, file: &str) -> Result<Option<PathBuf>> {
+        self.folder.on_this_machine(file).await
     }
 
     /// Fills `into`, which is as long, with the bytes of a tensor, little endian, as they lie in its

@@ -168,7 +168,7 @@ impl Speaker {
         let files = runtime.block_on(tokens::read(&folder))?;
         let positions = language.shape.max_text_tokens as usize;
         let encoder = TextEncoder::pretrained(&files, language.vocab_size, positions)?;
-        let (weights, _) = pretrained::weights(&part, (precision, device), runtime)?;
+        let weights = pretrained::weights(&part, (precision, device), runtime)?;
         let weights = weights.computing_in(precision);
         let (halves, form) = match &described {
             Described::Mks2(mks2) => of_mks2(mks2, &model, &weights)?,

@@ -33,7 +33,7 @@ pub fn next_token(
     let states_cd = states_bnd.flatten(0, 1).index_select(0, &rows_c);
     let targets_c = labels.index_select(0, &rows_c);
     let rows = (LOGITS_AT_ONCE as i64 / decoder.vocab()).max(1);
-    let sum = match count <= rows || decoder.trains_head() {
+    let sum = match decoder.trains_head() {
         true => cross_entropy_sum(&decoder.logits(&states_cd), &targets_c),
         false => in_pieces(decoder, &states_cd, &targets_c, rows),
     };

@@ -1,11 +1,8 @@
 //! Small functions that several modules share.
 
-use std::sync::LazyLock;
-
 use tch::{Device, Kind, Tensor};
 
-/// Rows up to which oneDNN's product is the faster one.
-const FEW_ROWS: i64 = 64;
+use super::few_rows;
 
 /// Numbers of a matrix that a processor's cache may hold: 64 MiB.
 const CACHED: usize = 16 << 20;
@@ -17,32 +14,26 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
 
 /// `x W^T + b`, over the last dimension, in the kind of `x`.
 ///
-/// libtorch leaves it to MKL, which packs the whole matrix anew for each product. For the few rows of a
-/// token that is generated, `[b, 1, d]`, that takes longer than the product itself on Intel's processors, up
-/// to twice as long as oneDNN, which reads the matrix as it lies. On AMD's it is the other way round, but for
-/// matrices that no cache holds.
+/// libtorch leaves it to MKL, which packs the whole matrix anew for each product. Where nothing is differentiated, few
+/// rows are spared that, and so is a matrix that no cache holds, such as the output head: oneDNN reads it as it
+/// lies.
 pub(super) fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let is_token = matches!(x.size()[..], [b, 1, _] if b <= FEW_ROWS);
+    let (weight, bias) = (like(weight, x), bias.map(|bias| like(bias, x)));
+    if let Some(product) = few_rows::product(x, &weight) {
+        return match bias {
+            Some(bias) => product + bias,
+            None => product,
+        };
+    }
     let is_plain = x.device() == Device::Cpu && x.kind() == Kind::Float;
     let is_frozen = !x.requires_grad() && !weight.requires_grad();
-    let (weight, bias) = (like(weight, x), bias.map(|bias| like(bias, x)));
-    if is_token && is_plain && is_frozen && prefers_onednn(&weight) {
+    if is_plain && is_frozen && weight.numel() > CACHED && tch::utils::has_mkldnn() {
         return x
             .g_to_mkldnn(None)
             .mkldnn_linear(&weight, bias)
             .to_dense(None, false);
     }
     x.linear(&weight, bias)
-}
-
-/// Whether oneDNN is the faster one for a few rows. It follows from the processor's maker and the matrix,
-/// not from a measurement: the same prompt has the same answer each time.
-fn prefers_onednn(weight: &Tensor) -> bool {
-    static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
-        let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        cpus.contains("GenuineIntel")
-    });
-    tch::utils::has_mkldnn() && (*IS_INTEL || weight.numel() > CACHED)
 }
 
 /// A weight in the kind of what it is applied to; itself where it is of that kind. A weight that is

@@ -1,8 +1,12 @@
 //! The tensors of a published model, from their files into the memory that the model computes from.
 //!
 //! ```text
-//! file ── bytes of a tensor ──► its place, or a buffer and then converted, where its type or device is another
+//! for a run     file ── bytes ──► its own memory, or a buffer and then converted, where the type or device is another
+//! to be asked   the file itself, mapped; as above where that cannot be
 //! ```
+//!
+//! A run has its own memory, since what it goes on from must not change with a file for as long as it takes, and a
+//! digest of it. Who only asks wants an answer soon.
 //!
 //! Matrices that read the same input lie one behind the other, `q k v` and `gate up`, so that the model
 //! takes them as one ([`Weights::fused`]) and nothing is there twice. Several threads read; each has the
@@ -19,6 +23,7 @@ use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;
 
+use super::files::Files;
 use crate::flat::bytes_mut;
 use crate::model::{Weights, follows_precision, kind_of};
 
@@ -28,8 +33,8 @@ const READERS: usize = 4;
 /// What reads the same input, in the order in which it lies in memory.
 const TOGETHER: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
 
-/// The weights of a model in this precision on this device, and a digest of its files: blake3 over the
-/// name, type and shape of each tensor and the digest of its bytes, in the order of names.
+/// The weights of a model in this precision on this device, to be asked. They may be the files themselves,
+/// which nobody should change meanwhile.
 ///
 /// # Errors
 /// When a file cannot be read, or a tensor is of another type or has a value that is no number.
@@ -37,36 +42,34 @@ pub(crate) fn weights(
     part: &Part,
     (precision, device): (Precision, Device),
     runtime: &Handle,
-) -> Result<(Weights, blake3::Hash), Failure> {
-    let jobs = laid_out(part, precision, device)?;
-    let mut weights = Weights::new();
-    for job in &jobs {
-        weights.insert_frozen(job.name, &job.into);
-    }
-    let waiting = Mutex::new(jobs.into_iter());
-    let next = || waiting.lock().ok().and_then(|mut jobs| jobs.next());
-    let read_all = || {
-        let mut digests = Vec::new();
-        while let Some(job) = next() {
-            let name = job.name;
-            let digest = job.read(part, runtime);
-            if digest.is_err() {
-                // Nobody wants the others any more.
-                while next().is_some() {}
-            }
-            digests.push((name, digest?));
-        }
-        Ok::<_, Failure>(digests)
+) -> Result<Weights, Failure> {
+    let files = match device {
+        Device::Cpu => Files::map(part, runtime)?,
+        _ => Files::default(),
     };
-    let read = std::thread::scope(|scope| {
-        let readers = [(); READERS].map(|()| scope.spawn(read_all));
-        let ended = readers.map(|reader| {
-            let panicked = |_| Err(Failure::internal("a weight was not read", "it panicked"));
-            reader.join().unwrap_or_else(panicked)
-        });
-        ended.into_iter().collect::<Result<Vec<_>, Failure>>()
-    });
-    let digests: BTreeMap<&str, blake3::Hash> = read?.into_iter().flatten().collect();
+    let jobs = laid_out(part, &files, (precision, device))?;
+    let weights = named(&jobs);
+    read_all(jobs, |job| job.read(part, runtime, |_| ()))?;
+    Ok(weights)
+}
+
+/// The same for a run, in its own memory, and a digest of the files: blake3 over the name, type and shape of each
+/// tensor and the digest of its bytes, in the order of names.
+///
+/// # Errors
+/// As [`weights`].
+pub(crate) fn weights_with_digest(
+    part: &Part,
+    (precision, device): (Precision, Device),
+    runtime: &Handle,
+) -> Result<(Weights, blake3::Hash), Failure> {
+    let jobs = laid_out(part, &Files::default(), (precision, device))?;
+    let weights = named(&jobs);
+    let mut digests = read_all(jobs, |job| {
+        let name = job.name;
+        Ok((name, job.read(part, runtime, blake3::hash)?))
+    })?;
+    digests.sort_unstable_by_key(|(name, _)| *name);
     let mut hasher = blake3::Hasher::new();
     for (name, digest) in &digests {
         let place = part.tensors.place(name)?;
@@ -76,6 +79,45 @@ pub(crate) fn weights(
     Ok((weights, hasher.finalize()))
 }
 
+/// The tensors of all jobs, by name.
+fn named(jobs: &[Job]) -> Weights {
+    let mut weights = Weights::new();
+    for job in jobs {
+        weights.insert_frozen(job.name, &job.into);
+    }
+    weights
+}
+
+/// Gives the jobs to the readers one by one.
+fn read_all<'a, T: Send>(
+    jobs: Vec<Job<'a>>,
+    read: impl Fn(Job<'a>) -> Result<T, Failure> + Sync,
+) -> Result<Vec<T>, Failure> {
+    let waiting = Mutex::new(jobs.into_iter());
+    let next = || waiting.lock().ok().and_then(|mut jobs| jobs.next());
+    let read_some = || {
+        let mut found = Vec::new();
+        while let Some(job) = next() {
+            let one = read(job);
+            if one.is_err() {
+                // Nobody wants the others any more.
+                while next().is_some() {}
+            }
+            found.push(one?);
+        }
+        Ok::<_, Failure>(found)
+    };
+    let found = std::thread::scope(|scope| {
+        let readers = [(); READERS].map(|()| scope.spawn(read_some));
+        let ended = readers.map(|reader| {
+            let panicked = |_| Err(Failure::internal("a weight was not read", "it panicked"));
+            reader.join().unwrap_or_else(panicked)
+        });
+        ended.into_iter().collect::<Result<Vec<_>, Failure>>()
+    });
+    Ok(found?.into_iter().flatten().collect())
+}
+
 /// A tensor that is to be read.
 struct Job<'a> {
     name: &'a str,
@@ -83,31 +125,36 @@ struct Job<'a> {
     /// The kind of its file.
     kind: Kind,
     into: Tensor,
+    /// It is the file itself.
+    is_mapped: bool,
 }
 
 impl Job<'_> {
-    /// Reads it; gives the digest of its bytes.
-    fn read(self, part: &Part, runtime: &Handle) -> Result<blake3::Hash, Failure> {
-        let Self {
-            name,
-            place,
-            kind,
-            mut into,
-        } = self;
-        let is_as_it_lies = into.kind() == kind && into.device() == Device::Cpu;
+    /// Reads it; gives what is made of its bytes.
+    fn read<T>(
+        self,
+        part: &Part,
+        runtime: &Handle,
+        of_bytes: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Failure> {
+        let mut into = self.into;
+        let is_as_it_lies = into.kind() == self.kind && into.device() == Device::Cpu;
         let mut buffer = match is_as_it_lies {
             true => into.shallow_clone(),
-            false => Tensor::empty(into.size(), (kind, Device::Cpu)),
+            false => Tensor::empty(into.size(), (self.kind, Device::Cpu)),
         };
         let bytes = bytes_mut(&mut buffer)?;
-        runtime.block_on(part.tensors.read(place, bytes))?;
-        let digest = blake3::hash(bytes);
+        if !self.is_mapped {
+            runtime.block_on(part.tensors.read(self.place, bytes))?;
+        }
+        let found = of_bytes(bytes);
         if !has_numbers_only(&buffer) {
             return Err(Failure::checkpoint(
                 "the pretrained model cannot be used",
                 format!(
-                    "tensor '{name}' in {} has values that are infinite or no numbers",
-                    part.tensors.file_of(place)
+                    "tensor '{}' in {} has values that are infinite or no numbers",
+                    self.name,
+                    part.tensors.file_of(self.place)
                 ),
                 "get the file again from where it was published; what was fetched from another machine is kept in \
                  MKS2_MODEL_CACHE",
@@ -116,7 +163,7 @@ impl Job<'_> {
         if !is_as_it_lies {
             into.copy_(&buffer);
         }
-        Ok(digest)
+        Ok(found)
     }
 }
 
@@ -126,42 +173,68 @@ fn has_numbers_only(tensor: &Tensor) -> bool {
     sum.is_finite() || tensor.isfinite().all().int64_value(&[]) != 0
 }
 
-/// A tensor of a group: its place there, its name and shape.
-type Member<'a> = (usize, &'a str, Vec<i64>);
+/// A tensor of a group.
+struct Member<'a> {
+    /// Its place there.
+    rank: usize,
+    name: &'a str,
+    shape: Vec<i64>,
+    place: &'a Place,
+    kind_in_file: Kind,
+}
 
-/// Memory for all tensors.
-fn laid_out(part: &Part, precision: Precision, device: Device) -> Result<Vec<Job<'_>>, Failure> {
+impl Member<'_> {
+    fn elements(&self) -> i64 {
+        self.shape.iter().product()
+    }
+}
+
+/// Memory for all tensors: in the files where these lie there as they are wanted, else new.
+fn laid_out<'a>(
+    part: &'a Part,
+    files: &Files,
+    (precision, device): (Precision, Device),
+) -> Result<Vec<Job<'a>>, Failure> {
     let mut groups: BTreeMap<String, Vec<Member>> = BTreeMap::new();
     for spec in &part.specs {
         let (group, rank) = group_of(&spec.name);
-        let shape = spec.shape.iter().map(|size| *size as i64).collect();
-        let group = groups.entry(group).or_default();
-        group.push((rank, &spec.name, shape));
+        let place = part.tensors.place(&spec.name)?;
+        groups.entry(group).or_default().push(Member {
+            rank,
+            name: &spec.name,
+            shape: spec.shape.iter().map(|size| *size as i64).collect(),
+            place,
+            kind_in_file: kind_in_file(&spec.name, place, part)?,
+        });
     }
     let mut jobs = Vec::with_capacity(part.specs.len());
     for mut members in groups.into_values() {
-        members.sort_unstable();
-        let elements = |shape: &[i64]| shape.iter().product::<i64>();
-        let total = members.iter().map(|(_, _, shape)| elements(shape)).sum();
-        let follows = |(_, name, shape): &Member| follows_precision(name, shape.len());
+        members.sort_unstable_by_key(|member| (member.rank, member.name));
+        let follows = |member: &Member| follows_precision(member.name, member.shape.len());
         let kind = match members.iter().all(follows) {
             true => kind_of(precision),
             false => Kind::Float,
         };
-        let all = Tensor::f_empty([total], (kind, device));
+        let is_right = members.iter().all(|member| member.kind_in_file == kind);
+        let mapped = is_right.then(|| files.together(members.iter().map(|member| member.place)));
+        let mapped = mapped
+            .flatten()
+            .and_then(|bytes| bytes.f_view_dtype(kind).ok());
+        let is_mapped = mapped.is_some();
+        let total = members.iter().map(Member::elements).sum();
+        let all = mapped.map_or_else(|| Tensor::f_empty([total], (kind, device)), Ok);
         let all = all.map_err(|error| too_large(total, error))?;
         let mut first = 0;
-        for (_, name, shape) in members {
-            let place = part.tensors.place(name)?;
-            let into = all
-                .narrow(0, first, elements(&shape))
-                .view(shape.as_slice());
-            first += elements(&shape);
+        for member in members {
+            let elements = member.elements();
+            let into = all.narrow(0, first, elements);
+            first += elements;
             jobs.push(Job {
-                name,
-                place,
-                kind: kind_in_file(name, place, part)?,
-                into,
+                name: member.name,
+                place: member.place,
+                kind: member.kind_in_file,
+                into: into.view(member.shape.as_slice()),
+                is_mapped,
             });
         }
     }

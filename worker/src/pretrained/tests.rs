@@ -88,6 +88,36 @@ fn every_weight_is_the_one_in_the_files() {
 }
 
 #[test]
+fn who_only_asks_gets_the_same_weights_from_the_files_themselves() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let copy = copied("base-decoder");
+    let url = copy.path().to_str().expect("UTF-8");
+    let part = runtime.block_on(async {
+        let folder = Folder::open(url).expect("a folder");
+        let described = base::read(&folder).await.expect("described");
+        base::Part::open(&folder, &described).await.expect("whole")
+    });
+    let place = (Precision::Bf16, Device::Cpu);
+    let asked = weights(&part, place, runtime.handle()).expect("read");
+    let (own, _) = weights_with_digest(&part, place, runtime.handle()).expect("read");
+    for name in own.names() {
+        let (asked, own) = (asked.get(name), own.get(name));
+        let (mut asked, own) = (asked.expect("there"), own.expect("there"));
+        assert_eq!(asked.kind(), own.kind(), "{name}");
+        assert!(asked.equal(&own), "{name}");
+        // It is the model's own all the same.
+        let _ = asked.fill_(7.0);
+    }
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("Linux");
+    assert!(maps.contains(url), "nothing is mapped");
+    let again = weights(&part, place, runtime.handle()).expect("read");
+    for name in own.names() {
+        let (again, own) = (again.get(name), own.get(name));
+        assert!(again.expect("there").equal(&own.expect("there")), "{name}");
+    }
+}
+
+#[test]
 fn texts_become_the_tokens_of_transformers() {
     let found = read(&job(&folder("base-decoder"))).expect("read");
     let encoder = found.encoder.expect("a tokenizer");
