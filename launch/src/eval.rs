@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`folder`] | the folder of results, which is there as a whole or not at all |
+//! | [`folder`] | the folder of results |
 //! | [`results`] | results in lm-evaluation-harness's layout, and as a table |
 
 mod folder;

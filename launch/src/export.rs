@@ -4,9 +4,7 @@
 //! find the run ─► a folder beside the target ─► the worker's program fills it ─► renamed to the target
 //! ```
 
-use std::fs::{self, Permissions};
 use std::num::NonZeroU32;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -15,8 +13,8 @@ use mks2_proto::export::{self, Form, Order, Told, Written};
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::Source;
 use serde_json::json;
-use tempfile::TempDir;
 
+use crate::beside::Place;
 use crate::engine;
 use crate::output::Output;
 use crate::train::signals::Signals;
@@ -131,7 +129,7 @@ pub(crate) async fn run(command: ExportCommand, output: &Output) -> Result<(), F
         }
         ExportCommand::Peft(args) => (args.from_to, Form::Peft),
     };
-    let target = Target::of(&from_to.out)?;
+    let place = place(&from_to.out)?;
     let found = engine::find(&from_to.run, from_to.stage.as_deref()).await?;
     if matches!(found.source, Source::Folder { .. }) {
         return Err(Failure::usage(
@@ -142,11 +140,11 @@ pub(crate) async fn run(command: ExportCommand, output: &Output) -> Result<(), F
     }
     output.note(&found.words);
     let mut signals = Signals::listen()?;
-    let folder = target.beside()?;
+    let beside = place.begin()?;
     let order = Order {
         model: found.source,
         form,
-        folder: folder.path().display().to_string(),
+        folder: beside.path().display().to_string(),
         threads: engine::threads(from_to.threads),
     };
     let told = tokio::select! {
@@ -161,8 +159,8 @@ pub(crate) async fn run(command: ExportCommand, output: &Output) -> Result<(), F
         Told::Written(written) => written,
         Told::Failed { why } => return Err(why.into()),
     };
-    target.take(folder)?;
-    show(&written, &target.path, output);
+    let folder = beside.finish()?;
+    show(&written, &folder, output);
     Ok(())
 }
 
@@ -188,69 +186,15 @@ fn show(written: &Written, folder: &Path, output: &Output) {
     }
 }
 
-/// Where a folder is to appear.
-struct Target {
-    path: PathBuf,
-    parent: PathBuf,
-}
-
-impl Target {
-    fn of(named: &Path) -> Result<Self, Failure> {
-        let text = named.to_string_lossy();
-        let Some(path) = store::local_path(&text) else {
-            return Err(Failure::usage(
-                format!("{} is no folder of this machine", store::shown(&text)),
-                "a model appears there as a whole, which an object store cannot do with several files",
-                "write it to a local folder, and copy that with the tools of the store",
-            ));
-        };
-        // What a link points to is what is replaced.
-        let path = path.canonicalize().unwrap_or(path);
-        let refuse = |why: &str| {
-            let what = format!("{} cannot be written to", path.display());
-            Err(Failure::usage(
-                what,
-                why,
-                "name another folder, or remove this one",
-            ))
-        };
-        match fs::read_dir(&path) {
-            Ok(mut entries) => {
-                if entries.next().is_some() {
-                    return refuse("the folder is not empty");
-                }
-            }
-            Err(_) if path.symlink_metadata().is_ok() => {
-                return refuse("something is there that is no folder, or cannot be read");
-            }
-            Err(_) => {}
-        }
-        match path.parent().map(Path::to_path_buf) {
-            Some(parent) => Ok(Self { path, parent }),
-            None => refuse("it is the root of all folders"),
-        }
-    }
-
-    /// An empty folder beside it, which goes when the export fails.
-    fn beside(&self) -> Result<TempDir, Failure> {
-        let made = fs::create_dir_all(&self.parent).and_then(|()| {
-            tempfile::Builder::new()
-                .prefix(".mks2-export-")
-                .permissions(Permissions::from_mode(0o777))
-                .tempdir_in(&self.parent)
-        });
-        made.map_err(|error| self.unwritten(error))
-    }
-
-    /// Puts the folder in its place.
-    fn take(&self, folder: TempDir) -> Result<(), Failure> {
-        fs::rename(folder.path(), &self.path).map_err(|error| self.unwritten(error))?;
-        // It is no longer where it would be removed.
-        let _ = folder.keep();
-        Ok(())
-    }
-
-    fn unwritten(&self, error: std::io::Error) -> Failure {
-        Failure::io(format!("{} cannot be written", self.path.display()), error)
-    }
+/// The place that was named, on this machine.
+fn place(named: &Path) -> Result<Place, Failure> {
+    let text = named.to_string_lossy();
+    let path = store::local_path(&text).ok_or_else(|| {
+        Failure::usage(
+            format!("{} is no folder of this machine", store::shown(&text)),
+            "a model appears there as a whole, which an object store cannot do with several files",
+            "write it to a local folder, and copy that with the tools of the store",
+        )
+    })?;
+    Place::free(&path)
 }

@@ -22,6 +22,7 @@
 //! | [`progress`] | bars on a terminal, plain lines elsewhere |
 //! | [`output`] | the only place that writes to the terminal |
 
+mod beside;
 mod chaos;
 mod cli;
 mod config;

@@ -279,7 +279,7 @@ fn what_cannot_be_measured_is_refused_and_nothing_is_left() {
     );
     let (taken, colors) = (folder.display().to_string(), task("colors"));
     let refused = eval(published(), &["--task", &colors, "--out", &taken]);
-    refused.refused(2, &["bad-tasks", "something is there already"]);
+    refused.refused(2, &["bad-tasks", "the folder is not empty"]);
 }
 
 #[test]

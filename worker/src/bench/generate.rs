@@ -1,4 +1,4 @@
-//! Tokens a second of a published model, many answers side by side.
+//! Tokens a second of a published model, many answers side by side, and what it takes to read it.
 
 use std::time::Instant;
 
@@ -8,6 +8,7 @@ use mks2_proto::generate::{Prompt, Source, What};
 use mks2_proto::job::Precision;
 use serde_json::{Value, json};
 
+use super::process::{memory, reset_peak};
 use super::stage::median;
 use crate::app::io_runtime;
 use crate::device;
@@ -46,10 +47,13 @@ pub(super) fn measure(settings: &Generate) -> Result<Value, Failure> {
     let source = Source::Folder {
         url: settings.folder.clone(),
     };
+    reset_peak();
+    let before = memory("VmRSS:");
     let began = Instant::now();
     let precision = settings.bf16.then_some(Precision::Bf16);
     let speaker = Speaker::open(&source, (precision, tch::Device::Cpu), runtime.handle())?;
     let load_seconds = began.elapsed().as_secs_f64();
+    let load_bytes = memory("VmHWM:").saturating_sub(before);
     let prompts = (0..settings.batch).map(|id| Prompt {
         id,
         what: What::Text("fox ".repeat(settings.words)),
@@ -65,7 +69,27 @@ pub(super) fn measure(settings: &Generate) -> Result<Value, Failure> {
             seconds.push(began.elapsed().as_secs_f64() / tokens as f64);
         }
     }
-    Ok(json!({ "token_seconds": median(seconds), "load_seconds": load_seconds }))
+    Ok(json!({
+        "token_seconds": median(seconds), "load_seconds": load_seconds,
+        "load_bytes": load_bytes, "weights_bytes": weights_bytes(&settings.folder)?,
+    }))
+}
+
+/// Bytes of the files of weights in a folder.
+fn weights_bytes(folder: &str) -> Result<u64, Failure> {
+    let unread = |error| Failure::io(format!("{folder} cannot be listed"), error);
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder).map_err(unread)? {
+        let entry = entry.map_err(unread)?;
+        if entry
+            .path()
+            .extension()
+            .is_some_and(|end| end == "safetensors")
+        {
+            bytes += entry.metadata().map_err(unread)?.len();
+        }
+    }
+    Ok(bytes)
 }
 
 /// How many tokens were generated.

@@ -27,6 +27,10 @@ pub(super) fn plans() -> Outcome<Vec<Plan>> {
         place,
     };
     let token = ["/token_seconds", "/load_seconds"].map(transformers);
+    let weights = Against::Own {
+        name: "its weights",
+        place: "/weights_bytes",
+    };
     let plan = |title, batch| {
         let (ours, peer) = (
             ["generate", "--folder", &folder, "--batch", batch],
@@ -39,6 +43,7 @@ pub(super) fn plans() -> Outcome<Vec<Plan>> {
             rows: vec![
                 row("a token", "/token_seconds", token[0], 1.2),
                 row("reading the model", "/load_seconds", token[1], 1.0),
+                row("memory for it", "/load_bytes", weights, 1.0 / 1.15),
             ],
         }
     };
