@@ -35,7 +35,7 @@ MODELS = ROOT / "worker/tests/fixtures/pretrained"
 QUICK = (ROOT / "examples/emoji/quick.toml").read_text()
 EXPERTS = "stage.experts.experts"
 # The quick job as it is, and with what it leaves out: two gated memories, adapters and routers everywhere, a head
-# of its own; and one that starts from published models.
+# of its own; one that starts from published models; and one with a Q-Former.
 JOBS = {
     "quick": [],
     "other": [
@@ -55,6 +55,15 @@ JOBS = {
         f"stage.bootstrap.pretrained.decoder={MODELS / 'base-decoder'}",
         f"stage.bootstrap.pretrained.vision={MODELS / 'base-vision'}",
         "model.decoder.max_text_tokens=20",
+        f"{EXPERTS}.pictures=true",
+    ],
+    "queries": [
+        "model.bridge.kind=q-former",
+        "model.bridge.num_query_tokens=3",
+        "model.bridge.hidden_size=48",
+        "model.bridge.intermediate_size=96",
+        "model.bridge.num_hidden_layers=3",
+        "model.bridge.num_attention_heads=4",
         f"{EXPERTS}.pictures=true",
     ],
 }
@@ -85,7 +94,7 @@ class Mks2:
             training += f'[[stage]]\nname = "train"{second}'
             stages = training.split("[[stage]]")
             return "[[stage]]".join([*stages[:3], stages[-1], *stages[3:-1]])
-        if name == "quick":
+        if name in ("quick", "queries"):
             return training
         tables = [self.run("model", "show", MODELS / part, "--job") for part in ("base-decoder", "base-vision")]
         retrieval = "[model.retrieval]\ndim = 16\n[model.memory]\nwidth = 48\n"

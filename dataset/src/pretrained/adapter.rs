@@ -80,6 +80,9 @@ const VARIANTS: [&str; 9] = [
     "modules_to_save",
 ];
 
+/// Ways to begin that take a part out of the base's matrices.
+const CHANGES_THE_BASE: [&str; 4] = ["pissa", "olora", "loftq", "corda"];
+
 impl Adapter {
     /// Finds the adapters of a folder, and holds them against what a stage of `model` wants.
     ///
@@ -136,6 +139,14 @@ impl Words {
         }
         if let Some(bias) = self.bias.as_ref().filter(|bias| *bias != "none") {
             found.push(format!("it has biases ({bias})"));
+        }
+        // These start from other base weights than the published ones.
+        let own = self.more.get("init_lora_weights").and_then(Value::as_str);
+        let is_apart = |way: &&str| CHANGES_THE_BASE.iter().any(|one| way.starts_with(one));
+        if let Some(way) = own.filter(is_apart) {
+            found.push(format!(
+                "its init_lora_weights is {way}, which changes the base"
+            ));
         }
         let set = VARIANTS
             .iter()
@@ -270,6 +281,10 @@ mod tests {
             (serde_json::json!({"peft_type": "IA3"}), "IA3"),
             (serde_json::json!({"bias": "all"}), "biases (all)"),
             (serde_json::json!({"use_dora": true}), "use_dora"),
+            (
+                serde_json::json!({"init_lora_weights": "pissa_niter_16"}),
+                "changes the base",
+            ),
             (
                 serde_json::json!({"rank_pattern": {"up_proj": 4}}),
                 "rank_pattern",

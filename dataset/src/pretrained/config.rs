@@ -14,7 +14,7 @@
 
 mod q_former;
 
-use mks2_proto::job::{Decoder, RopeScaling, RopeType, Vision, VisionActivation};
+use mks2_proto::job::{Bridge, Decoder, RopeScaling, RopeType, Vision, VisionActivation};
 use serde::Deserialize;
 
 use super::mks2::{Mks2, Words};
@@ -172,6 +172,8 @@ struct ClipWords {
 #[derive(Deserialize)]
 struct EyesWords {
     vision_config: Option<VisionWords>,
+    qformer_config: Option<q_former::Words>,
+    num_query_tokens: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -252,9 +254,13 @@ impl Reader<'_> {
         let words: DecoderWords = self.parse(json)?;
         let eyes: EyesWords = self.parse(json)?;
         let added: Words = self.parse(json)?;
+        let queries = |words| self.queries(eyes.num_query_tokens, words);
         let model = Mks2 {
             language: self.decoder("mks2", words)?,
             words: added,
+            bridge: eyes
+                .qformer_config
+                .map_or_else(|| Ok(Bridge::default()), queries)?,
             vision: eyes
                 .vision_config
                 .map(|words| self.vision(words))

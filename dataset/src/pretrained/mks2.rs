@@ -22,6 +22,8 @@ pub struct Mks2 {
     pub words: Words,
     /// What it sees with.
     pub vision: Option<Vision>,
+    /// What stands between that and the decoder, its Q-Former frozen.
+    pub bridge: Bridge,
 }
 
 /// What `config.json` says beside the words of a decoder. Blocks are counted from 1; none: all of them.
@@ -132,6 +134,7 @@ impl Mks2 {
         });
         Model {
             vision: self.vision.clone().unwrap_or(plain.vision),
+            bridge: self.bridge.clone(),
             memories: memories.collect(),
             ..plain
         }
@@ -178,7 +181,11 @@ impl Mks2 {
             specs.extend(params::experts(&model, &self.experts()));
         }
         if let Some(vision) = &self.vision {
-            specs.extend([params::vision(vision), params::bridge(&model)].concat());
+            specs.extend(params::vision(vision));
+            if let Some(shape) = model.q_former() {
+                specs.extend(params::q_former(shape, vision.hidden_size));
+            }
+            specs.extend(params::bridge(&model));
         }
         specs
     }

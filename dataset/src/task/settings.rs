@@ -7,6 +7,8 @@ use crate::row;
 
 /// The kinds that there are.
 const KINDS: &str = "multiple-choice, captions, retrieval and vqa";
+/// Bytes of a name, so that a file can be called `samples_NAME.jsonl`.
+const MOST_NAME: usize = 200;
 
 /// A task file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -158,8 +160,11 @@ impl Settings {
         if most == Some(0) {
             return Err(refuse("max_tokens is 0".into()));
         }
-        if settings.name(file).contains(['/', '\0']) {
-            return Err(refuse("name has a '/' in it".into()));
+        let name = settings.name(file);
+        if name.contains(['/', '\0']) || name.len() > MOST_NAME {
+            return Err(refuse(format!(
+                "name has a '/' in it or more than {MOST_NAME} bytes: a file of samples is called after it"
+            )));
         }
         Ok(settings)
     }

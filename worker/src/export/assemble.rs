@@ -3,7 +3,7 @@
 use mks2_dataset::pretrained::config::{Described, Language};
 use mks2_dataset::pretrained::mks2::{LoraWords, MemoryWords, Mks2, SecondHalf, Words};
 use mks2_proto::failure::Failure;
-use mks2_proto::job::{self, Decoder};
+use mks2_proto::job::{self, Bridge, Decoder};
 use mks2_proto::params;
 use tch::Tensor;
 
@@ -56,13 +56,6 @@ impl Assembled {
 
 /// What the model is: one of the published families where nothing is added to the decoder.
 fn describe(trained: &TrainedModel, merge: bool) -> Result<Described, Failure> {
-    if trained.sees() && trained.model.q_former().is_some() {
-        return Err(Failure::settings(
-            "the stage cannot be exported",
-            "its bridge has a Q-Former, which modeling_mks2.py does not know",
-            "export a stage that sees no pictures, or ask the run itself",
-        ));
-    }
     let shape = Decoder {
         max_text_tokens: u32::try_from(trained.positions).unwrap_or(u32::MAX),
         head_dim: Some(trained.model.decoder.head()),
@@ -94,6 +87,7 @@ fn describe(trained: &TrainedModel, merge: bool) -> Result<Described, Failure> {
             },
             words,
             vision: trained.sees().then(|| trained.model.vision.clone()),
+            bridge: bridge(trained),
         }))),
         None => match Language::of(&shape, vocab_size) {
             Some(language) => Ok(Described::Decoder(language)),
@@ -103,6 +97,17 @@ fn describe(trained: &TrainedModel, merge: bool) -> Result<Described, Failure> {
                 "export a memory or experts stage",
             )),
         },
+    }
+}
+
+/// What stands between encoder and decoder; whoever reads it trains it no more.
+fn bridge(trained: &TrainedModel) -> Bridge {
+    match trained.model.q_former() {
+        Some(shape) if trained.sees() => Bridge {
+            train_q_former: false,
+            ..shape.clone()
+        },
+        _ => Bridge::default(),
     }
 }
 

@@ -23,7 +23,8 @@ A Llama-like decoder whose second halves of blocks are not its MLPs alone:
                       S = softmax(W_s X + b_s)                mixture in which every token uses all of them
 
 Each matrix of an expert may have a low-rank adapter: W x + alpha / r B A x. A picture becomes soft tokens, which
-stand before the text: Bridge(patch features of the visual encoder after its last block but one).
+stand before the text: Bridge(patch features of the visual encoder after its last block but one), one for each patch,
+or for each query of BLIP-2's Q-Former where there is one.
 
 Sizes in comments: b rows, t tokens, p patches, d hidden size, v width of the visual encoder, x experts.
 """
@@ -31,7 +32,15 @@ Sizes in comments: b rows, t tokens, p patches, d hidden size, v width of the vi
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import (
+    Blip2QFormerConfig,
+    Blip2QFormerModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -56,6 +65,7 @@ class Mks2Config(PreTrainedConfig):
     lora            None, or `rank`, `alpha`, `blocks`, and whether the attention has adapters: `attention`
     router_blocks   blocks with a router; in the others the scores are softmax(0, router_bias, router_bias, ...)
     vision_config   None where the model sees no pictures
+    qformer_config  None where each patch becomes a soft token; num_query_tokens: those of the Q-Former
     question        how a question was put into words in training, answer an answer; answer_after_end: the question is
                     closed by the end token
     """
@@ -87,6 +97,8 @@ class Mks2Config(PreTrainedConfig):
     router_blocks: list | None = None
     router_bias: float = 0.0
     vision_config: dict | PreTrainedConfig | None = None
+    qformer_config: dict | PreTrainedConfig | None = None
+    num_query_tokens: int = 32
     question: str | None = None
     answer: str | None = None
     answer_after_end: bool = False
@@ -96,6 +108,8 @@ class Mks2Config(PreTrainedConfig):
         self.router_blocks = self.router_blocks or []
         if isinstance(self.vision_config, dict):
             self.vision_config = CLIPVisionConfig(**self.vision_config)
+        if isinstance(self.qformer_config, dict):
+            self.qformer_config = Blip2QFormerConfig(**self.qformer_config)
         super().__post_init__(**kwargs)
 
 
@@ -270,6 +284,8 @@ class Mks2PreTrainedModel(PreTrainedModel):
         if isinstance(module, Lora):
             init.normal_(module.lora_a, std=(3 * module.lora_a.shape[1]) ** -0.5)
             init.zeros_(module.lora_b)
+        elif isinstance(module, Mks2ForCausalLM) and self.config.qformer_config is not None:
+            init.normal_(module.query_tokens, std=self.config.initializer_range)
         elif isinstance(module, Mixture) and module.router is not None:
             init.zeros_(module.router.weight)
             init.constant_(module.router.bias, module.bias)
@@ -289,7 +305,12 @@ class Mks2ForCausalLM(Mks2PreTrainedModel, GenerationMixin):
         if (vision := config.vision_config) is not None:
             self.vision_model = CLIPVisionModel._from_config(vision)
             self.visual_projection = nn.Linear(vision.hidden_size, vision.projection_dim, bias=False)
-            self.bridge = nn.Linear(vision.hidden_size, config.hidden_size)
+            width = vision.hidden_size
+            if (asked := config.qformer_config) is not None:
+                width = asked.hidden_size
+                self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, width))
+                self.qformer = Blip2QFormerModel._from_config(asked)
+            self.bridge = nn.Linear(width, config.hidden_size)
         self.post_init()
 
     def get_image_features(self, pixel_values):
@@ -301,7 +322,11 @@ class Mks2ForCausalLM(Mks2PreTrainedModel, GenerationMixin):
         if self.config.vision_config is None:
             raise ValueError("this model sees no pictures: nothing connects a visual encoder to it")
         seen = self.vision_model(pixel_values.to(self.dtype), output_hidden_states=True)
-        return self.bridge(seen.hidden_states[-2][:, 1:])
+        features = seen.hidden_states[-2][:, 1:]
+        if self.config.qformer_config is not None:
+            queries = self.query_tokens.expand(len(features), -1, -1)
+            features = self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
+        return self.bridge(features)
 
     def embed(self, input_ids, attention_mask, pixel_values):
         """Input embeddings and their mask: pictures stand before the text."""

@@ -31,7 +31,7 @@ struct VisionWords {
 }
 
 #[derive(Default, Deserialize)]
-struct Words {
+pub(super) struct Words {
     hidden_size: Option<u32>,
     intermediate_size: Option<u32>,
     num_hidden_layers: Option<u32>,
@@ -43,31 +43,33 @@ struct Words {
 
 impl Reader<'_> {
     pub(super) fn q_former(&self, words: Blip2Words) -> Result<QFormer> {
-        let queries = words.num_query_tokens;
-        let features = words.vision_config.hidden_size;
-        let words = words.qformer_config;
+        Ok(QFormer {
+            shape: self.queries(words.num_query_tokens, words.qformer_config)?,
+            features: words.vision_config.hidden_size.unwrap_or(1408),
+        })
+    }
+
+    /// A frozen Q-Former with so many queries.
+    pub(super) fn queries(&self, number: Option<u32>, words: Words) -> Result<Bridge> {
         if let Some(other) = words.hidden_act.filter(|name| name != "gelu") {
             return Err(self.unsupported(format!("hidden_act '{other}' in its qformer_config")));
         }
         // What is said nowhere is as in BLIP-2, there and here.
         let usual = Bridge::default();
-        Ok(QFormer {
-            shape: Bridge {
-                kind: BridgeKind::QFormer,
-                train_q_former: false,
-                num_query_tokens: queries.unwrap_or(usual.num_query_tokens),
-                hidden_size: words.hidden_size.unwrap_or(usual.hidden_size),
-                intermediate_size: words.intermediate_size.unwrap_or(usual.intermediate_size),
-                num_hidden_layers: words.num_hidden_layers.unwrap_or(usual.num_hidden_layers),
-                num_attention_heads: words
-                    .num_attention_heads
-                    .unwrap_or(usual.num_attention_heads),
-                cross_attention_frequency: words
-                    .cross_attention_frequency
-                    .unwrap_or(usual.cross_attention_frequency),
-                layer_norm_eps: words.layer_norm_eps.unwrap_or(usual.layer_norm_eps),
-            },
-            features: features.unwrap_or(1408),
+        Ok(Bridge {
+            kind: BridgeKind::QFormer,
+            train_q_former: false,
+            num_query_tokens: number.unwrap_or(usual.num_query_tokens),
+            hidden_size: words.hidden_size.unwrap_or(usual.hidden_size),
+            intermediate_size: words.intermediate_size.unwrap_or(usual.intermediate_size),
+            num_hidden_layers: words.num_hidden_layers.unwrap_or(usual.num_hidden_layers),
+            num_attention_heads: words
+                .num_attention_heads
+                .unwrap_or(usual.num_attention_heads),
+            cross_attention_frequency: words
+                .cross_attention_frequency
+                .unwrap_or(usual.cross_attention_frequency),
+            layer_norm_eps: words.layer_norm_eps.unwrap_or(usual.layer_norm_eps),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! From the shapes of a job to the words of Hugging Face: the other way round.
 
-use mks2_proto::job::{Decoder, RopeScaling, RopeType, Vision};
+use mks2_proto::job::{Bridge, Decoder, RopeScaling, RopeType, Vision};
 use serde_json::{Map, Value, json};
 
 use super::{Described, Language};
@@ -104,6 +104,10 @@ fn mks2(model: &Mks2) -> Map<String, Value> {
         },
         "vision_config": model.vision.as_ref().map(vision),
     })));
+    if let (Some(vision), Some(shape)) = (&model.vision, model.model().q_former()) {
+        config.insert("num_query_tokens".into(), shape.num_query_tokens.into());
+        config.insert("qformer_config".into(), q_former(shape, vision));
+    }
     config.extend(fields(json!(model.words)));
     config
 }
@@ -112,6 +116,22 @@ fn vision(shape: &Vision) -> Map<String, Value> {
     let mut config = fields(json!(shape));
     config.insert("model_type".into(), "clip_vision_model".into());
     config
+}
+
+fn q_former(shape: &Bridge, vision: &Vision) -> Value {
+    json!({
+        "model_type": "blip_2_qformer",
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "num_attention_heads": shape.num_attention_heads,
+        "cross_attention_frequency": shape.cross_attention_frequency,
+        "encoder_hidden_size": vision.hidden_size,
+        "layer_norm_eps": shape.layer_norm_eps,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    })
 }
 
 fn fields(value: Value) -> Map<String, Value> {
@@ -123,7 +143,7 @@ fn fields(value: Value) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
-    use mks2_proto::job::{MemoryForm, VisionActivation};
+    use mks2_proto::job::{BridgeKind, MemoryForm, VisionActivation};
 
     use super::super::read;
     use super::*;
@@ -193,6 +213,7 @@ mod tests {
                 answer_after_end: true,
             },
             vision: Some(eyes()),
+            bridge: Bridge::default(),
         }
     }
 
@@ -258,6 +279,18 @@ mod tests {
             ..mixed()
         };
         all.push(Described::Mks2(plain.into()));
+        let asking = Mks2 {
+            bridge: Bridge {
+                kind: BridgeKind::QFormer,
+                train_q_former: false,
+                num_query_tokens: 5,
+                hidden_size: 36,
+                num_attention_heads: 3,
+                ..Bridge::default()
+            },
+            ..mixed()
+        };
+        all.push(Described::Mks2(asking.into()));
         for described in &all {
             assert_eq!(again(described), *described);
         }

@@ -7,8 +7,9 @@ use mks2_proto::failure::Failure;
 use serde_json::json;
 use tch::Tensor;
 
-use super::{Found, Measurement, means};
+use super::{Found, Measurement, metric};
 use crate::evaluate::blocks::Blocks;
+use crate::evaluate::metrics::bootstrap::spread;
 use crate::evaluate::recall::ranks;
 use crate::objective::{Share, to_floats};
 use crate::team::Setback;
@@ -43,8 +44,12 @@ pub(super) fn measure(
     let [pictures_ms, texts_ns] = gathered(&shares, items.len());
     let of_texts = ranks(&texts_ns, &pictures_ms, &picture_of)?;
     let of_pictures = ranks(&pictures_ms, &texts_ns, &texts_of)?;
-    let mut metrics = recalls("text_to_image", &of_texts);
-    metrics.extend(recalls("image_to_text", &of_pictures));
+    let of_own = texts_of
+        .iter()
+        .map(|texts| texts.iter().map(|text| of_texts[*text]).collect());
+    let mut metrics = recalls("text_to_image", &of_own.collect::<Vec<_>>());
+    let each = of_pictures.iter().map(|rank| vec![*rank]);
+    metrics.extend(recalls("image_to_text", &each.collect::<Vec<_>>()));
     let samples = items.iter().enumerate().map(|(number, item)| {
         let own = texts_of[number].iter().map(|text| of_texts[*text]);
         json!({
@@ -63,14 +68,24 @@ pub(super) fn measure(
     })
 }
 
-/// Shares of ranks among the first one, five and ten.
-fn recalls(direction: &str, ranks: &[usize]) -> Vec<Metric> {
-    let [one, five, ten] = [1, 5, 10].map(|most| {
-        let hits = ranks.iter().map(|rank| f64::from(*rank <= most));
-        hits.collect::<Vec<f64>>()
+/// Shares of ranks among the first one, five and ten. Errors are those of other pictures with all that belongs to
+/// them, since the texts of one picture are found together or not at all.
+fn recalls(direction: &str, ranks_of: &[Vec<usize>]) -> Vec<Metric> {
+    const MOST: [usize; 3] = [1, 5, 10];
+    let shares = |pictures: &[usize]| {
+        let all: usize = pictures.iter().map(|at| ranks_of[*at].len()).sum();
+        MOST.map(|most| {
+            let ranks = pictures.iter().flat_map(|at| &ranks_of[*at]);
+            ranks.filter(|rank| **rank <= most).count() as f64 / all.max(1) as f64
+        })
+    };
+    let every: Vec<usize> = (0..ranks_of.len()).collect();
+    let found = shares(&every).into_iter().zip(spread(every.len(), shares));
+    let named = MOST.iter().zip(found).map(|(most, (value, spread))| {
+        let name = format!("{direction}_r{most}");
+        metric(&name, value, spread.deviation, spread)
     });
-    let [r1, r5, r10] = [1, 5, 10].map(|most| format!("{direction}_r{most}"));
-    means([(&r1, &one), (&r5, &five), (&r10, &ten)])
+    named.collect()
 }
 
 /// The features of the pictures, and behind them those of their texts; the count of pictures tells them
@@ -124,4 +139,27 @@ fn gathered(shares: &[Share], pictures: usize) -> [Tensor; 2] {
     }
     debug_assert_eq!(of_pictures.len(), pictures * width);
     [of_pictures, of_texts].map(|values| Tensor::from_slice(&values).view([-1, width as i64]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_one_picture_are_no_further_evidence() {
+        let once: Vec<Vec<usize>> = (0..40)
+            .map(|at| vec![if at % 4 == 0 { 1 } else { 7 }])
+            .collect();
+        let five_times: Vec<Vec<usize>> = once.iter().map(|own| own.repeat(5)).collect();
+        let found = recalls("text_to_image", &once);
+        let names: Vec<&str> = found.iter().map(|metric| metric.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["text_to_image_r1", "text_to_image_r5", "text_to_image_r10"]
+        );
+        let values: Vec<f64> = found.iter().map(|metric| metric.value).collect();
+        assert_eq!(values, [0.25, 0.25, 1.0]);
+        assert!(found[0].interval[0] < 0.2 && found[0].interval[1] > 0.3);
+        assert_eq!(recalls("text_to_image", &five_times), found);
+    }
 }
