@@ -8,7 +8,7 @@ use mks2_dataset::pretrained::base;
 use mks2_dataset::pretrained::config::Described;
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::Trained;
-use mks2_proto::job::{self, Job, Precision, Stage, StageKind, load};
+use mks2_proto::job::{self, Job, Precision, Pretrained, Stage, StageKind, load};
 use tch::Device;
 use tokio::runtime::Handle;
 
@@ -43,15 +43,19 @@ impl OfRun<'_> {
     ) -> Result<(Job, Lineage), Failure> {
         let mut job = load::parse(self.job_toml)?;
         job.precision = precision.unwrap_or(job.precision);
+        let lineage = self.lineage(&job, device, runtime)?;
+        Ok((job, lineage))
+    }
+
+    fn lineage(&self, job: &Job, device: Device, runtime: &Handle) -> Result<Lineage, Failure> {
         let reader = Reader {
-            job: &job,
+            job,
             store: CheckpointStore::open(self.url)?,
             trained: self.trained,
             device,
             runtime,
         };
-        let lineage = reader.lineage(self.stage)?;
-        Ok((job, lineage))
+        reader.lineage(self.stage)
     }
 }
 
@@ -83,6 +87,24 @@ pub(crate) enum Half {
     Experts(Box<job::Experts>),
 }
 
+impl Half {
+    fn of(job: &Job, name: &str) -> Result<Self, Failure> {
+        let stage = job.stages.iter().find(|stage| stage.name == name);
+        match stage.map(|stage| (stage.kind, stage)) {
+            Some((StageKind::Memory | StageKind::Attach, _)) => Ok(Self::Memory(name.to_owned())),
+            Some((StageKind::Experts, stage)) => Ok(Self::Experts(
+                stage.experts.clone().unwrap_or_default().into(),
+            )),
+            Some((StageKind::Bootstrap | StageKind::Pretrained, _)) => Ok(Self::Mlp),
+            Some((StageKind::Evaluate, _)) | None => Err(Failure::usage(
+                format!("stage '{name}' has no model"),
+                "it trains none",
+                "name a stage that does",
+            )),
+        }
+    }
+}
+
 impl TrainedModel {
     /// Reads a stage of a run.
     ///
@@ -93,37 +115,19 @@ impl TrainedModel {
         device: Device,
         runtime: &Handle,
     ) -> Result<Self, Failure> {
-        let (job, lineage) = named.read((Some(Precision::Fp32), device), runtime)?;
+        let mut job = load::parse(named.job_toml)?;
+        job.precision = Precision::Fp32;
+        // What cannot be is told before anything is read.
+        let half = Half::of(&job, named.stage)?;
+        let lineage = named.lineage(&job, device, runtime)?;
         let names = ancestry(&job, named.stage)?;
-        let base = job
-            .stages
-            .iter()
-            .filter(|stage| names.contains(&stage.name));
-        let base = base.filter_map(|stage| stage.pretrained.as_ref()).next();
-        let stage = job.stages.iter().find(|stage| stage.name == named.stage);
-        let half = match stage.map(|stage| (stage.kind, stage)) {
-            Some((StageKind::Memory | StageKind::Attach, stage)) => {
-                Half::Memory(stage.name.clone())
-            }
-            Some((StageKind::Experts, stage)) => {
-                Half::Experts(stage.experts.clone().unwrap_or_default().into())
-            }
-            Some((StageKind::Bootstrap | StageKind::Pretrained, _)) => Half::Mlp,
-            Some((StageKind::Evaluate, _)) | None => {
-                return Err(Failure::usage(
-                    format!("stage '{}' has no model", named.stage),
-                    "it trains none",
-                    "name a stage that does",
-                ));
-            }
-        };
         Ok(Self {
             weights: lineage.weights(&names)?,
             seed: job.seed,
             encoder: lineage.encoder(&names)?,
             half,
             positions: positions(&job, &names, runtime)?,
-            base_url: base.map(|models| models.decoder.clone()),
+            base_url: published(&job, &names).map(|models| models.decoder.clone()),
             model: job.model,
         })
     }
@@ -134,14 +138,19 @@ impl TrainedModel {
     }
 }
 
+/// Where the base of these stages was published, if it was.
+fn published<'j>(job: &'j Job, names: &[String]) -> Option<&'j Pretrained> {
+    let stages = job.stages.iter();
+    let mut stages = stages.filter(|stage| names.contains(&stage.name));
+    stages.find_map(|stage| stage.pretrained.as_ref())
+}
+
 /// Tokens of the longest text that the language model of these stages was made for.
 ///
 /// # Errors
 /// When the published model cannot be read.
 pub(crate) fn positions(job: &Job, names: &[String], runtime: &Handle) -> Result<usize, Failure> {
-    let stages = job.stages.iter();
-    let mut stages = stages.filter(|stage| names.contains(&stage.name));
-    let Some(models) = stages.find_map(|stage| stage.pretrained.as_ref()) else {
+    let Some(models) = published(job, names) else {
         return Ok(job.model.decoder.max_text_tokens as usize);
     };
     let folder = Folder::open(&models.decoder)?;
