@@ -126,8 +126,8 @@ impl Default for What {
 /// Which probabilities an answer comes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Score {
-    /// Also those of the prompt's tokens.
-    pub prompt: bool,
+    /// Also those of so many tokens at the prompt's end; of all where there are no more.
+    pub prompt: u32,
     /// Likeliest tokens that are told at each place.
     pub top: u32,
 }
@@ -381,7 +381,7 @@ mod tests {
             Ask::Prompt(Prompt {
                 what: What::Tokens(vec![3, 4]),
                 score: Some(Score {
-                    prompt: true,
+                    prompt: u32::MAX,
                     top: 2,
                 }),
                 ..Prompt::default()

@@ -152,7 +152,7 @@ class Ours:
     def ask(self, text, picture, vocabulary, template):
         """Tokens of the prompt, tokens behind it, and log-probabilities [places, vocabulary]."""
         prompt = {"ask": "prompt", "id": 1, "what": {"text" if template else "raw": text}, "max_tokens": NEW}
-        prompt |= {"score": {"prompt": True, "top": vocabulary}, "picture": picture}
+        prompt |= {"score": {"prompt": 1 << 20, "top": vocabulary}, "picture": picture}
         self.say({key: value for key, value in prompt.items() if value is not None})
         while (event := self.hear())["event"] != "done":
             pass

@@ -153,7 +153,10 @@ impl Request {
     fn prompts(self, most: usize) -> Result<Vec<Prompt>, Refusal> {
         let stop = Stop::texts(self.stop)?;
         let echo = self.echo.unwrap_or(false);
-        let score = self.logprobs.map(|top| Score { prompt: echo, top });
+        let score = self.logprobs.map(|top| Score {
+            prompt: if echo { u32::MAX } else { 0 },
+            top,
+        });
         let texts = self.prompt.all();
         if texts.len() > most {
             let message = format!(

@@ -126,7 +126,7 @@ impl<'a> Engine<'a> {
     fn read(&mut self, h_btd: &Tensor, lengths: &[i64], ready: &[Ready]) -> Result<Read, Failure> {
         let Speaker { decoder, .. } = self.speaker;
         let halves = self.speaker.halves();
-        let wanted = |one: &Ready| one.prompt.score.filter(|score| score.prompt);
+        let wanted = |one: &Ready| one.prompt.score.filter(|score| score.prompt > 0);
         if ready.iter().all(|one| wanted(one).is_none()) {
             return Ok(Read {
                 last_b1d: decoder.read(h_btd, lengths, (halves, Wanted::Last), &mut self.cache)?,
@@ -141,7 +141,7 @@ impl<'a> Engine<'a> {
             scores.push(match wanted(one) {
                 None => Vec::new(),
                 Some(score) => {
-                    score::of_prompt(self.speaker, &states_td, &to_tokens(&one.ids), score.top)?
+                    score::of_prompt(self.speaker, &states_td, &to_tokens(&one.ids), score)?
                 }
             });
         }
@@ -208,7 +208,7 @@ impl<'a> Engine<'a> {
                 "give a text",
             ));
         }
-        let says_something = prompt.echo || prompt.score.is_some_and(|score| score.prompt);
+        let says_something = prompt.echo || prompt.score.is_some_and(|score| score.prompt > 0);
         if prompt.max_tokens == Some(0) && !says_something {
             return Err(refused(
                 "nothing is to be generated",

@@ -1,7 +1,7 @@
 //! How likely tokens were.
 
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{Likely, Scored};
+use mks2_proto::generate::{Likely, Score, Scored};
 use tch::Tensor;
 
 use super::no_numbers;
@@ -13,14 +13,15 @@ use crate::text::TextEncoder;
 /// Positions whose logits exist at a time.
 const PIECE: i64 = 128;
 
-/// The scores of a prompt's tokens: `states_td` are those of its positions, of which the last
-/// `ids.len()` are the text's. Nothing predicts the first token of all.
+/// The scores of a prompt's tokens, or of the last of them: `states_td` are those of its positions, of which
+/// the last `ids.len()` are the text's. Nothing predicts the first token of all.
 pub(super) fn of_prompt(
     speaker: &Speaker,
     states_td: &Tensor,
     ids: &[u32],
-    top: u32,
+    Score { prompt, top }: Score,
 ) -> Result<Vec<Scored>, Failure> {
+    let ids = &ids[ids.len().saturating_sub(prompt as usize)..];
     let before = states_td.size()[0] - ids.len() as i64;
     let mut scores = Vec::with_capacity(ids.len());
     if before == 0

@@ -259,7 +259,7 @@ fn what_ends_the_conversation_is_its_last_line() {
 fn probabilities_of_all_tokens_are_one_together() {
     let scored = Prompt {
         score: Some(Score {
-            prompt: true,
+            prompt: u32::MAX,
             top: 320,
         }),
         max_tokens: Some(3),

@@ -80,19 +80,18 @@ fn score(
                 .speaker
                 .continued(&what, &settings.separator, choice);
             let (ids, own) = continued.map_err(|failure| measurement.named(number, failure))?;
-            prompts.push(scored(prompts.len(), &ids));
-            owners.push((number, own));
+            prompts.push(scored(prompts.len(), &ids, own));
+            owners.push(number);
         }
     }
     let mut counts = Vec::with_capacity(2 * prompts.len());
     let answers = answers(measurement.speaker, prompts, measurement.batch)?;
-    for (answer, (number, own)) in answers.into_iter().zip(owners) {
+    for (answer, number) in answers.into_iter().zip(owners) {
         let answer = answer.map_err(|failure| measurement.named(number, failure))?;
-        let scores = &answer.scores[answer.scores.len().saturating_sub(own)..];
-        let sum: f64 = scores.iter().filter_map(|one| one.token.logprob).sum();
-        let is_likeliest = scores
-            .iter()
-            .all(|one| one.top.first().is_some_and(|top| top.id == one.token.id));
+        let mut scores = answer.scores.iter();
+        let sum: f64 = scores.clone().filter_map(|one| one.token.logprob).sum();
+        let is_likeliest =
+            scores.all(|one| one.top.first().is_some_and(|top| top.id == one.token.id));
         counts.extend([sum, f64::from(is_likeliest)]);
     }
     Ok(Share {
@@ -101,13 +100,13 @@ fn score(
     })
 }
 
-/// A text whose tokens are scored.
-fn scored(place: usize, ids: &[i64]) -> Prompt {
+/// A text of which the last tokens are scored.
+fn scored(place: usize, ids: &[i64], last: usize) -> Prompt {
     Prompt {
         id: place as u64,
         what: What::Tokens(to_tokens(ids)),
         score: Some(Score {
-            prompt: true,
+            prompt: u32::try_from(last).unwrap_or(u32::MAX),
             top: 1,
         }),
         max_tokens: Some(0),
