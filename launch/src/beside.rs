@@ -89,17 +89,18 @@ impl Beside {
     pub(crate) fn finish(self) -> Result<PathBuf, Failure> {
         let Self { place, folder } = self;
         let files = fs::read_dir(folder.path()).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let kept = files.and_then(|files| {
+        let named = files.and_then(|files| {
             for file in files {
                 synced(&file.path())?;
             }
             synced(folder.path())?;
-            fs::rename(folder.path(), &place.path)?;
-            synced(&place.parent)
+            fs::rename(folder.path(), &place.path)
         });
-        kept.map_err(|error| unwritten(&place.path, error))?;
+        named.map_err(|error| unwritten(&place.path, error))?;
         // It has another name now: there is nothing left to remove.
         let _ = folder.keep();
+        // It is there, whether or not the disk knows that already.
+        let _ = synced(&place.parent);
         Ok(place.path)
     }
 }

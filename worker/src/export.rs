@@ -86,14 +86,10 @@ fn fill(order: &Order) -> Result<Written, Failure> {
     }
 }
 
-/// Writes a file, down to the disk.
+/// Writes a file.
 fn put(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Failure> {
     let path = folder.join(name);
-    let written = fs::File::create(&path).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    written.map_err(|error| unwritten(&path, error))
+    fs::write(&path, bytes).map_err(|error| unwritten(&path, error))
 }
 
 /// Writes a file of JSON.

@@ -48,6 +48,8 @@ pub(super) fn jpeg_scans(bytes: &[u8]) -> Option<usize> {
         let is_marker = bytes[at] == 0xFF;
         at = match (is_marker, marker) {
             (true, 0xD9) => return Some(scans),
+            // Nothing has these, and the decoder goes on behind them in another way: scans could hide.
+            (true, 0x02..=0xBF) => return None,
             // Byte stuffing and restart markers belong to the coded data, as do plain bytes.
             (true, 0x00 | 0x01 | 0xD0..=0xD8) => at + 2,
             (true, _) => {
@@ -71,6 +73,20 @@ mod tests {
         assert!(!is_complete(&cut, ImageFormat::Jpeg));
         let whole = [&cut[..], &[0xFF, 0xD9]].concat();
         assert!(is_complete(&whole, ImageFormat::Jpeg));
+    }
+
+    #[test]
+    fn a_reserved_marker_hides_no_scans() {
+        let scans = [0xFF, 0xDA, 0, 2].repeat(3);
+        let hidden = [
+            &[0xFF, 0xD8, 0xFF, 0x02, 0xFF, 0xFF][..],
+            &scans,
+            &[0xFF, 0xD9],
+        ]
+        .concat();
+        assert_eq!(jpeg_scans(&hidden), None);
+        let plain = [&[0xFF, 0xD8][..], &scans, &[0xFF, 0xD9]].concat();
+        assert_eq!(jpeg_scans(&plain), Some(3));
     }
 
     #[test]

@@ -53,7 +53,10 @@ fn decode_or_unwind(bytes: &[u8], limits: &Limits) -> Result<DynamicImage, Pictu
                 .to_colorspace(ColorSpace::JCS_CMYK)
                 .map_err(broken)?;
             let inks: Vec<[u8; 4]> = started.read_scanlines().map_err(broken)?;
-            inks.into_iter().flat_map(to_light).collect()
+            drop(started);
+            let mut pixels = Vec::with_capacity(inks.len() * 3);
+            pixels.extend(inks.into_iter().flat_map(to_light));
+            pixels
         }
         _ => {
             let mut started = decoder.rgb().map_err(broken)?;

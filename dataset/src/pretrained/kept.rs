@@ -10,7 +10,7 @@
 //! file whose store has no digest for it is not kept, and neither is one for which there is no room.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -177,14 +177,18 @@ fn begin(
 ) -> std::io::Result<Option<File>> {
     std::fs::create_dir_all(folder)?;
     let size = |path: &Path| std::fs::metadata(path).map(|about| about.len());
+    // One of another size was damaged, and is fetched again.
+    let is_whole = || size(&whole).is_ok_and(|size| size == bytes);
     let (mut grown, mut since) = (0, Instant::now());
     loop {
-        // One of another size was damaged, and is fetched again.
-        if size(&whole).is_ok_and(|size| size == bytes) {
+        if is_whole() {
             return Ok(None);
         }
         let file = File::options().create(true).append(true).open(&part)?;
-        if file.try_lock().is_err() {
+        if let Err(error) = file.try_lock() {
+            if let TryLockError::Error(error) = error {
+                return Err(error);
+            }
             let now = size(&part).unwrap_or_default();
             if now != grown {
                 (grown, since) = (now, Instant::now());
@@ -199,6 +203,10 @@ fn begin(
         // Who held the lock before may have renamed or removed it.
         let own = file.metadata()?.ino();
         if std::fs::metadata(&part).is_ok_and(|there| there.ino() == own) {
+            if is_whole() {
+                std::fs::remove_file(&part)?;
+                return Ok(None);
+            }
             file.set_len(0)?;
             return Ok(Some(file));
         }

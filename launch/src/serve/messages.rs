@@ -5,6 +5,7 @@
 //! model comes with a form for dialogues, its chat template, or cannot be asked so.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mks2_dataset::pretrained::Folder;
 use mks2_proto::failure::{ExitCode, Failure};
@@ -21,6 +22,8 @@ const ROLES: [&str; 3] = ["system", "user", "assistant"];
 /// Dialogues that become text at the same time.
 static RENDERING: Semaphore = Semaphore::const_new(AT_ONCE);
 const AT_ONCE: usize = 16;
+/// How long one waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a model takes messages.
 #[derive(Clone, Debug)]
@@ -69,8 +72,9 @@ impl Form {
             Self::Dialogue(template) => {
                 let (messages, picture) = dialogue(messages)?;
                 let template = Arc::clone(template);
-                // Each takes a thread and its memory: a flood of dialogues must not.
-                let Ok(permit) = RENDERING.try_acquire() else {
+                // Each takes a thread and its memory: a flood of dialogues waits.
+                let turn = tokio::time::timeout(PATIENCE, RENDERING.acquire()).await;
+                let Ok(Ok(permit)) = turn else {
                     return Err(Refusal::busy(1, AT_ONCE));
                 };
                 // Meanwhile others are answered.

@@ -71,8 +71,7 @@ pub(super) fn file(tensors: &[(String, Tensor)], dtype: Dtype, path: &Path) -> R
             Failure::internal(what, other.to_string())
         }
     })?;
-    let synced = fs::set_permissions(path, usual).and_then(|()| fs::File::open(path)?.sync_all());
-    synced.map_err(failed)
+    fs::set_permissions(path, usual).map_err(failed)
 }
 
 /// Deals sizes to shards in their order: a new one where the sum would pass `most`. A larger one is a

@@ -21,7 +21,8 @@ pub(super) fn of_prompt(
     ids: &[u32],
     Score { prompt, top }: Score,
 ) -> Result<Vec<Scored>, Failure> {
-    let ids = &ids[ids.len().saturating_sub(prompt as usize)..];
+    let unscored = ids.len().saturating_sub(prompt as usize);
+    let ids = &ids[unscored..];
     let before = states_td.size()[0] - ids.len() as i64;
     let mut scores = Vec::with_capacity(ids.len());
     if before == 0
@@ -38,7 +39,7 @@ pub(super) fn of_prompt(
         let width = logits_tv.size()[1] as usize;
         for logits in to_floats(&logits_tv)?.chunks(width) {
             if !logits.iter().copied().all(is_number) {
-                return Err(no_numbers(scores.len()));
+                return Err(no_numbers(unscored + scores.len()));
             }
             let token = ids[scores.len()];
             scores.push(of_token(&speaker.encoder, logits, token, top));

@@ -23,6 +23,7 @@ const MOST_ROWS: usize = 32;
 const SMALL: usize = 1 << 15;
 /// Outputs that a thread computes at a time.
 const BLOCK: usize = 16;
+
 /// `x W^T` over the last dimension; none where libtorch has to do it: for many rows, on a GPU, in another kind than
 /// fp32, where a gradient is wanted or the processor has no fused multiply-add.
 pub(super) fn product(x: &Tensor, weight_oi: &Tensor) -> Option<Tensor> {
@@ -36,7 +37,8 @@ pub(super) fn product(x: &Tensor, weight_oi: &Tensor) -> Option<Tensor> {
         return None;
     }
     let rows = x.numel() / inputs as usize;
-    if rows == 0 || rows > MOST_ROWS {
+    // Libtorch says what is wrong with a shape.
+    if x.size().last() != Some(&inputs) || rows == 0 || rows > MOST_ROWS {
         return None;
     }
     let x = x.contiguous();
@@ -234,7 +236,8 @@ mod tests {
         let half = w.to_kind(Kind::BFloat16);
         let x = Tensor::randn([1, 3], OPTIONS);
         assert!(product(&x.to_kind(Kind::BFloat16), &half).is_none());
+        assert!(product(&Tensor::zeros([0, 3], OPTIONS), &w).is_none());
+        assert!(product(&Tensor::zeros([1, 4], OPTIONS), &w).is_none());
         assert!(product(&x, &w.set_requires_grad(true)).is_none());
-        assert!(product(&Tensor::zeros([0, 3], OPTIONS), &half).is_none());
     }
 }

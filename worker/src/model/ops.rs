@@ -25,7 +25,7 @@ pub(super) fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tens
             None => product,
         };
     }
-    let is_plain = x.device() == Device::Cpu && x.kind() == Kind::Float;
+    let is_plain = x.device() == Device::Cpu && x.kind() == Kind::Float && x.numel() > 0;
     let is_frozen = !x.requires_grad() && !weight.requires_grad();
     if is_plain && is_frozen && weight.numel() > CACHED && tch::utils::has_mkldnn() {
         return x

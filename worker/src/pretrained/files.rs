@@ -1,12 +1,16 @@
 //! Files of weights as tensors, without a copy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use futures::{StreamExt, TryStreamExt};
 use mks2_dataset::pretrained::base::Part;
 use mks2_dataset::pretrained::tensors::Place;
 use mks2_proto::failure::Failure;
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;
+
+/// Files that are fetched at the same time.
+const AT_ONCE: usize = 4;
 
 /// The files of a model that are on this machine, each mapped into memory: their bytes, `[n]`.
 ///
@@ -24,24 +28,24 @@ impl Files {
     /// # Errors
     /// When one cannot be fetched.
     pub(super) fn map(part: &Part, runtime: &Handle) -> Result<Self, Failure> {
-        let mut maps = BTreeMap::new();
+        let mut files = BTreeSet::new();
         for spec in &part.specs {
-            let file = &part.tensors.place(&spec.name)?.file;
-            if maps.contains_key(file) {
-                continue;
-            }
-            let here = runtime.block_on(part.tensors.on_this_machine(file))?;
-            let path = here.as_ref().and_then(|here| here.to_str());
-            let size = here.as_ref().and_then(|here| std::fs::metadata(here).ok());
-            let (Some(path), Some(size)) = (path, size) else {
-                continue;
-            };
-            let (shared, bytes) = (false, size.len() as i64);
-            let map = Tensor::f_from_file(path, shared, bytes, (Kind::Uint8, Device::Cpu));
-            if let Ok(map) = map {
-                maps.insert(file.clone(), map);
-            }
+            files.insert(part.tensors.place(&spec.name)?.file.as_str());
         }
+        let here = files.into_iter().map(|file| async move {
+            let path = part.tensors.on_this_machine(file).await?;
+            Ok::<_, Failure>((file, path))
+        });
+        let here = futures::stream::iter(here).buffer_unordered(AT_ONCE);
+        let here: Vec<_> = runtime.block_on(here.try_collect())?;
+        let maps = here.into_iter().filter_map(|(file, path)| {
+            let path = path?;
+            let bytes = std::fs::metadata(&path).ok()?.len() as i64;
+            let (shared, options) = (false, (Kind::Uint8, Device::Cpu));
+            let map = Tensor::f_from_file(path.to_str()?, shared, bytes, options).ok()?;
+            Some((file.to_owned(), map))
+        });
+        let maps = maps.collect();
         Ok(Self { maps })
     }
 

@@ -69,7 +69,7 @@ pub(super) fn measure(
 }
 
 /// Shares of ranks among the first one, five and ten. Errors are those of other pictures with all that belongs to
-/// them, since the texts of one picture are found together or not at all.
+/// them, since the ranks of one picture's texts depend on each other.
 fn recalls(direction: &str, ranks_of: &[Vec<usize>]) -> Vec<Metric> {
     const MOST: [usize; 3] = [1, 5, 10];
     let shares = |pictures: &[usize]| {
