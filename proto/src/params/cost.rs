@@ -26,8 +26,8 @@ use super::specs::{self, Blocks, Matrix};
 use crate::job::{Experts, MemoryForm, Model, Stage, StageKind, TextTower, Vision};
 use bridge::bridge;
 
-/// Numbers of logits that a frozen head computes at a time: 16 MiB of fp32.
-pub const LOGITS_AT_ONCE: u64 = 4 << 20;
+/// Numbers of logits that a frozen head computes at a time: 24 MiB of fp32.
+pub const LOGITS_AT_ONCE: u64 = 6 << 20;
 
 /// What one sample of a step costs, forward and backward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
