@@ -19,6 +19,8 @@ pub struct Weights {
     /// What the parts of a model have made of frozen weights and read instead of them; shared with
     /// copies.
     derived: Rc<RefCell<Vec<Tensor>>>,
+    /// They are files: nothing is copied only to lie side by side.
+    are_files: bool,
 }
 
 impl Default for Weights {
@@ -27,6 +29,7 @@ impl Default for Weights {
             tensors: BTreeMap::new(),
             kind: Kind::Float,
             derived: Rc::default(),
+            are_files: false,
         }
     }
 }
@@ -41,6 +44,7 @@ impl Clone for Weights {
             tensors: tensors.collect(),
             kind: self.kind,
             derived: Rc::clone(&self.derived),
+            are_files: self.are_files,
         }
     }
 }
@@ -49,6 +53,15 @@ impl Weights {
     /// No weights, to compute in fp32.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, which lie in files: what these have apart stays apart.
+    #[must_use]
+    pub(crate) fn in_files(self) -> Self {
+        Self {
+            are_files: true,
+            ..self
+        }
     }
 
     /// The same for models that compute in `precision`. Frozen matrices are copied into it where they are
@@ -66,6 +79,7 @@ impl Weights {
             tensors: self.tensors.into_iter().map(in_kind).collect(),
             kind,
             derived: self.derived,
+            are_files: self.are_files,
         }
     }
 
@@ -155,13 +169,14 @@ impl Weights {
 
     /// One matrix out of several that read the same input, when none of them is trained: one large
     /// product instead of small ones. The parts are stacked along the outputs; where they lie so in memory,
-    /// it is a view of it.
+    /// it is a view of it. None where files have them apart.
     pub(super) fn fused(&self, parts: &[&Tensor]) -> Option<Tensor> {
         if parts.iter().any(|part| part.requires_grad()) {
             return None;
         }
         // Noted in both cases: whoever compares copies counts the same tensors, wherever they lie.
-        let fused = side_by_side(parts).unwrap_or_else(|| Tensor::cat(parts, 0));
+        let stacked = || (!self.are_files).then(|| Tensor::cat(parts, 0));
+        let fused = side_by_side(parts).or_else(stacked)?;
         self.derive(&fused);
         Some(fused)
     }

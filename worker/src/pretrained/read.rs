@@ -8,9 +8,9 @@
 //! A run has its own memory, since what it goes on from must not change with a file for as long as it takes, and a
 //! digest of it. Who only asks wants an answer soon.
 //!
-//! Matrices that read the same input lie one behind the other, `q k v` and `gate up`, so that the model
-//! takes them as one ([`Weights::fused`]) and nothing is there twice. Several threads read; each has the
-//! memory of the tensor that it reads to itself.
+//! Matrices that read the same input lie one behind the other in memory that is a run's own, `q k v` and `gate up`, so
+//! that the model takes them as one ([`Weights::fused`]) and nothing is there twice; in a file they stay as they lie.
+//! Several threads read; each has the memory of the tensor that it reads to itself.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -50,7 +50,7 @@ pub(crate) fn weights(
     let jobs = laid_out(part, &files, (precision, device))?;
     let weights = named(&jobs);
     read_all(jobs, |job| job.read(part, runtime, |_| ()))?;
-    Ok(weights)
+    Ok(weights.in_files())
 }
 
 /// The same for a run, in its own memory, and a digest of the files: blake3 over the name, type and shape of each
@@ -215,20 +215,17 @@ fn laid_out<'a>(
             true => kind_of(precision),
             false => Kind::Float,
         };
-        let is_right = members.iter().all(|member| member.kind_in_file == kind);
-        let mapped = is_right.then(|| files.together(members.iter().map(|member| member.place)));
-        let mapped = mapped
-            .flatten()
-            .and_then(|bytes| bytes.f_view_dtype(kind).ok());
-        let is_mapped = mapped.is_some();
         let total = members.iter().map(Member::elements).sum();
-        let all = mapped.map_or_else(|| Tensor::f_empty([total], (kind, device)), Ok);
-        let all = all.map_err(|error| too_large(total, error))?;
-        let mut first = 0;
-        for member in members {
-            let elements = member.elements();
-            let into = all.narrow(0, first, elements);
-            first += elements;
+        let found = mapped(files, &members, kind);
+        let is_mapped = found.is_some();
+        let places = match found {
+            Some(places) => places,
+            None => {
+                let all = Tensor::f_empty([total], (kind, device));
+                parts_of(&all.map_err(|error| too_large(total, error))?, &members)
+            }
+        };
+        for (member, into) in members.into_iter().zip(places) {
             jobs.push(Job {
                 name: member.name,
                 place: member.place,
@@ -241,6 +238,26 @@ fn laid_out<'a>(
     // Large ones first, so that no reader is left alone with one at the end.
     jobs.sort_by_key(|job| std::cmp::Reverse(job.into.numel()));
     Ok(jobs)
+}
+
+/// The members of a group in their files, if all are there in this kind: together, or else each by itself.
+fn mapped(files: &Files, members: &[Member], kind: Kind) -> Option<Vec<Tensor>> {
+    if members.iter().any(|member| member.kind_in_file != kind) {
+        return None;
+    }
+    let bytes = |members: &[Member]| files.together(members.iter().map(|member| member.place));
+    let in_kind = |bytes: Tensor| bytes.f_view_dtype(kind).ok();
+    if let Some(all) = bytes(members).and_then(in_kind) {
+        return Some(parts_of(&all, members));
+    }
+    let each = members.chunks(1);
+    each.map(|member| bytes(member).and_then(in_kind)).collect()
+}
+
+/// Places for the members of a group, one behind the other.
+fn parts_of(all: &Tensor, members: &[Member]) -> Vec<Tensor> {
+    let sizes: Vec<i64> = members.iter().map(Member::elements).collect();
+    all.split_with_sizes(sizes, 0)
 }
 
 /// What a tensor lies together with, and at which place; alone under its own name.
