@@ -10,7 +10,7 @@ use mks2_dataset::pretrained::Folder;
 use mks2_proto::evaluate;
 use mks2_proto::export::{Order, Told};
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::Opening;
+use mks2_proto::generate::{Opening, Source};
 use mks2_proto::job::Precision;
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
@@ -30,6 +30,9 @@ pub(crate) struct ModelArgs {
     /// one that is finished]
     #[arg(long, value_name = "NAME")]
     stage: Option<String>,
+    /// Leave out tensors that a published model does not know, instead of refusing them
+    #[arg(long)]
+    no_strict: bool,
     /// Prompts that are answered side by side
     #[arg(long, default_value = "8", value_name = "N", help_heading = COMPUTING)]
     batch: NonZeroU32,
@@ -65,7 +68,7 @@ impl ModelArgs {
     /// # Errors
     /// No such model (exit 2, 3), storage (5), no program (6).
     pub(crate) async fn start(&self, output: &Output) -> Result<Started, Failure> {
-        let found = find(&self.model, self.stage.as_deref()).await?;
+        let found = self.find().await?;
         output.note(&found.words);
         let opening = Opening {
             model: found.source,
@@ -87,7 +90,19 @@ impl ModelArgs {
     /// # Errors
     /// As [`ModelArgs::start`].
     pub(crate) async fn find(&self) -> Result<Found, Failure> {
-        find(&self.model, self.stage.as_deref()).await
+        let mut found = find(&self.model, self.stage.as_deref()).await?;
+        match &mut found.source {
+            Source::Folder { strict, .. } => *strict = !self.no_strict,
+            Source::Run { .. } if self.no_strict => {
+                return Err(Failure::usage(
+                    "--no-strict does not fit a run",
+                    "its job says how published models are read: pretrained.strict",
+                    "leave the option out",
+                ));
+            }
+            Source::Run { .. } => {}
+        }
+        Ok(found)
     }
 
     /// Starts the program to measure tasks. Call it from the main thread.

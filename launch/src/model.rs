@@ -38,6 +38,9 @@ pub(crate) enum ModelCommand {
 pub(crate) struct ShowArgs {
     /// Path or URL of the folder with config.json and safetensors
     url: String,
+    /// Leave out tensors that the model does not know, instead of refusing them
+    #[arg(long)]
+    no_strict: bool,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -54,7 +57,13 @@ pub(crate) async fn run(command: ModelCommand, output: &Output) -> Result<(), Fa
     let ModelCommand::Show(args) = command;
     let folder = Folder::open(&args.url).map_err(Failure::from)?;
     let described = base::read(&folder).await?;
-    let part = Part::open(&folder, &described).await?;
+    let part = Part::open(&folder, &described, !args.no_strict).await?;
+    if !part.left_out.is_empty() {
+        output.note(&format!(
+            "left out, since the model does not know it: {}",
+            part.left_out.join(", ")
+        ));
+    }
     let shown = Shown::of(&folder, &described, &part);
     if args.job {
         output.result(&tables(described)?);

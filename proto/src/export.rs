@@ -102,7 +102,10 @@ mod tests {
     #[test]
     fn orders_and_answers_survive_a_line() {
         let order = Order {
-            model: Source::Folder { url: "a\nb".into() },
+            model: Source::Folder {
+                url: "a\nb".into(),
+                strict: true,
+            },
             form: Form::Hf {
                 dtype: Dtype::Bf16,
                 max_shard_bytes: 7,

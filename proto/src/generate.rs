@@ -49,7 +49,14 @@ pub enum Source {
     Folder {
         /// Where it is.
         url: String,
+        /// Whether a tensor that the model does not know is refused, instead of left out.
+        #[serde(default = "strict")]
+        strict: bool,
     },
+}
+
+fn strict() -> bool {
+    true
 }
 
 /// A checkpoint of a stage.

@@ -289,7 +289,7 @@ impl Default for Optimizer {
 /// Settings of a `pretrained` stage: folders as Hugging Face ships them, with `config.json` and
 /// safetensors. `[model]` and `tokenizer.vocab_size` say what their config.json says:
 /// `mks2 model show URL --job` prints the tables.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Pretrained {
     /// The language model with its tokenizer: a path or any object store URL.
@@ -300,6 +300,27 @@ pub struct Pretrained {
     /// `[model.bridge]` of kind `q-former` that is not trained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub q_former: Option<String>,
+    /// Whether a tensor that a model does not know is refused, instead of left out. One that is missing
+    /// or of another shape is refused in any case.
+    #[serde(skip_serializing_if = "is_true")]
+    pub strict: bool,
+}
+
+impl Default for Pretrained {
+    fn default() -> Self {
+        Self {
+            decoder: String::new(),
+            vision: String::new(),
+            q_former: None,
+            strict: true,
+        }
+    }
+}
+
+/// A run's resolved job, and with it the job's digest, are those of versions that knew nothing else.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// Settings of a `bootstrap` stage.

@@ -110,7 +110,11 @@ impl Adapter {
         }
         match differences.is_empty() {
             true => Ok(Self {
-                part: Part { tensors, specs },
+                part: Part {
+                    tensors,
+                    specs,
+                    left_out: Vec::new(),
+                },
                 parameters,
             }),
             false => Err(PretrainedError::Adapter {

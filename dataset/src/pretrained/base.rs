@@ -31,14 +31,17 @@ pub struct Part {
     pub tensors: Tensors,
     /// Those that the job wants of them.
     pub specs: Vec<ParamSpec>,
+    /// Names of those that the model does not know.
+    pub left_out: Vec<String>,
 }
 
 impl Part {
-    /// Looks for all tensors of a description in a folder.
+    /// Looks for all tensors of a description in a folder. Others are refused where that is `strict`, or
+    /// else left out.
     ///
     /// # Errors
     /// [`PretrainedError::Tensors`], with the names of all that differ.
-    pub async fn open(folder: &Folder, described: &Described) -> Result<Self> {
+    pub async fn open(folder: &Folder, described: &Described, strict: bool) -> Result<Self> {
         let specs = match described {
             Described::Decoder(language) => params::decoder(&language.shape, language.vocab_size),
             Described::Vision(vision) => params::vision(vision),
@@ -46,8 +49,17 @@ impl Part {
             Described::Mks2(model) => model.specs(),
         };
         let tensors = Tensors::open(folder).await?;
-        tensors.check(&specs, |name| extras::is_extra(described, name))?;
-        Ok(Self { tensors, specs })
+        let is_extra = |name: &str| extras::is_extra(described, name);
+        let left_out = match strict {
+            true => Vec::new(),
+            false => tensors.differences(&specs, is_extra).unexpected,
+        };
+        tensors.check(&specs, |name| !strict || is_extra(name))?;
+        Ok(Self {
+            tensors,
+            specs,
+            left_out,
+        })
     }
 }
 
@@ -63,7 +75,7 @@ impl Base {
             return Err(folder.other_kind(described.kind(), "language model"));
         };
         agree(&folder, "model.decoder", language_differs(job, language))?;
-        let decoder = Part::open(&folder, &described).await?;
+        let decoder = Part::open(&folder, &described, stage.strict).await?;
         let tokenizer = tokens::read(&folder).await?;
         let folder = Folder::open(&stage.vision)?;
         let described = read(&folder).await?;
@@ -75,9 +87,9 @@ impl Base {
             "model.vision",
             differences(&job.model.vision, shape),
         )?;
-        let vision = Part::open(&folder, &described).await?;
+        let vision = Part::open(&folder, &described, stage.strict).await?;
         let q_former = match &stage.q_former {
-            Some(url) => Some(q_former(job, url).await?),
+            Some(url) => Some(q_former((job, stage), url).await?),
             None => None,
         };
         Ok(Self {
@@ -89,7 +101,7 @@ impl Base {
     }
 }
 
-async fn q_former(job: &Job, url: &str) -> Result<Part> {
+async fn q_former((job, stage): (&Job, &Pretrained), url: &str) -> Result<Part> {
     let folder = Folder::open(url)?;
     let described = read(&folder).await?;
     let Described::QFormer(found) = &described else {
@@ -103,7 +115,7 @@ async fn q_former(job: &Job, url: &str) -> Result<Part> {
         ));
     }
     agree(&folder, "model.bridge", differences)?;
-    Part::open(&folder, &described).await
+    Part::open(&folder, &described, stage.strict).await
 }
 
 /// What a folder's configuration describes.

@@ -48,6 +48,7 @@ pub(crate) async fn find(named: &str, stage: Option<&str>) -> Result<Found, Fail
                     memory: None,
                     source: Source::Folder {
                         url: named.to_owned(),
+                        strict: true,
                     },
                     // One that was trained here answers as its stage did, not by a chat template.
                     folder: match config::read(&json, config::FILE_NAME) {

@@ -65,6 +65,9 @@ fn what_is_not_whole_is_refused_by_name() {
     std::fs::write(&config, text.replace("\"qwen2\"", "\"llama\"")).expect("written");
     let unexpected = "model.layers.0.self_attn.k_proj.bias";
     show(&place, &folder, &[]).refused(8, &["6 unexpected", unexpected]);
+    // On demand it is left out, and told.
+    let lenient = show(&place, &folder, &["--no-strict"]);
+    assert!(lenient.done().err.contains(unexpected), "{}", lenient.err);
     std::fs::write(&config, text.replace("\"qwen2\"", "\"mamba\"")).expect("written");
     show(&place, &folder, &[]).refused(8, &["'mamba'", "llama, mistral, qwen2"]);
 }

@@ -46,6 +46,7 @@ pub(super) fn measure(settings: &Generate) -> Result<Value, Failure> {
     let runtime = io_runtime()?;
     let source = Source::Folder {
         url: settings.folder.clone(),
+        strict: true,
     };
     reset_peak();
     let before = memory("VmRSS:");

@@ -71,8 +71,9 @@ impl Speaker {
         runtime: &Handle,
     ) -> Result<Self, Failure> {
         match source {
-            Source::Folder { url } => {
-                Self::of_folder(url, (precision.unwrap_or_default(), device), runtime)
+            Source::Folder { url, strict } => {
+                let place = (precision.unwrap_or_default(), device);
+                Self::of_folder((url, *strict), place, runtime)
             }
             Source::Run {
                 job_toml,
@@ -147,7 +148,7 @@ impl Speaker {
     }
 
     fn of_folder(
-        url: &str,
+        (url, strict): (&str, bool),
         (precision, device): (Precision, Device),
         runtime: &Handle,
     ) -> Result<Self, Failure> {
@@ -164,7 +165,7 @@ impl Speaker {
                 ));
             }
         };
-        let part = runtime.block_on(Part::open(&folder, &described))?;
+        let part = runtime.block_on(Part::open(&folder, &described, strict))?;
         let files = runtime.block_on(tokens::read(&folder))?;
         let positions = language.shape.max_text_tokens as usize;
         let encoder = TextEncoder::pretrained(&files, language.vocab_size, positions)?;

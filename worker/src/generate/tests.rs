@@ -17,6 +17,7 @@ fn opening(batch: u32) -> Opening {
     Opening {
         model: Source::Folder {
             url: model().display().to_string(),
+            strict: true,
         },
         device: "cpu".into(),
         precision: None,
@@ -226,6 +227,7 @@ fn what_ends_the_conversation_is_its_last_line() {
     let mut nowhere = opening(1);
     nowhere.model = Source::Folder {
         url: "/nowhere/at/all".into(),
+        strict: true,
     };
     let mut gpu = opening(1);
     gpu.device = "tpu".into();

@@ -22,6 +22,7 @@ use mks2_proto::job::Precision;
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;
+use tracing::warn;
 
 use super::files::Files;
 use crate::flat::bytes_mut;
@@ -195,6 +196,10 @@ fn laid_out<'a>(
     files: &Files,
     (precision, device): (Precision, Device),
 ) -> Result<Vec<Job<'a>>, Failure> {
+    if !part.left_out.is_empty() {
+        let names = &part.left_out;
+        warn!(?names, "tensors that the model does not know are left out");
+    }
     let mut groups: BTreeMap<String, Vec<Member>> = BTreeMap::new();
     for spec in &part.specs {
         let (group, rank) = group_of(&spec.name);

@@ -95,7 +95,9 @@ fn who_only_asks_gets_the_same_weights_from_the_files_themselves() {
     let part = runtime.block_on(async {
         let folder = Folder::open(url).expect("a folder");
         let described = base::read(&folder).await.expect("described");
-        base::Part::open(&folder, &described).await.expect("whole")
+        base::Part::open(&folder, &described, true)
+            .await
+            .expect("whole")
     });
     let place = (Precision::Bf16, Device::Cpu);
     let asked = weights(&part, place, runtime.handle()).expect("read");
@@ -217,6 +219,30 @@ fn copied(name: &str) -> tempfile::TempDir {
         std::fs::copy(from, to).expect("copied");
     }
     copy
+}
+
+#[test]
+fn what_a_model_does_not_know_is_left_out_on_demand() {
+    let copy = copied("base-decoder");
+    let index = copy.path().join("model.safetensors.index.json");
+    let json = std::fs::read(&index).expect("an index");
+    let mut json: Value = serde_json::from_slice(&json).expect("JSON");
+    json["weight_map"]["model.more.weight"] = "more.safetensors".into();
+    std::fs::write(&index, json.to_string()).expect("written");
+    let more =
+        safetensors::tensor::TensorView::new(Dtype::F32, vec![1], &[0; 4]).expect("a tensor");
+    let file = copy.path().join("more.safetensors");
+    safetensors::serialize_to_file([("model.more.weight", more)], None, &file).expect("written");
+    let mut job = job(copy.path());
+    let refused = read(&job).err().expect("strict").why;
+    assert!(
+        refused.contains("1 unexpected: model.more.weight"),
+        "{refused}"
+    );
+    job.stages[0].pretrained.as_mut().expect("models").strict = false;
+    let found = read(&job).expect("read");
+    assert!(!found.weights.contains("model.more.weight"));
+    assert!(found.weights.contains("model.norm.weight"));
 }
 
 /// The tokenizer of a folder.
