@@ -38,6 +38,7 @@ pub mod export;
 mod eyes;
 pub mod flat;
 pub mod generate;
+mod generator;
 pub mod gpu_check;
 pub mod lineage;
 pub mod model;

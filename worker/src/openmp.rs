@@ -20,17 +20,21 @@ static PARALLEL: LazyLock<Option<Parallel>> = LazyLock::new(|| {
 
 type Work<'a> = &'a (dyn Fn() + Sync);
 
-/// Runs `work` in all of libtorch's threads at once, and returns when it has ended in each. In this one alone where
-/// libtorch was built with another kind of threads.
+/// How many there are for [`on`]; none where libtorch has several of another kind.
+pub(crate) fn threads() -> Option<c_uint> {
+    let threads = c_uint::try_from(tch::get_num_threads()).unwrap_or(1);
+    (threads <= 1 || PARALLEL.is_some()).then_some(threads)
+}
+
+/// Runs `work` in so many of libtorch's threads at once, this one among them, and returns when it has ended in each.
 ///
 /// A panic in `work` ends the process.
-pub(crate) fn everywhere(work: Work) {
+pub(crate) fn on(threads: c_uint, work: Work) {
     unsafe extern "C" fn body(data: *mut c_void) {
         // SAFETY: `data` is the `work` below, which lives until all threads have returned.
         let work = unsafe { &*data.cast::<Work>() };
         work();
     }
-    let threads = c_uint::try_from(tch::get_num_threads()).unwrap_or(1);
     match *PARALLEL {
         Some(parallel) if threads > 1 => {
             let data = (&raw const work).cast_mut().cast();
@@ -52,17 +56,14 @@ mod tests {
     #[test]
     fn all_threads_work_and_have_ended_when_it_returns() {
         assert!(PARALLEL.is_some(), "libtorch's threads are libgomp's");
-        let before = tch::get_num_threads();
-        tch::set_num_threads(3);
         let (calls, threads) = (AtomicUsize::new(0), Mutex::new(BTreeSet::new()));
-        everywhere(&|| {
+        on(3, &|| {
             threads
                 .lock()
                 .unwrap()
                 .insert(format!("{:?}", std::thread::current().id()));
             calls.fetch_add(1, Ordering::Relaxed);
         });
-        tch::set_num_threads(before);
         assert_eq!(calls.into_inner(), 3);
         assert_eq!(threads.into_inner().unwrap().len(), 3);
     }

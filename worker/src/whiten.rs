@@ -54,14 +54,16 @@ pub(crate) fn evened(
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
+    use crate::generator::normal;
 
     /// Inputs and a projection whose directions differ by a factor of 50 in strength.
     fn case() -> (Tensor, Tensor) {
-        tch::manual_seed(3);
-        let inputs_nv = Tensor::randn([4000, 6], (Kind::Float, tch::Device::Cpu));
+        let inputs_nv = normal(3, &[4000, 6], Device::Cpu);
         let scale = Tensor::from_slice(&[50f32, 10.0, 2.0, 1.0]).unsqueeze(1);
-        let projection_ev = Tensor::randn([4, 6], (Kind::Float, tch::Device::Cpu)) * scale;
+        let projection_ev = normal(4, &[4, 6], Device::Cpu) * scale;
         (inputs_nv, projection_ev)
     }
 

@@ -9,11 +9,12 @@ use mks2_proto::failure::Failure;
 use mks2_proto::job::Decoder as Shape;
 use mks2_proto::params;
 use serde_json::{Value, json};
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Device, Reduction, Tensor};
 
 use super::process::{memory, reset_peak};
 use super::stage::median;
 use crate::device;
+use crate::generator::{below, normal};
 use crate::model::{Decoder, Weights, losses};
 
 /// The loss to measure.
@@ -43,14 +44,9 @@ type Way<'a> = dyn Fn() -> Result<Tensor, Failure> + 'a;
 pub(super) fn measure(settings: &Loss) -> Result<Value, Failure> {
     device::prepare(settings.threads);
     let decoder = decoder(settings)?;
-    let options = (Kind::Float, Device::Cpu);
     let (t, d) = (settings.tokens, i64::from(settings.hidden));
-    let states_1td = Tensor::randn([1, t, d], options).set_requires_grad(true);
-    let labels_1t = Tensor::randint(
-        i64::from(settings.vocab),
-        [1, t],
-        (Kind::Int64, Device::Cpu),
-    );
+    let states_1td = normal(1, &[1, t, d], Device::Cpu).set_requires_grad(true);
+    let labels_1t = below(2, i64::from(settings.vocab), &[1, t], Device::Cpu);
     let in_pieces = || Ok(losses::next_token(&decoder, &states_1td, &labels_1t)?.0);
     let at_once = || {
         let logits_tv = decoder.logits(&states_1td.squeeze_dim(0));

@@ -12,7 +12,7 @@ use mks2_proto::failure::Failure;
 use mks2_proto::job::Optimizer;
 use mks2_proto::params::{Init, ParamSpec};
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 use tokio::runtime::Runtime;
 
 use super::process::{memory, reset_peak};
@@ -20,6 +20,7 @@ use crate::app::io_runtime;
 use crate::checkpoint::{CheckpointStore, Facts, Pool, Table};
 use crate::device;
 use crate::flat::{FlatLayout, FlatState};
+use crate::generator::normal;
 use crate::optim::AdamW;
 use crate::saver::{Content, Original, table_of};
 
@@ -112,7 +113,7 @@ impl<'a> Bench<'a> {
             pool: Pool::default(),
             store: CheckpointStore::open(&folder)?,
             runtime: io_runtime()?,
-            factor: Tensor::randn([SIDE, SIDE], (Kind::Float, Device::Cpu)),
+            factor: normal(1, &[SIDE, SIDE], Device::Cpu),
             step: 0,
         })
     }

@@ -90,14 +90,16 @@ impl<'a> Adam<'a> {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
+    use crate::generator::{below, normal};
 
     #[test]
     fn finds_a_class_that_is_linear_in_the_feature_and_nothing_in_noise() {
-        tch::manual_seed(5);
-        let x = Tensor::randn([400, 6], (Kind::Float, tch::Device::Cpu));
+        let x = normal(5, &[400, 6], Device::Cpu);
         let linear = x.narrow(1, 0, 3).argmax(-1, false);
-        let noise = Tensor::randint(3, [400], (Kind::Int64, tch::Device::Cpu));
+        let noise = below(6, 3, &[400], Device::Cpu);
         let split = |t: &Tensor| (t.narrow(0, 0, 300), t.narrow(0, 300, 100));
         let accuracy = |y: &Tensor| {
             let ((a, b), (ya, yb)) = (split(&x), split(y));

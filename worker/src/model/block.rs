@@ -24,6 +24,7 @@ use super::tape::Tape;
 use super::view::{Plan, Selection, View};
 use super::weights::expect_shape;
 use super::{ModelError, Result, Weights};
+use crate::generator;
 
 /// What stands in the second half of every block.
 #[derive(Clone, Copy, Debug)]
@@ -280,15 +281,19 @@ impl Step<'_> {
         view: &View,
         keep: &mut impl FnMut(usize, &Heads),
     ) -> (Tensor, Option<Tensor>) {
-        if let Some(seed) = self.dropout_seed {
-            tch::manual_seed(seed.wrapping_add(self.layer as i64));
-        }
-        let h = self
-            .block
-            .attend(h_btd, self.second, self.layer, view, keep);
-        let (out, scores) = self
-            .block
-            .second_half(&h, self.second, self.layer, self.record_scores);
+        let mut halves = || {
+            let h = self
+                .block
+                .attend(h_btd, self.second, self.layer, view, keep);
+            let (out, scores) =
+                self.block
+                    .second_half(&h, self.second, self.layer, self.record_scores);
+            (h, out, scores)
+        };
+        let (h, out, scores) = match self.dropout_seed {
+            Some(seed) => generator::seeded(seed.wrapping_add(self.layer as i64), halves),
+            None => halves(),
+        };
         // Not in place: the norm's backward pass needs h as it was.
         (&h + out, scores)
     }

@@ -25,8 +25,12 @@ const SMALL: usize = 1 << 15;
 const BLOCK: usize = 16;
 
 /// `x W^T` over the last dimension; none where libtorch has to do it: for many rows, on a GPU, in another kind than
-/// fp32, where a gradient is wanted or the processor has no fused multiply-add.
+/// fp32, where a gradient is wanted, the processor has no fused multiply-add or libtorch's threads are not to be had.
 pub(super) fn product(x: &Tensor, weight_oi: &Tensor) -> Option<Tensor> {
+    product_on(openmp::threads()?, x, weight_oi)
+}
+
+fn product_on(threads: u32, x: &Tensor, weight_oi: &Tensor) -> Option<Tensor> {
     let [outputs, inputs] = weight_oi.size()[..] else {
         return None;
     };
@@ -56,7 +60,7 @@ pub(super) fn product(x: &Tensor, weight_oi: &Tensor) -> Option<Tensor> {
     };
     match all_w.len() < SMALL {
         true => work(),
-        false => openmp::everywhere(&work),
+        false => openmp::on(threads, &work),
     }
     let mut size = x.size();
     size.pop();
@@ -193,15 +197,18 @@ mod kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generator::normal;
 
-    const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
+    fn random(shape: &[i64]) -> Tensor {
+        normal(shape.iter().sum(), shape, Device::Cpu)
+    }
 
     #[test]
     fn it_is_the_product_for_any_number_of_rows_and_outputs() {
         for rows in [1, 2, 3, 4, 7, 8, 13, 32] {
             for (outputs, inputs) in [(1, 1), (5, 7), (16, 8), (33, 40), (70, 515)] {
-                let x = Tensor::randn([1, rows, inputs], OPTIONS);
-                let w = Tensor::randn([outputs, inputs], OPTIONS);
+                let x = random(&[1, rows, inputs]);
+                let w = random(&[outputs, inputs]);
                 let ours = product(&x, &w).expect("few rows");
                 assert_eq!(ours.size(), [1, rows, outputs]);
                 let right = x
@@ -215,29 +222,26 @@ mod tests {
 
     #[test]
     fn a_row_does_not_depend_on_others_nor_on_threads() {
-        let x = Tensor::randn([7, 300], OPTIONS);
-        let w = Tensor::randn([250, 300], OPTIONS);
-        let before = tch::get_num_threads();
-        let all = product(&x, &w).expect("few rows");
+        let x = random(&[7, 300]);
+        let w = random(&[250, 300]);
+        let all = product_on(2, &x, &w).expect("few rows");
         for threads in [1, 3] {
-            tch::set_num_threads(threads);
             for row in 0..7 {
-                let one = product(&x.narrow(0, row, 1), &w).expect("few rows");
+                let one = product_on(threads, &x.narrow(0, row, 1), &w).expect("few rows");
                 assert!(one.equal(&all.narrow(0, row, 1)), "{row}");
             }
         }
-        tch::set_num_threads(before);
     }
 
     #[test]
     fn other_products_are_left_to_libtorch() {
-        let w = Tensor::randn([4, 3], OPTIONS);
-        assert!(product(&Tensor::randn([33, 3], OPTIONS), &w).is_none());
+        let w = random(&[4, 3]);
+        assert!(product(&random(&[33, 3]), &w).is_none());
         let half = w.to_kind(Kind::BFloat16);
-        let x = Tensor::randn([1, 3], OPTIONS);
+        let x = random(&[1, 3]);
         assert!(product(&x.to_kind(Kind::BFloat16), &half).is_none());
-        assert!(product(&Tensor::zeros([0, 3], OPTIONS), &w).is_none());
-        assert!(product(&Tensor::zeros([1, 4], OPTIONS), &w).is_none());
+        assert!(product(&Tensor::zeros([0, 3], (Kind::Float, Device::Cpu)), &w).is_none());
+        assert!(product(&Tensor::zeros([1, 4], (Kind::Float, Device::Cpu)), &w).is_none());
         assert!(product(&x, &w.set_requires_grad(true)).is_none());
     }
 }

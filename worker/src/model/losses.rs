@@ -182,13 +182,14 @@ mod tests {
     use tch::Device;
 
     use super::*;
+    use crate::generator::normal;
     use crate::model::small::{VOCAB, job, weights};
 
     #[test]
     fn a_loss_in_pieces_is_the_loss() {
         let job = job("");
         let decoder = Decoder::new(&job.model.decoder, VOCAB, &weights(&job)).expect("a decoder");
-        let states_cd = Tensor::randn([10, 24], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let states_cd = normal(1, &[10, 24], Device::Cpu).set_requires_grad(true);
         let targets_c = Tensor::arange(10, (Kind::Int64, Device::Cpu)) * 4;
         let whole = cross_entropy_sum(&decoder.logits(&states_cd), &targets_c);
         let of = |loss: &Tensor| {

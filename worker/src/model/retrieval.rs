@@ -144,10 +144,11 @@ impl RetrievalHeads {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generator::normal;
 
     #[test]
     fn without_a_projection_pictures_stay_in_the_encoders_space() {
-        let global_me = Tensor::randn([5, 8], (Kind::Float, tch::Device::Cpu));
+        let global_me = normal(1, &[5, 8], tch::Device::Cpu);
         let mut head = RetrievalHead {
             block: 1,
             text_sd: Tensor::zeros([8, 4], (Kind::Float, tch::Device::Cpu)),

@@ -2,9 +2,10 @@
 
 use mks2_proto::job::{Job, load};
 use mks2_proto::params::{self, trained_by};
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
 use super::Weights;
+use crate::generator::normal;
 
 /// Tokens that it knows.
 pub(super) const VOCAB: u32 = 41;
@@ -73,10 +74,9 @@ pub(super) fn weights(job: &Job) -> Weights {
         specs.extend(trained_by(&job.model, VOCAB, stage));
     }
     let mut weights = Weights::new();
-    tch::manual_seed(7);
-    for spec in &specs {
+    for (seed, spec) in (7..).zip(&specs) {
         let shape: Vec<i64> = spec.shape.iter().map(|size| *size as i64).collect();
-        let random = Tensor::randn(shape.as_slice(), (Kind::Float, Device::Cpu)) * 0.3;
+        let random = normal(seed, &shape, Device::Cpu) * 0.3;
         weights.insert_frozen(&spec.name, &random);
     }
     weights
