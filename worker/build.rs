@@ -1,12 +1,12 @@
-//! Finds libtorch and writes its folder into the run path of every binary, test and bench of this
-//! package, so that none of them needs `LD_LIBRARY_PATH`. `torch-sys` links; this only says where.
+//! Finds libtorch, writes its folder into the run path of every binary, test and bench of this package, so
+//! that none of them needs `LD_LIBRARY_PATH`, and compiles the one file of C++. `torch-sys` links.
 //!
 //! libtorch is, in this order: the `torch` of the active Python when `LIBTORCH_USE_PYTORCH` is set,
 //! the folder in `LIBTORCH` (`.cargo/config.toml` points it at `.libtorch`, the link that
 //! `cargo xtask setup` makes).
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[path = "build/version.rs"]
@@ -15,6 +15,7 @@ mod version;
 fn main() {
     for name in [
         "LIBTORCH",
+        "LIBTORCH_INCLUDE",
         "LIBTORCH_LIB",
         "LIBTORCH_USE_PYTORCH",
         "VIRTUAL_ENV",
@@ -23,13 +24,41 @@ fn main() {
     }
     println!("cargo::rerun-if-changed=build.rs");
     match libtorch() {
-        Ok(lib) => println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display()),
+        Ok(found) => {
+            println!("cargo::rustc-link-arg=-Wl,-rpath,{}", found.lib.display());
+            compile(&found.include);
+        }
         Err(sentence) => println!("cargo::error={sentence}"),
     }
 }
 
-/// The folder of `libtorch_cpu.so`, or one sentence that says what is wrong and how to cure it.
-fn libtorch() -> Result<PathBuf, String> {
+/// Where libtorch's files are.
+struct Libtorch {
+    /// `libtorch_cpu.so`
+    lib: PathBuf,
+    /// `torch/`, `ATen/`, `c10/`
+    include: PathBuf,
+}
+
+fn compile(include: &Path) {
+    const SOURCE: &str = "src/model/onednn.cpp";
+    println!("cargo::rerun-if-changed={SOURCE}");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .includes([include, &include.join("torch/csrc/api/include")])
+        // As libtorch itself is built.
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .opt_level(2)
+        .debug(false)
+        // The headers are libtorch's.
+        .warnings(false)
+        .file(SOURCE)
+        .compile("mks2_onednn");
+}
+
+/// libtorch, or one sentence that says what is wrong and how to cure it.
+fn libtorch() -> Result<Libtorch, String> {
     if env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
         return from_python();
     }
@@ -41,15 +70,20 @@ fn libtorch() -> Result<PathBuf, String> {
     let lib = env::var_os("LIBTORCH_LIB")
         .map_or_else(|| root.clone(), PathBuf::from)
         .join("lib");
-    version::of_folder(&root, &lib).map_err(|wrong| {
+    let include = env::var_os("LIBTORCH_INCLUDE").map_or_else(|| root.clone(), PathBuf::from);
+    let lib = version::of_folder(&root, &lib).map_err(|wrong| {
         let version = version::VERSION;
         format!("{wrong}: run `cargo xtask setup`, or set LIBTORCH to a libtorch {version}")
+    })?;
+    Ok(Libtorch {
+        lib,
+        include: include.join("include"),
     })
 }
 
 /// Asks the interpreter that torch-sys asks: `python` of an active virtual environment, else
 /// `python3`.
-fn from_python() -> Result<PathBuf, String> {
+fn from_python() -> Result<Libtorch, String> {
     let python = if env::var_os("VIRTUAL_ENV").is_some() {
         "python"
     } else {
@@ -62,5 +96,9 @@ fn from_python() -> Result<PathBuf, String> {
         Ok(output) => version::of_python(&String::from_utf8_lossy(&output.stdout)),
         Err(error) => Err(format!("{python} does not start ({error})")),
     };
-    folder.map_err(|wrong| version::python_refused(&wrong))
+    let lib = folder.map_err(|wrong| version::python_refused(&wrong))?;
+    Ok(Libtorch {
+        include: lib.with_file_name("include"),
+        lib,
+    })
 }

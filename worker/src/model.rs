@@ -68,6 +68,7 @@ mod layers;
 mod lora;
 pub mod losses;
 mod memory;
+mod onednn;
 mod ops;
 mod q_former;
 mod retrieval;

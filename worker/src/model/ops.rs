@@ -1,11 +1,8 @@
 //! Small functions that several modules share.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::few_rows;
-
-/// Numbers of a matrix that a processor's cache may hold: 64 MiB.
-const CACHED: usize = 16 << 20;
+use super::{few_rows, onednn};
 
 /// `x W^T`, over the last dimension.
 pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
@@ -14,9 +11,8 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
 
 /// `x W^T + b`, over the last dimension, in the kind of `x`.
 ///
-/// libtorch leaves it to MKL, which packs the whole matrix anew for each product. Where nothing is differentiated, few
-/// rows are spared that, and so is a matrix that no cache holds, such as the output head: oneDNN reads it as it
-/// lies.
+/// libtorch leaves it to MKL. Few rows, where nothing is differentiated, and large products on some processors are
+/// faster in another way.
 pub(super) fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let (weight, bias) = (like(weight, x), bias.map(|bias| like(bias, x)));
     if let Some(product) = few_rows::product(x, &weight) {
@@ -25,15 +21,10 @@ pub(super) fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tens
             None => product,
         };
     }
-    let is_plain = x.device() == Device::Cpu && x.kind() == Kind::Float && x.numel() > 0;
-    let is_frozen = !x.requires_grad() && !weight.requires_grad();
-    if is_plain && is_frozen && weight.numel() > CACHED && tch::utils::has_mkldnn() {
-        return x
-            .g_to_mkldnn(None)
-            .mkldnn_linear(&weight, bias)
-            .to_dense(None, false);
+    match onednn::linear(x, &weight, bias.as_ref()) {
+        Some(product) => product,
+        None => x.linear(&weight, bias),
     }
-    x.linear(&weight, bias)
 }
 
 /// A weight in the kind of what it is applied to; itself where it is of that kind. A weight that is
