@@ -34,13 +34,14 @@ unsafe extern "C" {
 }
 
 /// `x W^T + b` over the last dimension; none where it is left to libtorch: small products, another kind than fp32,
-/// GPUs, and processors on which MKL is as fast.
+/// GPUs, and processors on which MKL is as fast but for a large frozen matrix.
 pub(super) fn linear(x: &Tensor, weight_oi: &Tensor, bias: Option<&Tensor>) -> Option<Tensor> {
     let is_plain = |tensor: &Tensor| tensor.device() == Device::Cpu && tensor.kind() == Kind::Float;
     let outputs = weight_oi.size().first().copied().unwrap_or(0) as usize;
+    let is_frozen = !x.requires_grad() && !weight_oi.requires_grad();
     let pays = match *IS_FASTER {
         true => x.numel() * outputs >= SMALL,
-        false => weight_oi.numel() > CACHED && x.numel() > 0,
+        false => is_frozen && weight_oi.numel() > CACHED && x.numel() > 0,
     };
     if !pays || !is_plain(x) || !is_plain(weight_oi) || !tch::utils::has_mkldnn() {
         return None;
