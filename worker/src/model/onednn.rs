@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 /// Multiplications below which it is not worth to compile code for another shape, which takes oneDNN a third of a
 /// millisecond.
-const SMALL: usize = 1 << 25;
+const SMALL: usize = 1 << 23;
 /// Numbers of a matrix that a processor's cache may hold: 64 MiB. A larger one is not packed for one product.
 const CACHED: usize = 16 << 20;
 
