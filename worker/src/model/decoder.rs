@@ -115,7 +115,7 @@ impl Decoder {
 
     /// What the head makes of an error in its logits: `error W_head`, `[.., d]`.
     pub(super) fn through_head(&self, error: &Tensor) -> Tensor {
-        error.to_kind(self.head.kind()).matmul(&self.head)
+        linear(&error.to_kind(self.head.kind()), &self.head.tr())
     }
 
     /// Tokens that it knows.
