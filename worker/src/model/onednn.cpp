@@ -24,6 +24,32 @@ Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bi
   return linear.call(a, b, bias, "none", Scalars(), std::nullopt);
 }
 
+// Rows of zeros behind those of x, up to one of eight sizes between two powers of two. oneDNN compiles code for each
+// size, and keeps it and its memory: texts of every length would take gigabytes.
+Tensor padded(const Tensor& x_mi) {
+  const int64_t rows = x_mi.size(0);
+  int64_t step = 1;
+  while (step * 16 < rows) {
+    step *= 2;
+  }
+  const int64_t missing = (step - rows % step) % step;
+  return missing == 0 ? x_mi : at::constant_pad_nd(x_mi, {0, 0, 0, missing});
+}
+
+// x W^T (+ bias) over the last dimension of x, which has `sizes`; its rows are `x_mi`.
+Tensor linear(
+    const Tensor& x_mi, const Tensor& weight_oi, at::IntArrayRef sizes, const std::optional<Tensor>& bias = std::nullopt) {
+  // What is returned is no view of anything that the graph knows.
+  const at::AutoDispatchBelowADInplaceOrView below;
+  auto wanted = sizes.vec();
+  wanted.back() = weight_oi.size(0);
+  return product(padded(x_mi), weight_oi, bias).narrow(0, 0, x_mi.size(0)).view(wanted);
+}
+
+Tensor as_rows(const Tensor& x) {
+  return x.reshape({-1, x.size(-1)});
+}
+
 struct Linear : torch::autograd::Function<Linear> {
   // Of x and weight stays what the gradient of the other needs.
   static Tensor forward(
@@ -32,21 +58,21 @@ struct Linear : torch::autograd::Function<Linear> {
         {weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()});
     context->saved_data["sizes"] = x.sizes();
     context->saved_data["is_biased"] = bias.has_value();
-    return product(x, weight, bias);
+    return linear(as_rows(x), weight, x.sizes(), bias);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
     const auto sizes = context->saved_data["sizes"].toIntVector();
-    const Tensor dy_mo = gradients[0].reshape({-1, gradients[0].size(-1)});
+    const Tensor dy_mo = as_rows(gradients[0]);
     Tensor dx, dw, db;
     if (saved[1].defined()) {
-      dx = product(dy_mo, saved[1].t()).view(sizes);
+      dx = linear(dy_mo, saved[1].t(), sizes);
     }
     if (saved[0].defined()) {
-      const Tensor x_mi = saved[0].reshape({-1, saved[0].size(-1)});
+      const Tensor dy_om = padded(dy_mo).t(), x_im = padded(as_rows(saved[0])).t();
       // oneDNN reads the right factor as it lies; the left one is copied, so let it be the smaller.
-      dw = dy_mo.size(1) <= x_mi.size(1) ? product(dy_mo.t(), x_mi.t()) : product(x_mi.t(), dy_mo.t()).t();
+      dw = dy_om.size(0) <= x_im.size(0) ? product(dy_om, x_im) : product(x_im, dy_om).t();
     }
     if (context->saved_data["is_biased"].toBool() && context->needs_input_grad(2)) {
       db = dy_mo.sum(0);

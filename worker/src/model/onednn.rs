@@ -130,7 +130,7 @@ mod tests {
         if !tch::utils::has_mkldnn() {
             return;
         }
-        for (rows, outputs, inputs) in [(1, 1, 1), (3, 5, 7), (40, 8, 96), (40, 96, 8)] {
+        for (rows, outputs, inputs) in [(1, 1, 1), (3, 5, 7), (40, 8, 96), (41, 96, 8)] {
             for trained in 0..8 {
                 let leaf = |seed: i64, shape: &[i64]| {
                     normal(seed, shape, Device::Cpu).set_requires_grad(trained >> seed & 1 == 1)
