@@ -393,8 +393,8 @@ impl Default for MemoryStage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Experts {
-    /// Names of `memory` and `attach` stages whose memories join the MLP in the mixture. None: LoRA
-    /// alone.
+    /// Names of `memory` and `attach` stages whose memories join the MLP in the mixture; the stage builds on
+    /// each of them. None: LoRA alone.
     pub memories: Vec<String>,
     /// Permutes each memory's hidden units between its two layers: the control that destroys
     /// what was stored and keeps every statistic of the weights.
@@ -422,8 +422,8 @@ pub struct Experts {
     pub question: String,
     /// The answer, as a template; the loss is on its tokens.
     pub answer: String,
-    /// Image tokens stand before the question where the row has a picture. Off: text alone, and
-    /// pictures are not even read.
+    /// Image tokens stand before the question where the row has a picture; the stage builds on one that
+    /// brings a bridge. Off: text alone, and pictures are not even read.
     pub pictures: bool,
     /// Put the end token between question and answer, so that the answer is predicted where the
     /// retrieval head reads.

@@ -281,6 +281,7 @@ impl Check<'_> {
             let fits = StageKind::is_memory;
             self.earlier_stage(rules, "experts.memories", name, fits, "memory");
         }
+        self.inherits(rules, settings);
         rules.require(
             !has_twice(&settings.memories),
             format!("{table}.memories"),

@@ -346,6 +346,57 @@ fn memories_of_other_runs_are_experts_beside_the_own() {
 }
 
 #[test]
+fn experts_build_on_the_memories_that_they_mix() {
+    let mut job = sample();
+    attached(&mut job);
+    let settings = job.stages[3].experts.as_mut().expect("settings");
+    settings.memories.push("flowers".into());
+    let found = problems(&job);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].key, "stage.with-memory.experts.memories");
+    assert!(
+        found[0].why.contains("no weights of this memory"),
+        "{found:#?}"
+    );
+    assert!(
+        found[0]
+            .cure
+            .contains("add \"flowers\" to stage.with-memory.from")
+    );
+    // A memory that another stage builds on is there too.
+    job.stages[2].from.push("flowers".into());
+    assert_eq!(problems(&job), []);
+    // Circles are told, not followed.
+    job.stages[1].from.push("with-memory".into());
+    assert!(!problems(&job).is_empty());
+}
+
+#[test]
+fn experts_see_pictures_through_the_bridge_of_a_stage_that_they_build_on() {
+    let mut job = sample();
+    let settings = job.stages[2].experts.as_mut().expect("settings");
+    (settings.pictures, settings.memories) = (true, Vec::new());
+    assert_eq!(problems(&job), []);
+    job.stages[2].from = vec!["bootstrap".into()];
+    let found = problems(&job);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].key, "stage.with-memory.experts.pictures");
+    assert!(found[0].why.contains("brings a bridge"), "{found:#?}");
+    assert!(
+        found[0]
+            .cure
+            .contains("to stage.with-memory.from: memory; or")
+    );
+    // An attached memory brings one, if it is told to.
+    attached(&mut job);
+    job.stages[3].from.push("flowers".into());
+    assert_eq!(problems(&job), []);
+    let settings = job.stages[1].attach.as_mut().expect("settings");
+    settings.bridge = false;
+    assert_eq!(problems(&job)[0].key, "stage.with-memory.experts.pictures");
+}
+
+#[test]
 fn an_attached_memory_has_a_place_a_language_model_and_a_shape() {
     let settings = |job: &mut Job| attached(job).attach.clone().expect("settings");
     broken("stage.flowers.attach.memory", "is empty", |job| {
