@@ -19,6 +19,7 @@ use mks2_dataset::pretrained::base::Part;
 use mks2_dataset::pretrained::tensors::Place;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::Precision;
+use mks2_proto::params::follows_precision;
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;
@@ -26,13 +27,10 @@ use tracing::warn;
 
 use super::files::Files;
 use crate::flat::bytes_mut;
-use crate::model::{Weights, follows_precision, kind_of};
+use crate::model::{Weights, group_of, kind_of};
 
 /// Tensors that are read at the same time.
 const READERS: usize = 4;
-
-/// What reads the same input, in the order in which it lies in memory.
-const TOGETHER: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
 
 /// The weights of a model in this precision on this device, to be asked. They may be the files themselves,
 /// which nobody should change meanwhile.
@@ -263,18 +261,6 @@ fn mapped(files: &Files, members: &[Member], kind: Kind) -> Option<Vec<Tensor>> 
 fn parts_of(all: &Tensor, members: &[Member]) -> Vec<Tensor> {
     let sizes: Vec<i64> = members.iter().map(Member::elements).collect();
     all.split_with_sizes(sizes, 0)
-}
-
-/// What a tensor lies together with, and at which place; alone under its own name.
-fn group_of(name: &str) -> (String, usize) {
-    for together in TOGETHER {
-        for (rank, part) in together.iter().enumerate() {
-            if name.contains(part) {
-                return (name.replace(part, &together.concat()), rank);
-            }
-        }
-    }
-    (name.to_owned(), 0)
 }
 
 fn kind_in_file(name: &str, place: &Place, part: &Part) -> Result<Kind, Failure> {
