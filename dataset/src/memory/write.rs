@@ -104,7 +104,7 @@ impl Writer {
             .map_err(|error| internal(&error))?;
         let part = Part {
             group,
-            path: format!("parts/{digest}.safetensors"),
+            path: card::path_of(&digest),
             digest,
             bytes: file.len() as u64,
             tensors: entries,
