@@ -2,7 +2,10 @@
 
 use mks2_proto::failure::Failure;
 
+use super::adapter;
 use super::tensors::Differences;
+
+const ADAPTERS: &str = "the adapters cannot be taken in";
 
 /// What can be wrong with the folder of a model.
 #[derive(Debug, thiserror::Error)]
@@ -94,10 +97,29 @@ impl From<PretrainedError> for Failure {
         let why = error.to_string();
         let failure = match error {
             PretrainedError::Store(inner) => return inner.into(),
+            PretrainedError::Missing { ref file } if is_of_adapters(file) => Self::checkpoint(
+                ADAPTERS,
+                why,
+                "name a folder with adapter_config.json and adapter_model.safetensors, as PEFT and \
+                 `mks2 export peft` write it",
+            ),
             PretrainedError::Missing { .. } => Self::checkpoint(
                 what,
                 why,
                 "name a folder with config.json and safetensors, as `huggingface-cli download` writes it",
+            ),
+            PretrainedError::Pickle {
+                ref file,
+                ref folder,
+            } if is_of_adapters(file) => Self::checkpoint(
+                ADAPTERS,
+                why,
+                format!(
+                    "convert it: python -c \"import torch; from safetensors.torch import save_file; \
+                     save_file(torch.load('{folder}/{}', weights_only=True), '{folder}/{}')\"",
+                    adapter::PICKLE,
+                    adapter::TENSORS
+                ),
             ),
             PretrainedError::Pickle { ref folder, .. } => Self::checkpoint(
                 what,
@@ -132,7 +154,7 @@ impl From<PretrainedError> for Failure {
                 ),
             ),
             PretrainedError::Adapter { .. } => Self::settings(
-                "the adapters cannot be taken in",
+                ADAPTERS,
                 why,
                 "set lora_rank, lora_alpha, adapter_blocks and adapt_attention of the stage as they have them",
             ),
@@ -144,4 +166,10 @@ impl From<PretrainedError> for Failure {
         };
         failure.with_source(error)
     }
+}
+
+/// Whether a file is one that PEFT writes.
+fn is_of_adapters(file: &str) -> bool {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    [adapter::SETTINGS, adapter::TENSORS, adapter::PICKLE].contains(&name)
 }

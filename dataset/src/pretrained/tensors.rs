@@ -14,7 +14,7 @@ use mks2_proto::params::ParamSpec;
 use safetensors::tensor::{Dtype, TensorInfo};
 use serde::Deserialize;
 
-use super::{Folder, PretrainedError, Result};
+use super::{Folder, PretrainedError, Result, adapter};
 
 /// The one file of a small model.
 const SINGLE: &str = "model.safetensors";
@@ -301,7 +301,11 @@ fn size_of(info: &TensorInfo) -> Option<u64> {
 
 /// Why a file that should be there is not.
 async fn absent(folder: &Folder, file: &str) -> Result<PretrainedError> {
-    for pickle in PICKLES {
+    let pickles: &[&str] = match file {
+        adapter::TENSORS => &[adapter::PICKLE],
+        _ => &PICKLES,
+    };
+    for pickle in pickles {
         if folder.size(pickle).await?.is_some() {
             return Ok(PretrainedError::Pickle {
                 file: folder.name_of(pickle),
