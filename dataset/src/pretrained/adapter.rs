@@ -349,6 +349,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn types_that_cannot_be_read_are_named() {
+        let folder = written(serde_json::json!({}));
+        let file = folder.path().join(TENSORS);
+        let bytes = std::fs::read(&file).expect("read");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
+        let views = tensors.iter().map(|(name, view)| {
+            let eighth = &view.data()[..view.data().len() / 4];
+            let view = TensorView::new(Dtype::I8, view.shape().to_vec(), eighth);
+            (name.to_owned(), view.expect("a view"))
+        });
+        let views: HashMap<_, _> = views.collect();
+        let small = safetensors::serialize(&views, None).expect("a file");
+        std::fs::write(&file, small).expect("written");
+        let refused = opened(&folder, |_| {}).await.expect_err("bytes");
+        let why = refused.to_string();
+        assert!(
+            why.contains("6 of a type other than F32, F16 and BF16"),
+            "{why}"
+        );
+        assert!(why.contains("mlp.up_proj.lora_A.weight I8"), "{why}");
+    }
+
+    #[tokio::test]
     async fn folders_that_are_not_whole_are_refused() {
         for (name, words) in [(SETTINGS, "there is no"), (TENSORS, "there is no")] {
             let folder = written(serde_json::json!({}));

@@ -158,6 +158,13 @@ impl From<PretrainedError> for Failure {
                 why,
                 "set lora_rank, lora_alpha, adapter_blocks and adapt_attention of the stage as they have them",
             ),
+            PretrainedError::Tensors {
+                ref differences, ..
+            } if !differences.types.is_empty() => Self::checkpoint(
+                what,
+                why,
+                "name a folder in which the model is in F32, F16 or BF16, not a quantised one",
+            ),
             PretrainedError::Tensors { .. } => Self::checkpoint(
                 what,
                 why,
