@@ -95,31 +95,15 @@ impl From<PretrainedError> for Failure {
     fn from(error: PretrainedError) -> Self {
         let what = "the pretrained model cannot be used";
         let why = error.to_string();
+        if let Some(cure) = cure_of_adapters(&error) {
+            return Self::checkpoint(ADAPTERS, why, cure).with_source(error);
+        }
         let failure = match error {
             PretrainedError::Store(inner) => return inner.into(),
-            PretrainedError::Missing { ref file } if is_of_adapters(file) => Self::checkpoint(
-                ADAPTERS,
-                why,
-                "name a folder with adapter_config.json and adapter_model.safetensors, as PEFT and \
-                 `mks2 export peft` write it",
-            ),
             PretrainedError::Missing { .. } => Self::checkpoint(
                 what,
                 why,
                 "name a folder with config.json and safetensors, as `huggingface-cli download` writes it",
-            ),
-            PretrainedError::Pickle {
-                ref file,
-                ref folder,
-            } if is_of_adapters(file) => Self::checkpoint(
-                ADAPTERS,
-                why,
-                format!(
-                    "convert it: python -c \"import torch; from safetensors.torch import save_file; \
-                     save_file(torch.load('{folder}/{}', weights_only=True), '{folder}/{}')\"",
-                    adapter::PICKLE,
-                    adapter::TENSORS
-                ),
             ),
             PretrainedError::Pickle { ref folder, .. } => Self::checkpoint(
                 what,
@@ -160,23 +144,37 @@ impl From<PretrainedError> for Failure {
             ),
             PretrainedError::Tensors {
                 ref differences, ..
-            } if !differences.types.is_empty() => Self::checkpoint(
-                what,
-                why,
-                "name a folder in which the model is in F32, F16 or BF16, not a quantised one",
-            ),
-            PretrainedError::Tensors { .. } => Self::checkpoint(
-                what,
-                why,
-                "download the folder again, or name the folder of the model that config.json describes",
-            ),
+            } => Self::checkpoint(what, why, cure_of_tensors(differences)),
         };
         failure.with_source(error)
     }
 }
 
-/// Whether a file is one that PEFT writes.
-fn is_of_adapters(file: &str) -> bool {
-    let name = file.rsplit('/').next().unwrap_or(file);
-    [adapter::SETTINGS, adapter::TENSORS, adapter::PICKLE].contains(&name)
+fn cure_of_tensors(differences: &Differences) -> &'static str {
+    match differences.types.is_empty() {
+        true => {
+            "download the folder again, or name the folder of the model that config.json describes"
+        }
+        false => "name a folder in which the model is in F32, F16 or BF16, not a quantised one",
+    }
+}
+
+/// What to do where files that PEFT writes are missing, or are pickles.
+fn cure_of_adapters(error: &PretrainedError) -> Option<String> {
+    let is_of_adapters = |file: &str| {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        [adapter::SETTINGS, adapter::TENSORS, adapter::PICKLE].contains(&name)
+    };
+    let (settings, tensors) = (adapter::SETTINGS, adapter::TENSORS);
+    match error {
+        PretrainedError::Missing { file } if is_of_adapters(file) => Some(format!(
+            "name a folder with {settings} and {tensors}, as PEFT and `mks2 export peft` write it"
+        )),
+        PretrainedError::Pickle { file, folder } if is_of_adapters(file) => Some(format!(
+            "convert it: python -c \"import torch; from safetensors.torch import save_file; \
+             save_file(torch.load('{folder}/{}', weights_only=True), '{folder}/{tensors}')\"",
+            adapter::PICKLE
+        )),
+        _ => None,
+    }
 }
