@@ -409,6 +409,10 @@ pub struct Experts {
     /// model (MLP, attention) start from, instead of from nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
+    /// The adapters' id, to take these and no others; absent: whichever lie there. `mks2 export peft` prints
+    /// it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_id: Option<String>,
     /// Adapters on the attention's four projections as well.
     pub adapt_attention: bool,
     /// Blocks (counted from 1) whose experts get adapters; empty: all.
@@ -439,6 +443,7 @@ impl Default for Experts {
             lora_alpha: 16.0,
             lora_dropout: 0.0,
             adapter: None,
+            adapter_id: None,
             adapt_attention: false,
             adapter_blocks: Vec::new(),
             router_blocks: Vec::new(),

@@ -54,6 +54,7 @@ pub(super) fn write(
         parameters: sizes.bytes / dtype.bytes(),
         bytes: sizes.bytes,
         files: sizes.files,
+        id: None,
         without: None,
     })
 }

@@ -52,8 +52,7 @@ pub(crate) fn weights(
     Ok(weights.in_files())
 }
 
-/// The same for a run, in its own memory, and a digest of the files: blake3 over the name, type and shape of each
-/// tensor and the digest of its bytes, in the order of names.
+/// The same for a run, in its own memory, and a digest of the files ([`digest`]).
 ///
 /// # Errors
 /// As [`weights`].
@@ -64,18 +63,39 @@ pub(crate) fn weights_with_digest(
 ) -> Result<(Weights, blake3::Hash), Failure> {
     let jobs = laid_out(part, &Files::default(), (precision, device))?;
     let weights = named(&jobs);
-    let mut digests = read_all(jobs, |job| {
-        let name = job.name;
-        Ok((name, job.read(part, runtime, blake3::hash)?))
+    let digests = read_all(jobs, |job| {
+        let (name, place) = (job.name, job.place);
+        Ok(Hashed {
+            name,
+            dtype: place.dtype,
+            shape: &place.shape,
+            bytes: job.read(part, runtime, blake3::hash)?,
+        })
     })?;
-    digests.sort_unstable_by_key(|(name, _)| *name);
+    Ok((weights, digest(digests)))
+}
+
+/// A tensor for [`digest`].
+pub(crate) struct Hashed<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: &'a [usize],
+    /// Digest of its bytes.
+    pub(crate) bytes: blake3::Hash,
+}
+
+/// Digest of a model's tensors: blake3 over the name, type and shape of each and the digest of its bytes, in the
+/// order of names.
+pub(crate) fn digest(mut tensors: Vec<Hashed<'_>>) -> blake3::Hash {
+    tensors.sort_unstable_by_key(|tensor| tensor.name);
     let mut hasher = blake3::Hasher::new();
-    for (name, digest) in &digests {
-        let place = part.tensors.place(name)?;
-        let about = format!("{name} {:?} {:?}\n", place.dtype, place.shape);
-        hasher.update(about.as_bytes()).update(digest.as_bytes());
+    for tensor in &tensors {
+        let about = format!("{} {:?} {:?}\n", tensor.name, tensor.dtype, tensor.shape);
+        hasher
+            .update(about.as_bytes())
+            .update(tensor.bytes.as_bytes());
     }
-    Ok((weights, hasher.finalize()))
+    hasher.finalize()
 }
 
 /// The tensors of all jobs, by name.

@@ -49,17 +49,37 @@ impl Check<'_> {
             "write where `mks2 memory export` has put the memory: a path, or s3://..., gs://..., \
              az://...",
         );
-        let is_digest = |id: &String| {
-            id.len() == DIGEST && id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
-        };
         rules.require(
-            settings.id.as_ref().is_none_or(is_digest),
+            settings.id.as_deref().is_none_or(is_digest),
             self.at("attach.id"),
             format!("an id is {DIGEST} hexadecimal digits"),
             "write the id that `mks2 memory show` prints, or leave it out",
         );
         self.expert_name(rules);
         self.reads_no_samples(rules);
+    }
+
+    /// Where the adapters of an experts stage start from.
+    pub(super) fn adapter(&self, rules: &mut Rules, settings: &Experts) {
+        let (adapter, id) = (settings.adapter.as_deref(), settings.adapter_id.as_deref());
+        rules.require(
+            adapter.is_none_or(|url| !url.trim().is_empty()),
+            self.at("experts.adapter"),
+            "it is empty",
+            "write where the folder with adapter_config.json is, or leave it out",
+        );
+        rules.require(
+            id.is_none_or(is_digest),
+            self.at("experts.adapter_id"),
+            format!("an id is {DIGEST} hexadecimal digits"),
+            "write the id that `mks2 export peft` prints, or leave it out",
+        );
+        rules.require(
+            id.is_none() || adapter.is_some(),
+            self.at("experts.adapter_id"),
+            "it is the id of adapters that start from elsewhere, and these start from nothing",
+            "name their folder in adapter, or leave adapter_id out",
+        );
     }
 
     fn reads_no_samples(&self, rules: &mut Rules) {
@@ -172,6 +192,10 @@ impl Check<'_> {
         }
         ancestors
     }
+}
+
+fn is_digest(id: &str) -> bool {
+    id.len() == DIGEST && id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Whether what the stage leaves can be shown pictures.
