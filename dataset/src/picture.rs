@@ -323,11 +323,7 @@ mod tests {
             ])
         });
         if format == ImageFormat::Jpeg {
-            let mut encoder = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
-            encoder.set_size(width as usize, height as usize);
-            let mut encoder = encoder.start_compress(Vec::new()).unwrap();
-            encoder.write_scanlines(&image).unwrap();
-            return encoder.finish().unwrap();
+            return jpeg::encoded(&image, false);
         }
         let mut bytes = Cursor::new(Vec::new());
         image.write_to(&mut bytes, format).unwrap();

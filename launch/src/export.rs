@@ -40,6 +40,8 @@ Examples:
   python -c \"from transformers import AutoModelForCausalLM as M; from peft import PeftModel; \\
       print(PeftModel.from_pretrained(M.from_pretrained('emoji-base'), 'emoji-adapter'))\"
 
+The id that is printed is a digest of all tensors: with it as experts.adapter_id, a job takes these adapters and no others.
+
 The answers are those of a stage without memories. With memories the router and the memories are missing from
 them: write the whole model with mks2 export hf.";
 
@@ -169,7 +171,7 @@ fn show(written: &Written, folder: &Path, output: &Output) {
     if output.is_json() {
         let found = json!({
             "folder": folder.to_string(), "what": written.what, "parameters": written.parameters,
-            "bytes": written.bytes, "files": written.files, "without": written.without,
+            "bytes": written.bytes, "files": written.files, "id": written.id, "without": written.without,
         });
         return output.result(&found.to_string());
     }
@@ -181,6 +183,9 @@ fn show(written: &Written, folder: &Path, output: &Output) {
         parameters.trim(),
         bytes(written.bytes)
     ));
+    if let Some(id) = &written.id {
+        output.result(&format!("id {id}"));
+    }
     if let Some(without) = &written.without {
         output.note(&format!("it is without {without}"));
     }

@@ -23,9 +23,11 @@ use mks2_proto::failure::Failure;
 use serde::Serialize;
 
 use crate::output::Output;
+use crate::units::plural;
 
 const EXPORT_HELP: &str = "\
-A memory is written once and never replaced. Exported again, it has the same id. With it come the bridge \
+A memory is written once and never replaced. Exported again, it has the same id, and what is damaged there \
+is written again. With it come the bridge \
 and the retrieval head that were trained beside it, so that pictures can be shown to it.
 
 Examples:
@@ -50,7 +52,7 @@ Examples:
 
 const IMPORT_HELP: &str = "\
 Every part is held against its digest on the way. The copy is there as a whole or not at all, has the same \
-id, and replaces nothing.
+id, and replaces nothing. Where it was before, its damaged parts are written again.
 
 Example:
   mks2 memory import s3://bucket/memories/flowers --into memories/flowers";
@@ -195,12 +197,17 @@ async fn import(args: &ImportArgs, output: &Output) -> Result<(), Failure> {
 /// Says what has been written, or was there before.
 async fn tell(written: &write::Written, json: bool, output: &Output) -> Result<(), Failure> {
     let place = written.artefact.location();
-    output.note(&match written.created {
-        Created::New => format!("the memory is in {place}"),
-        Created::Exists => format!("the same memory was in {place} already"),
+    output.note(&match (written.created, written.mended) {
+        (Created::New, _) => format!("the memory is in {place}"),
+        (Created::Exists, 0) => format!("the same memory was in {place} already"),
+        (Created::Exists, parts) => format!(
+            "the same memory was in {place} already; missing or damaged, and written again: {}",
+            plural(parts as u64, "part"),
+        ),
     });
     written.artefact.check_sizes().await?;
-    let shown = show::Shown::of(&written.artefact, written.created == Created::New);
+    // What was there already has been read part by part.
+    let shown = show::Shown::of(&written.artefact, true);
     answer(json, &shown, || shown.render(), output)
 }
 

@@ -168,7 +168,7 @@ fn deal(lanes: u32, workers: u32) -> Result<Vec<u32>, Failure> {
 fn stage_plan(job: &Job, stage: &Stage, corpora: &[CorpusFacts], most_lanes: u32) -> StagePlan {
     let modules = module_counts(&job.model, job.tokenizer.vocab_size, stage);
     let cost = sample_cost(&job.model, job.tokenizer.vocab_size, stage);
-    let memory = Memory::estimate(job, stage, (&modules, &cost), most_lanes);
+    let memory = Memory::estimate(job, stage, &cost, most_lanes);
     let parameters = |is_trained| {
         let modules = modules.iter().filter(|m| m.trained == is_trained);
         modules.map(|module| module.parameters).sum()
@@ -223,6 +223,9 @@ fn sources(stage: &Stage, corpora: &[CorpusFacts]) -> Vec<SourcePlan> {
 
 #[cfg(test)]
 mod tests {
+    use mks2_proto::job::Precision;
+    use mks2_proto::params::{numel, text_tower, trained_by};
+
     use super::*;
 
     fn sample() -> Job {
@@ -281,7 +284,16 @@ mod tests {
             (stage.memory, trained, frozen)
         };
         let (exact, trained, frozen) = memory(&job, 2);
-        assert_eq!((exact.frozen, exact.trained), (4 * frozen, 4 * trained));
+        let text_tower = numel(&text_tower(&job.model, job.tokenizer.vocab_size));
+        let resident = frozen + text_tower;
+        assert_eq!((exact.frozen, exact.trained), (4 * resident, 4 * trained));
+        // A copy for the checkpoint of the larger stage before.
+        let bootstrap = numel(&trained_by(
+            &job.model,
+            job.tokenizer.vocab_size,
+            &job.stages[0],
+        ));
+        assert_eq!((exact.finished, exact.checkpoint), (0, 12 * bootstrap));
         assert_eq!((exact.gradients, exact.moments), (8 * trained, 8 * trained));
         // Two lanes' gradients wait for a scale in the first step.
         assert_eq!(exact.sums, (8 + 2 * 4) * trained);
@@ -290,12 +302,50 @@ mod tests {
             exact.total,
             kinds.iter().map(|(_, bytes)| bytes).sum::<u64>()
         );
-        assert!(kinds.iter().all(|(_, bytes)| *bytes > 0), "{kinds:?}");
+        let is_there = |(name, bytes): &(&str, u64)| *bytes > 0 || *name == "finished";
+        assert!(kinds.iter().all(is_there), "{kinds:?}");
         // Twice the lanes, twice the features that wait; the rest is of one lane.
         let (alone, ..) = memory(&job, 1);
         assert!(alone.features > exact.features && alone.activations == exact.activations);
         job.reduction = Reduction::Fast;
         assert_eq!(memory(&job, 2).0.sums, 4 * trained);
+    }
+
+    #[test]
+    fn finished_stages_stay_on_the_host() {
+        let mut job = sample();
+        job.precision = Precision::Bf16;
+        let numel_of = |job: &Job, stage: usize| {
+            let stage = &job.stages[stage];
+            numel(&trained_by(&job.model, job.tokenizer.vocab_size, stage))
+        };
+        let memory = |job: &Job, stage: usize| {
+            let plan = make(job, 1, Found::default()).expect("fits");
+            plan.stages[stage].memory
+        };
+        // On a CPU both stages before are there in fp32, beside the half that the model computes from.
+        let on_cpu = memory(&job, 2);
+        let before = numel_of(&job, 0) + numel_of(&job, 1);
+        assert!(
+            on_cpu.finished > 3 * before && on_cpu.finished <= 4 * before,
+            "vectors are shared"
+        );
+        assert!(on_cpu.frozen >= 2 * before && on_cpu.frozen < 3 * before);
+        assert_eq!(on_cpu.checkpoint, 12 * numel_of(&job, 0));
+        job.device = "cuda".into();
+        let on_gpu = memory(&job, 2);
+        assert_eq!((on_gpu.finished, on_gpu.checkpoint), (0, 0));
+        assert_eq!(on_gpu.frozen, on_cpu.frozen);
+        // What a stage does not build on is not there to compute from.
+        job.device = "cpu".into();
+        job.precision = Precision::Fp32;
+        job.stages[2].from = vec!["bootstrap".into()];
+        job.stages[2].experts = None;
+        let alone = memory(&job, 2);
+        assert_eq!(
+            (alone.frozen, alone.finished),
+            (4 * numel_of(&job, 0), 4 * numel_of(&job, 1))
+        );
     }
 
     #[test]
@@ -310,8 +360,8 @@ mod tests {
         assert!(fits(&job).is_empty());
         job.device = "cuda".into();
         assert_eq!(fits(&job), [true; 5]);
-        // 41 GB of frozen embedding and head; logits are computed by pieces.
+        // 41 GB of frozen embedding and head, 15 of the text tower's; logits are computed by pieces.
         job.tokenizer.vocab_size = 80_000_000;
-        assert_eq!(fits(&job), [false, false, true, true, true]);
+        assert_eq!(fits(&job), [false, false, false, true, true]);
     }
 }

@@ -90,6 +90,9 @@ pub struct Written {
     pub bytes: u64,
     /// Files with tensors.
     pub files: u64,
+    /// The id of adapters, by which a job can name them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// What is not in it, if anything is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub without: Option<String>,
@@ -122,6 +125,7 @@ mod tests {
             parameters: 3,
             bytes: 12,
             files: 1,
+            id: None,
             without: None,
         });
         let line = serde_json::to_string(&told).expect("JSON");

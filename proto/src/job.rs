@@ -393,8 +393,8 @@ impl Default for MemoryStage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Experts {
-    /// Names of `memory` and `attach` stages whose memories join the MLP in the mixture. None: LoRA
-    /// alone.
+    /// Names of `memory` and `attach` stages whose memories join the MLP in the mixture; the stage builds on
+    /// each of them. None: LoRA alone.
     pub memories: Vec<String>,
     /// Permutes each memory's hidden units between its two layers: the control that destroys
     /// what was stored and keeps every statistic of the weights.
@@ -409,6 +409,10 @@ pub struct Experts {
     /// model (MLP, attention) start from, instead of from nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
+    /// The adapters' id, to take these and no others; absent: whichever lie there. `mks2 export peft` prints
+    /// it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter_id: Option<String>,
     /// Adapters on the attention's four projections as well.
     pub adapt_attention: bool,
     /// Blocks (counted from 1) whose experts get adapters; empty: all.
@@ -422,8 +426,8 @@ pub struct Experts {
     pub question: String,
     /// The answer, as a template; the loss is on its tokens.
     pub answer: String,
-    /// Image tokens stand before the question where the row has a picture. Off: text alone, and
-    /// pictures are not even read.
+    /// Image tokens stand before the question where the row has a picture; the stage builds on one that
+    /// brings a bridge. Off: text alone, and pictures are not even read.
     pub pictures: bool,
     /// Put the end token between question and answer, so that the answer is predicted where the
     /// retrieval head reads.
@@ -439,6 +443,7 @@ impl Default for Experts {
             lora_alpha: 16.0,
             lora_dropout: 0.0,
             adapter: None,
+            adapter_id: None,
             adapt_attention: false,
             adapter_blocks: Vec::new(),
             router_blocks: Vec::new(),

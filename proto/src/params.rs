@@ -96,6 +96,13 @@ impl ParamSpec {
     }
 }
 
+/// Whether a frozen weight of so many dimensions is kept in what the model computes in.
+#[must_use]
+pub fn follows_precision(name: &str, dimensions: usize) -> bool {
+    let is_exact = name.starts_with("retrieval.") || name.contains(".router.");
+    dimensions >= 2 && !is_exact
+}
+
 /// Number of elements of all `specs` together.
 pub fn numel(specs: &[ParamSpec]) -> u64 {
     specs.iter().map(|spec| spec.numel() as u64).sum()

@@ -5,7 +5,7 @@ use futures::TryStreamExt;
 use mks2_dataset::memory::{self, Artefact, attach, card};
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{Job, Stage};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use tokio::runtime::Handle;
 use tracing::info;
 
@@ -19,7 +19,6 @@ use crate::model::Weights;
 pub(crate) fn load(
     (job, stage): (&Job, &Stage),
     before: &Lineage,
-    device: Device,
     runtime: &Handle,
 ) -> Result<StageResult, Failure> {
     let artefact = runtime.block_on(attach::open(job, stage))?;
@@ -32,7 +31,7 @@ pub(crate) fn load(
     })?;
     let digest = &before.stage(&base.name)?.weights_digest;
     attach::check_base(&artefact, &base.name, digest)?;
-    let weights = runtime.block_on(read(&artefact, stage, device))?;
+    let weights = runtime.block_on(read(&artefact, stage))?;
     info!(
         stage = stage.name,
         memory = artefact.card.name,
@@ -47,7 +46,7 @@ pub(crate) fn load(
     })
 }
 
-async fn read(artefact: &Artefact, stage: &Stage, device: Device) -> memory::Result<Weights> {
+async fn read(artefact: &Artefact, stage: &Stage) -> memory::Result<Weights> {
     let settings = stage.attach.clone().unwrap_or_default();
     let mut weights = Weights::new();
     for group in attach::groups(&settings) {
@@ -56,8 +55,8 @@ async fn read(artefact: &Artefact, stage: &Stage, device: Device) -> memory::Res
             let shape: Vec<i64> = tensor.shape.iter().map(|size| *size as i64).collect();
             let values = Tensor::from_data_size(&tensor.data, &shape, Kind::Float);
             let name = card::name_in_job(&stage.name, &tensor.name);
-            weights.insert_frozen(&name, &values.to_device(device));
+            weights.insert_frozen(&name, &values);
         }
     }
-    Ok(weights)
+    Ok(weights.kept())
 }

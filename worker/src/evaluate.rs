@@ -164,7 +164,7 @@ impl Evaluator<'_> {
     /// All that `stage` and those that it builds on have left, to compute as the job does.
     fn weights(&self, stage: &str) -> Result<Weights, Failure> {
         let weights = self.lineage.weights(&self.ancestry(stage)?)?;
-        Ok(weights.computing_in(self.job.precision))
+        Ok(weights.computing_in((self.job.precision, self.device)))
     }
 
     /// A stage and all stages that it builds on, oldest first.

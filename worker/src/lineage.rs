@@ -41,7 +41,8 @@ pub(crate) fn leaves(weights: &mut Weights, state: &FlatState) -> Result<Vec<Ten
 /// The result of one training stage.
 #[derive(Clone)]
 pub struct StageResult {
-    /// What it trained, frozen.
+    /// What it trained, frozen. Published models are where they are computed from, in the job's precision,
+    /// since all that follows reads them; what else a stage leaves is kept on the host in fp32.
     pub weights: Weights,
     /// blake3 of these weights in name order; of pretrained ones see [`pretrained`](crate::pretrained), of
     /// an attached memory its id.
@@ -59,7 +60,6 @@ impl StageResult {
         checkpoint: &Checkpoint,
         (job, stage): (&Job, &Stage),
         before: &Lineage,
-        device: Device,
     ) -> Result<Self, Failure> {
         let max_tokens = job.model.decoder.max_text_tokens as usize;
         let tokenizer = checkpoint.tensor(Kind::Tokenizer, TOKENIZER);
@@ -80,10 +80,10 @@ impl StageResult {
         for (name, tensor) in checkpoint.tensors(Kind::Weights) {
             let shape: Vec<i64> = tensor.shape.iter().map(|size| *size as i64).collect();
             let values = Tensor::from_data_size(&tensor.data, &shape, tch::Kind::Float);
-            weights.insert_frozen(name, &values.to_device(device));
+            weights.insert_frozen(name, &values);
         }
         Ok(Self {
-            weights,
+            weights: weights.kept(),
             weights_digest: checkpoint.manifest.weights_digest.clone(),
             encoder,
         })
@@ -113,7 +113,7 @@ impl Lineage {
         runtime: &Handle,
     ) -> Result<StageResult, Failure> {
         match stage.kind {
-            StageKind::Attach => attached::load((job, stage), self, device, runtime),
+            StageKind::Attach => attached::load((job, stage), self, runtime),
             _ => {
                 let models = stage.pretrained.clone().unwrap_or_default();
                 pretrained::load(job, &models, device, runtime)
@@ -135,7 +135,7 @@ impl Lineage {
         })
     }
 
-    /// All weights that a stage which starts `from` these stages reads; later ones win.
+    /// All weights that a stage which starts `from` these stages reads, where they are kept; later ones win.
     ///
     /// # Errors
     /// When one of them has not run.

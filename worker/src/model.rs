@@ -92,4 +92,5 @@ pub use retrieval::{RetrievalHead, RetrievalHeads};
 pub use tape::Tape;
 pub use text_tower::TextTower;
 pub use vision::{Vision, VisionFeatures};
-pub use weights::{Weights, follows_precision, kind_of};
+pub(crate) use weights::group_of;
+pub use weights::{Weights, kind_of};

@@ -24,6 +24,9 @@ use crate::flat::{FlatError, FlatState, f32_slice};
 
 /// Elements whose squares are summed at a time; the blocks' sums are added in order.
 pub const NORM_BLOCK: usize = 4096;
+/// Blocks that a device sums up at a time: their f64 copies and squares take 64 MiB, at the end twice that,
+/// whatever the model's size.
+const BLOCKS_AT_ONCE: usize = (1 << 22) / NORM_BLOCK;
 
 /// The optimizer could not do its step.
 #[derive(Debug, Error)]
@@ -65,7 +68,7 @@ pub fn learning_rate(optimizer: &Optimizer, step: u64, steps: u64) -> f64 {
 pub fn global_norm(buffer: &Tensor) -> Result<f64, OptimError> {
     let squares = match buffer.device() {
         Device::Cpu => block_squares(f32_slice(buffer)?),
-        _ => block_squares_on_device(buffer)?,
+        _ => block_squares_on_device(buffer, BLOCKS_AT_ONCE)?,
     };
     Ok(squares.iter().sum::<f64>().sqrt())
 }
@@ -90,13 +93,12 @@ fn sum_of_squares(block: &[f32]) -> f64 {
     partial.iter().sum()
 }
 
-fn block_squares_on_device(buffer: &Tensor) -> Result<Vec<f64>, OptimError> {
-    let len = buffer.numel();
-    let whole = len - len % NORM_BLOCK;
-    let sums = |at: usize, len: usize, rows: i64| -> Result<Vec<f64>, OptimError> {
+fn block_squares_on_device(buffer: &Tensor, at_once: usize) -> Result<Vec<f64>, OptimError> {
+    let (len, blocks) = (buffer.numel(), buffer.numel() / NORM_BLOCK);
+    let sums = |range: Range<usize>, rows: usize| -> Result<Vec<f64>, OptimError> {
         let part = buffer
-            .f_narrow(0, at as i64, len as i64)?
-            .f_view([rows, -1])?;
+            .f_narrow(0, range.start as i64, range.len() as i64)?
+            .f_view([rows as i64, -1])?;
         let part = part.f_to_kind(Kind::Double)?;
         let sums = part
             .f_mul(&part)?
@@ -104,14 +106,29 @@ fn block_squares_on_device(buffer: &Tensor) -> Result<Vec<f64>, OptimError> {
         Ok(Vec::try_from(sums.f_to_device(Device::Cpu)?)?)
     };
     no_grad(|| {
-        let mut squares = Vec::new();
-        if whole > 0 {
-            squares = sums(0, whole, (whole / NORM_BLOCK) as i64)?;
+        let mut squares = Vec::with_capacity(blocks + 1);
+        for slice in slices(blocks, at_once) {
+            let (start, end) = (slice.start * NORM_BLOCK, slice.end * NORM_BLOCK);
+            squares.extend(sums(start..end, slice.len())?);
         }
-        if whole < len {
-            squares.extend(sums(whole, len - whole, 1)?);
+        if blocks * NORM_BLOCK < len {
+            squares.extend(sums(blocks * NORM_BLOCK..len, 1)?);
         }
         Ok(squares)
+    })
+}
+
+/// Blocks in slices of `at_once`, the last of up to twice as many: how a GPU adds up the numbers of a block
+/// may depend on how many blocks there are if they are few, so that a short rest could give other bits.
+fn slices(blocks: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = (blocks / at_once).max(usize::from(blocks > 0));
+    (0..count).map(move |slice| {
+        let end = if slice + 1 == count {
+            blocks
+        } else {
+            (slice + 1) * at_once
+        };
+        slice * at_once..end
     })
 }
 

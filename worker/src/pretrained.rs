@@ -3,6 +3,7 @@
 
 use mks2_dataset::pretrained::adapter::Adapter;
 use mks2_dataset::pretrained::base::Base;
+use mks2_dataset::store;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::{self, Job, Precision, Pretrained};
 use tch::Device;
@@ -16,8 +17,8 @@ use crate::text::TextEncoder;
 mod files;
 mod read;
 
-pub(crate) use read::weights;
 use read::weights_with_digest;
+pub(crate) use read::{Hashed, digest, weights};
 
 /// Reads what the stage names.
 ///
@@ -71,7 +72,7 @@ pub(crate) fn load(
 /// they start from nothing.
 ///
 /// # Errors
-/// When the folder that the stage names holds other adapters, or cannot be read.
+/// When the folder that the stage names holds other adapters, by their shape or their id, or cannot be read.
 pub(crate) fn adapter(
     model: &job::Model,
     settings: &job::Experts,
@@ -83,7 +84,22 @@ pub(crate) fn adapter(
     let Adapter { part, parameters } = runtime.block_on(Adapter::open(url, model, settings))?;
     let (values, digest) =
         weights_with_digest(&part, (Precision::default(), Device::Cpu), runtime)?;
-    info!(url, digest = %digest.to_hex(), "adapters read");
+    let id = digest.to_hex();
+    if let Some(wanted) = settings
+        .adapter_id
+        .as_ref()
+        .filter(|wanted| *wanted != id.as_str())
+    {
+        return Err(Failure::checkpoint(
+            "the adapters cannot be taken in",
+            format!(
+                "those in {} have the id {id}, and adapter_id is {wanted}",
+                store::shown(url)
+            ),
+            "name the folder of the adapters that you want, or correct adapter_id of the stage",
+        ));
+    }
+    info!(url, id = %id, "adapters read");
     let named = parameters.into_iter().zip(&part.specs);
     named
         .map(|(parameter, spec)| Ok((parameter, to_floats(&values.get(&spec.name)?)?)))

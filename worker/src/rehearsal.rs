@@ -262,7 +262,7 @@ impl Scene<'_> {
         for spec in &specs {
             state.load(Buffer::Weights, &spec.name, &spec.initial_values(job.seed))?;
         }
-        let mut weights = weights.computing_in(job.precision);
+        let mut weights = weights.computing_in((job.precision, self.device));
         let leaves = lineage::leaves(&mut weights, &state)?;
         Ok((weights, (state, leaves)))
     }

@@ -404,7 +404,7 @@ impl Run {
         state: &FlatState,
         encoder: Arc<TextEncoder>,
     ) -> Result<(), Failure> {
-        let weights = lineage::frozen(state)?;
+        let weights = lineage::frozen(state)?.kept();
         let weights_digest = state.weights_digest()?.to_hex().to_string();
         let encoder = (stage.kind == StageKind::Bootstrap).then_some(encoder);
         self.lineage.insert(

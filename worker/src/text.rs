@@ -163,6 +163,18 @@ impl TextEncoder {
         self.end
     }
 
+    /// All tokens that end an answer: what closes a text, then the others.
+    pub fn ends(&self) -> Vec<i64> {
+        let others = self.other_ends.iter().copied();
+        let mut ends = vec![self.end];
+        for other in others {
+            if !ends.contains(&other) {
+                ends.push(other);
+            }
+        }
+        ends
+    }
+
     /// Whether an answer ends with this token: with what closes a text, or a turn of a dialogue.
     pub fn is_end(&self, token: u32) -> bool {
         let token = i64::from(token);

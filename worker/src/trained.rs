@@ -122,7 +122,9 @@ impl TrainedModel {
         let lineage = named.lineage(&job, device, runtime)?;
         let names = ancestry(&job, named.stage)?;
         Ok(Self {
-            weights: lineage.weights(&names)?,
+            weights: lineage
+                .weights(&names)?
+                .computing_in((Precision::Fp32, device)),
             seed: job.seed,
             encoder: lineage.encoder(&names)?,
             half,
@@ -217,6 +219,6 @@ impl Reader<'_> {
             &[checkpoint::Kind::Weights, checkpoint::Kind::Tokenizer],
         );
         let checkpoint = self.runtime.block_on(read)?;
-        StageResult::of(&checkpoint, (self.job, stage), lineage, self.device)
+        StageResult::of(&checkpoint, (self.job, stage), lineage)
     }
 }

@@ -88,7 +88,9 @@ impl Case {
 
     /// The weights as a model reads them that computes in this.
     fn computing_in(&self, precision: Precision) -> Weights {
-        self.weights.clone().computing_in(precision)
+        self.weights
+            .clone()
+            .computing_in((precision, tch::Device::Cpu))
     }
 
     #[track_caller]

@@ -4,17 +4,16 @@
 //! 1. The tensors of the memory are those of its shape, `layers.<block>.<matrix>.weight`.
 //! 2. Parts and their tensors stand in the order of groups and names, and a part has the bytes of its
 //!    tensors and of a header.
-//! 3. Paths of parts stay inside the folder; no text has control characters.
+//! 3. A part is named by its digest, so that no card names a file that is something else; no text has
+//!    control characters.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use mks2_proto::job::{MemoryForm, Model, StageKind};
-use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{MemoryError, Result};
-use crate::store;
 
 /// Name of the card inside the folder. It is created last: what has one is whole.
 pub const FILE_NAME: &str = "memory.json";
@@ -22,6 +21,8 @@ pub const FILE_NAME: &str = "memory.json";
 pub const VERSION: u64 = 1;
 /// Bytes of an fp32 number.
 const FP32: u64 = 4;
+/// Letters of a digest.
+const DIGEST: usize = 64;
 /// Largest header of a part, bytes.
 const MOST_HEADER: u64 = 8 << 20;
 /// Longest text of a card, bytes.
@@ -101,7 +102,7 @@ pub enum Group {
 pub struct Part {
     /// What it is for.
     pub group: Group,
-    /// Where it lies in the folder.
+    /// Where it lies in the folder: `parts/<blake3>.safetensors`.
     pub path: String,
     /// blake3 of the file, in hex.
     pub digest: String,
@@ -342,10 +343,23 @@ impl Card {
     }
 }
 
+/// Where the part with this digest lies in its folder.
+pub(super) fn path_of(digest: &str) -> String {
+    format!("parts/{digest}.safetensors")
+}
+
 impl Part {
     fn check(&self) -> Result<(), String> {
-        store::under(&Path::default(), &self.path).map_err(|error| error.to_string())?;
-        let path = &self.path;
+        let (path, digest) = (&self.path, &self.digest);
+        let is_digest = digest.len() == DIGEST
+            && digest
+                .bytes()
+                .all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+        if !is_digest || *path != path_of(digest) {
+            return Err(format!(
+                "a part is called {path:?}, and not the name of its content: parts/<blake3>.safetensors"
+            ));
+        }
         let mut values = Some(0_u64);
         for Entry { name, shape } in &self.tensors {
             if !self.group.has(name) || name.chars().any(char::is_control) {

@@ -164,6 +164,41 @@ async fn damaged_parts_are_refused_and_not_copied() {
     copied.artefact.verify().await.expect("whole");
 }
 
+#[tokio::test]
+async fn damaged_parts_of_the_same_memory_are_put_again() {
+    let (folder, at, artefact) = folder().await;
+    let to = folder.path().join("b").display().to_string();
+    let copied = copy(&artefact, &to).await.expect("copied");
+    assert_eq!((copied.created, copied.mended), (Created::New, 0));
+    let damage = |at: &str| {
+        let [first, second, ..] = artefact.card.parts.as_slice() else {
+            panic!("several parts");
+        };
+        let mut bytes = std::fs::read(path_of(at, first)).expect("read");
+        *bytes.last_mut().expect("a byte") ^= 1;
+        std::fs::write(path_of(at, first), bytes).expect("written");
+        std::fs::remove_file(path_of(at, second)).expect("removed");
+    };
+    damage(&to);
+    // Of another memory nothing is touched.
+    written(&to, "a", 2.0).await.expect_err("refused");
+    copied.artefact.verify().await.expect_err("damaged");
+    let again = copy(&artefact, &to).await.expect("mended");
+    assert_eq!((again.created, again.mended), (Created::Exists, 2));
+    again.artefact.verify().await.expect("whole");
+    // Exported again.
+    damage(&at);
+    let again = written(&at, "a", 1.0).await.expect("mended");
+    assert_eq!((again.created, again.mended), (Created::Exists, 2));
+    again.artefact.verify().await.expect("whole");
+    let again = written(&at, "a", 1.0).await.expect("whole");
+    assert_eq!((again.created, again.mended), (Created::Exists, 0));
+    // What is damaged in both places stays so, and is told.
+    damage(&at);
+    damage(&to);
+    copy(&artefact, &to).await.map(drop).expect_err("damaged");
+}
+
 #[test]
 fn what_is_trained_together_stays_together() {
     for (name, place) in [
@@ -255,7 +290,8 @@ async fn cards_that_contradict_themselves_are_refused() {
             "2 tensors in each",
         ),
         ("\"plain\"", "\"gated\"", "3 tensors in each"),
-        ("parts/", "../", "leaves its root"),
+        ("parts/", "../", "and not the name of its content"),
+        ("parts/", "", "and not the name of its content"),
         ("\"bytes\": ", "\"bytes\": 99999", "cannot have"),
         ("layers.0.down", "layers.1.down", "listed twice"),
         ("      3\n", "      4611686018427387905\n", "cannot have"),

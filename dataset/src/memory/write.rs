@@ -22,14 +22,17 @@ pub struct Written {
     pub artefact: Artefact,
     /// Whether it is new. If not, the same one was there already.
     pub created: Created,
+    /// Parts of the one that was there which were missing or damaged, and are whole again.
+    pub mended: usize,
 }
 
 /// Writes a memory into a folder.
 #[derive(Debug)]
 pub struct Writer {
     place: Place,
-    /// The card that lies there already: then nothing is written, only compared.
-    existing: Option<Bytes>,
+    /// The memory that lies there already: then nothing is written but what is damaged of it.
+    existing: Option<Artefact>,
+    mended: usize,
     open: BTreeMap<Group, Vec<Tensor>>,
     parts: Vec<Part>,
     part_bytes: usize,
@@ -39,11 +42,12 @@ impl Writer {
     /// A writer into the folder at a path or URL. Nothing is written yet.
     ///
     /// # Errors
-    /// When the location is of no known kind, or the store fails.
+    /// When the location is of no known kind, has a damaged card, or the store fails.
     pub async fn open(location: &str) -> Result<Self> {
         let place = Place::open(location)?;
         Ok(Self {
-            existing: card_in(&place).await?,
+            existing: existing(&place).await?,
+            mended: 0,
             place,
             open: BTreeMap::new(),
             parts: Vec::new(),
@@ -85,7 +89,9 @@ impl Writer {
         // Parts of a group stay in their order.
         self.parts.sort_by_key(|part| part.group);
         let bytes = describe(std::mem::take(&mut self.parts)).to_bytes()?;
-        create(self.place, self.existing, bytes).await
+        let mut written = create(self.place, self.existing, bytes).await?;
+        written.mended = self.mended;
+        Ok(written)
     }
 
     async fn write(&mut self, group: Group, tensors: Vec<Tensor>) -> Result<()> {
@@ -104,16 +110,38 @@ impl Writer {
             .map_err(|error| internal(&error))?;
         let part = Part {
             group,
-            path: format!("parts/{digest}.safetensors"),
+            path: card::path_of(&digest),
             digest,
             bytes: file.len() as u64,
             tensors: entries,
         };
-        if self.existing.is_none() {
+        let is_wanted = match &self.existing {
+            None => true,
+            // Of another memory nothing is touched.
+            Some(there) => there.card.parts.contains(&part) && !is_whole(there, &part).await?,
+        };
+        if is_wanted {
             put(&self.place, &part, file).await?;
+            self.mended += usize::from(self.existing.is_some());
         }
         self.parts.push(part);
         Ok(())
+    }
+}
+
+/// The memory in a folder, if there is one.
+async fn existing(place: &Place) -> Result<Option<Artefact>> {
+    let card = card_in(place).await?;
+    card.map(|bytes| Artefact::of(place.clone(), bytes))
+        .transpose()
+}
+
+/// Whether a part is there with its digest.
+async fn is_whole(artefact: &Artefact, part: &Part) -> Result<bool> {
+    match artefact.file(part).await {
+        Ok(_) => Ok(true),
+        Err(MemoryError::Part { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -138,19 +166,18 @@ async fn put(place: &Place, part: &Part, file: Bytes) -> Result<()> {
 }
 
 /// Creates the card, the last of all objects.
-async fn create(place: Place, existing: Option<Bytes>, bytes: Bytes) -> Result<Written> {
+async fn create(place: Place, existing: Option<Artefact>, bytes: Bytes) -> Result<Written> {
     let path = store::under(&place.root, card::FILE_NAME)?;
     let created = match existing {
         Some(_) => Created::Exists,
         None => store::put_create_only(&*place.store, &path, bytes.clone()).await?,
     };
     if created == Created::Exists {
-        let there = match existing {
+        let other = match existing {
             Some(there) => there,
-            None => store::get(&*place.store, &path).await?,
+            None => Artefact::of(place.clone(), store::get(&*place.store, &path).await?)?,
         };
-        if there != bytes {
-            let other = Artefact::of(place, there)?;
+        if other.bytes != bytes {
             return Err(MemoryError::Occupied {
                 location: other.location().to_owned(),
                 name: other.card.name.clone(),
@@ -161,23 +188,35 @@ async fn create(place: Place, existing: Option<Bytes>, bytes: Bytes) -> Result<W
     Ok(Written {
         artefact: Artefact::of(place, bytes)?,
         created,
+        mended: 0,
     })
 }
 
-/// Copies a memory into another folder, every part held against its digest on the way.
+/// Copies a memory into another folder, every part held against its digest on the way. Where it is there
+/// already, what is damaged of it is put again.
 ///
 /// # Errors
 /// [`MemoryError::Part`] if the memory is damaged: then there is none in the other folder either.
 /// [`MemoryError::Occupied`] if another memory is there, or trouble with a store.
 pub async fn copy(from: &Artefact, to: &str) -> Result<Written> {
     let place = Place::open(to)?;
-    let existing = card_in(&place).await?;
-    if existing.is_none() {
+    let existing = existing(&place).await?;
+    let mut mended = 0;
+    let is_other = |there: &Artefact| there.bytes != from.bytes;
+    if !existing.as_ref().is_some_and(is_other) {
         for part in &from.card.parts {
+            if let Some(there) = &existing {
+                if is_whole(there, part).await? {
+                    continue;
+                }
+                mended += 1;
+            }
             let file = from.file(part).await?;
             super::taken_apart(part, &file).map_err(|why| from.refuse(part, why))?;
             put(&place, part, file).await?;
         }
     }
-    create(place, existing, from.bytes.clone()).await
+    let mut written = create(place, existing, from.bytes.clone()).await?;
+    written.mended = mended;
+    Ok(written)
 }

@@ -6,7 +6,7 @@ use image::ImageFormat;
 pub(super) fn is_complete(bytes: &[u8], format: ImageFormat) -> bool {
     match format {
         ImageFormat::Png => png_has_end(bytes),
-        ImageFormat::Jpeg => jpeg_scans(bytes).is_some(),
+        ImageFormat::Jpeg => jpeg_scans(bytes) != Err(Unsound::Cut),
         ImageFormat::WebP => webp_has_end(bytes),
         _ => false,
     }
@@ -36,25 +36,35 @@ fn webp_has_end(bytes: &[u8]) -> bool {
         .is_some_and(|size| u32::from_le_bytes(size) as usize + 8 <= bytes.len())
 }
 
+/// Why the segments of a JPEG do not lead to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unsound {
+    /// The file ends before.
+    Cut,
+    /// The second byte of a marker that means nothing.
+    Reserved(u8),
+}
+
 /// Walks the segments, and the coded data between them, to the end marker; gives the number of scans.
-pub(super) fn jpeg_scans(bytes: &[u8]) -> Option<usize> {
+pub(super) fn jpeg_scans(bytes: &[u8]) -> Result<usize, Unsound> {
     let (mut at, mut scans) = (2, 0);
+    let byte = |at: usize| bytes.get(at).copied().ok_or(Unsound::Cut);
     loop {
         // Markers may be preceded by any number of fill bytes.
-        while *bytes.get(at)? == 0xFF && *bytes.get(at + 1)? == 0xFF {
+        while byte(at)? == 0xFF && byte(at + 1)? == 0xFF {
             at += 1;
         }
-        let marker = *bytes.get(at + 1)?;
-        let is_marker = bytes[at] == 0xFF;
+        let marker = byte(at + 1)?;
+        let is_marker = byte(at)? == 0xFF;
         at = match (is_marker, marker) {
-            (true, 0xD9) => return Some(scans),
+            (true, 0xD9) => return Ok(scans),
             // Nothing has these, and the decoder goes on behind them in another way: scans could hide.
-            (true, 0x02..=0xBF) => return None,
+            (true, 0x02..=0xBF) => return Err(Unsound::Reserved(marker)),
             // Byte stuffing and restart markers belong to the coded data, as do plain bytes.
             (true, 0x00 | 0x01 | 0xD0..=0xD8) => at + 2,
             (true, _) => {
                 scans += usize::from(marker == 0xDA);
-                let length = u16::from_be_bytes([*bytes.get(at + 2)?, *bytes.get(at + 3)?]);
+                let length = u16::from_be_bytes([byte(at + 2)?, byte(at + 3)?]);
                 at + 2 + usize::from(length)
             }
             (false, _) => at + 1,
@@ -84,9 +94,11 @@ mod tests {
             &[0xFF, 0xD9],
         ]
         .concat();
-        assert_eq!(jpeg_scans(&hidden), None);
+        assert_eq!(jpeg_scans(&hidden), Err(Unsound::Reserved(2)));
+        assert_eq!(jpeg_scans(&hidden[..4]), Err(Unsound::Reserved(2)));
+        assert_eq!(jpeg_scans(&hidden[..3]), Err(Unsound::Cut));
         let plain = [&[0xFF, 0xD8][..], &scans, &[0xFF, 0xD9]].concat();
-        assert_eq!(jpeg_scans(&plain), Some(3));
+        assert_eq!(jpeg_scans(&plain), Ok(3));
     }
 
     #[test]

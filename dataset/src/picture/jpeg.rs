@@ -7,7 +7,8 @@ use image::metadata::Orientation;
 use image::{DynamicImage, RgbImage};
 use mozjpeg::{ColorSpace, Decompress, Marker};
 
-use super::{Limits, PictureError, complete};
+use super::complete::{self, Unsound};
+use super::{Limits, PictureError};
 
 /// The segment with the Exif metadata, and what it begins with.
 const APP1: Marker = Marker::APP(1);
@@ -36,12 +37,16 @@ fn decode_or_unwind(bytes: &[u8], limits: &Limits) -> Result<DynamicImage, Pictu
     let (width, height) = (width as u32, height as u32);
     limits.check(width, height)?;
     match complete::jpeg_scans(bytes) {
-        None => return Err(PictureError::Truncated),
-        Some(scans) if scans > MOST_SCANS => {
+        Err(Unsound::Cut) => return Err(PictureError::Truncated),
+        Err(Unsound::Reserved(marker)) => {
+            let why = format!("it has a marker FF {marker:02X}, which is reserved");
+            return Err(PictureError::Broken(why));
+        }
+        Ok(scans) if scans > MOST_SCANS => {
             let why = format!("it has {scans} scans, more than {MOST_SCANS}");
             return Err(PictureError::Broken(why));
         }
-        Some(_) => {}
+        Ok(_) => {}
     }
     let exif = decoder
         .markers()
@@ -85,23 +90,31 @@ fn broken(error: std::io::Error) -> PictureError {
     PictureError::Broken(error.to_string())
 }
 
+/// A file with these pixels.
+#[cfg(test)]
+pub(super) fn encoded(image: &RgbImage, is_progressive: bool) -> Vec<u8> {
+    let mut encoder = mozjpeg::Compress::new(ColorSpace::JCS_RGB);
+    encoder.set_size(image.width() as usize, image.height() as usize);
+    if is_progressive {
+        encoder.set_progressive_mode();
+    }
+    let mut encoder = encoder.start_compress(Vec::new()).unwrap();
+    encoder.write_scanlines(image).unwrap();
+    encoder.finish().unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// A progressive file.
-    fn encoded() -> Vec<u8> {
-        let mut encoder = mozjpeg::Compress::new(ColorSpace::JCS_RGB);
-        encoder.set_size(24, 16);
-        encoder.set_progressive_mode();
-        let mut encoder = encoder.start_compress(Vec::new()).unwrap();
-        encoder.write_scanlines(&[90; 24 * 16 * 3]).unwrap();
-        encoder.finish().unwrap()
+    fn progressive() -> Vec<u8> {
+        encoded(&RgbImage::from_pixel(24, 16, image::Rgb([90; 3])), true)
     }
 
     #[test]
     fn the_decoders_own_words_say_what_is_wrong() {
-        let mut damaged = encoded();
+        let mut damaged = progressive();
         let frame = damaged.windows(2).position(|pair| pair == [0xFF, 0xC2]);
         // Bits of a sample.
         damaged[frame.unwrap() + 4] = 9;
@@ -113,8 +126,21 @@ mod tests {
     }
 
     #[test]
+    fn a_reserved_marker_is_named() {
+        let whole = progressive();
+        let marked = [&whole[..2], &[0xFF, 0x02, 0, 2], &whole[2..]].concat();
+        for refused in [
+            decode(&marked, &Limits::default()).unwrap_err(),
+            crate::picture::decode(&marked, &Limits::default()).unwrap_err(),
+        ] {
+            assert_eq!(refused.kind(), "picture_broken", "{refused}");
+            assert!(refused.to_string().contains("02"), "{refused}");
+        }
+    }
+
+    #[test]
     fn endless_scans_are_refused() {
-        let whole = encoded();
+        let whole = progressive();
         assert!(decode(&whole, &Limits::default()).is_ok());
         let (end, scan) = (whole.len() - 2, [0xFF, 0xDA, 0, 2]);
         let many = [&whole[..end], &scan.repeat(MOST_SCANS), &whole[end..]].concat();

@@ -21,6 +21,9 @@ pub const SETTINGS: &str = "adapter_config.json";
 /// Their tensors.
 pub const TENSORS: &str = "adapter_model.safetensors";
 
+/// What there is where they were saved by an older PEFT.
+pub(super) const PICKLE: &str = "adapter_model.bin";
+
 /// How PEFT names the modules of a language model.
 const BASE: &str = "base_model.model.model";
 /// Parts of an adapter, here and there.
@@ -59,8 +62,9 @@ pub struct Adapter {
 #[derive(Deserialize)]
 struct Words {
     peft_type: String,
-    r: u32,
-    lora_alpha: f64,
+    /// Of LoRA alone, as are the others.
+    r: Option<u32>,
+    lora_alpha: Option<f64>,
     bias: Option<String>,
     /// All others.
     #[serde(flatten)]
@@ -96,6 +100,15 @@ impl Adapter {
         })?;
         let words: Words = serde_json::from_slice(&json)
             .map_err(|error| folder.refuse(SETTINGS, error.to_string()))?;
+        let refuse = |differences: Vec<String>| PretrainedError::Adapter {
+            folder: folder.location().to_owned(),
+            differences: differences.join("; "),
+        };
+        if words.peft_type != "LORA" {
+            // Nothing else of them would be as it is here.
+            let why = format!("it is of the type {}, not LORA", words.peft_type);
+            return Err(refuse(vec![why]));
+        }
         let mut differences = words.differences(settings);
         let tensors = Tensors::of_file(&folder, TENSORS).await?;
         let wanted = params::experts(model, settings).into_iter();
@@ -117,10 +130,7 @@ impl Adapter {
                 },
                 parameters,
             }),
-            false => Err(PretrainedError::Adapter {
-                folder: folder.location().to_owned(),
-                differences: differences.join("; "),
-            }),
+            false => Err(refuse(differences)),
         }
     }
 }
@@ -128,18 +138,21 @@ impl Adapter {
 impl Words {
     fn differences(&self, settings: &Experts) -> Vec<String> {
         let mut found = Vec::new();
-        if self.peft_type != "LORA" {
-            found.push(format!("it is of the type {}, not LORA", self.peft_type));
+        match self.r {
+            None => found.push(format!("{SETTINGS} does not say its rank, r")),
+            Some(rank) if rank == settings.lora_rank => {}
+            Some(rank) => {
+                let ours = settings.lora_rank;
+                found.push(format!("its rank is {rank}, and lora_rank {ours}"));
+            }
         }
-        if self.r != settings.lora_rank {
-            found.push(format!(
-                "its rank is {}, and lora_rank {}",
-                self.r, settings.lora_rank
-            ));
-        }
-        if self.lora_alpha != settings.lora_alpha {
-            let (theirs, ours) = (self.lora_alpha, settings.lora_alpha);
-            found.push(format!("its lora_alpha is {theirs}, and {ours} here"));
+        match self.lora_alpha {
+            None => found.push(format!("{SETTINGS} does not say its lora_alpha")),
+            Some(alpha) if alpha == settings.lora_alpha => {}
+            Some(alpha) => {
+                let ours = settings.lora_alpha;
+                found.push(format!("its lora_alpha is {alpha}, and {ours} here"));
+            }
         }
         if let Some(bias) = self.bias.as_ref().filter(|bias| *bias != "none") {
             found.push(format!("it has biases ({bias})"));
@@ -282,7 +295,11 @@ mod tests {
             "{attention}"
         );
         for (change, words) in [
-            (serde_json::json!({"peft_type": "IA3"}), "IA3"),
+            (serde_json::json!({"r": null}), "does not say its rank"),
+            (
+                serde_json::json!({"lora_alpha": null}),
+                "does not say its lora_alpha",
+            ),
             (serde_json::json!({"bias": "all"}), "biases (all)"),
             (serde_json::json!({"use_dora": true}), "use_dora"),
             (
@@ -297,6 +314,61 @@ mod tests {
             let found = error(opened(&written(change), |_| {}).await);
             assert!(found.contains(words), "{found}");
         }
+    }
+
+    #[tokio::test]
+    async fn adapters_of_another_type_are_called_by_it() {
+        // As PEFT 0.17 writes them.
+        let words = serde_json::json!({
+            "auto_mapping": null, "base_model_name_or_path": "base", "exclude_modules": null,
+            "fan_in_fan_out": false, "feedforward_modules": ["down_proj"], "inference_mode": true,
+            "init_ia3_weights": true, "modules_to_save": null, "peft_type": "IA3", "revision": null,
+            "target_modules": ["k_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM",
+        });
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join(SETTINGS), words.to_string()).expect("written");
+        let refused = opened(&folder, |_| {}).await.expect_err("another type");
+        let why = refused.to_string();
+        assert!(why.ends_with("it is of the type IA3, not LORA"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn pickles_are_told_with_what_converts_them() {
+        let folder = written(serde_json::json!({}));
+        let at = |name| folder.path().join(name);
+        std::fs::rename(at(TENSORS), at(PICKLE)).expect("renamed");
+        let refused = opened(&folder, |_| {}).await.expect_err("a pickle");
+        assert!(matches!(refused, PretrainedError::Pickle { .. }));
+        let failure = mks2_proto::failure::Failure::from(refused);
+        assert!(failure.cure.contains("weights_only=True"), "{failure}");
+        // What is no adapter at all.
+        std::fs::remove_file(at(SETTINGS)).expect("removed");
+        let refused = opened(&folder, |_| {}).await.expect_err("nothing there");
+        let failure = mks2_proto::failure::Failure::from(refused);
+        assert!(failure.cure.contains(SETTINGS), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn types_that_cannot_be_read_are_named() {
+        let folder = written(serde_json::json!({}));
+        let file = folder.path().join(TENSORS);
+        let bytes = std::fs::read(&file).expect("read");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
+        let views = tensors.iter().map(|(name, view)| {
+            let eighth = &view.data()[..view.data().len() / 4];
+            let view = TensorView::new(Dtype::I8, view.shape().to_vec(), eighth);
+            (name.to_owned(), view.expect("a view"))
+        });
+        let views: HashMap<_, _> = views.collect();
+        let small = safetensors::serialize(&views, None).expect("a file");
+        std::fs::write(&file, small).expect("written");
+        let refused = opened(&folder, |_| {}).await.expect_err("bytes");
+        let why = refused.to_string();
+        assert!(
+            why.contains("6 of a type other than F32, F16 and BF16"),
+            "{why}"
+        );
+        assert!(why.contains("mlp.up_proj.lora_A.weight I8"), "{why}");
     }
 
     #[tokio::test]

@@ -241,7 +241,11 @@ impl Reader<'_> {
             rope_scaling: rope.map_or(Ok(None), |rope| self.rope_scaling(&rope))?,
             rms_norm_eps: words.rms_norm_eps.unwrap_or(1e-6),
             tie_word_embeddings: words.tie_word_embeddings,
-            max_text_tokens: words.max_position_embeddings.unwrap_or(2048),
+            max_text_tokens: words.max_position_embeddings.unwrap_or(match family {
+                "mistral" => 4096 * 32,
+                "qwen2" => 32_768,
+                _ => 2048,
+            }),
         };
         Ok(Language {
             family: family.to_owned(),

@@ -2,7 +2,10 @@
 
 use mks2_proto::failure::Failure;
 
+use super::adapter;
 use super::tensors::Differences;
+
+const ADAPTERS: &str = "the adapters cannot be taken in";
 
 /// What can be wrong with the folder of a model.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +95,9 @@ impl From<PretrainedError> for Failure {
     fn from(error: PretrainedError) -> Self {
         let what = "the pretrained model cannot be used";
         let why = error.to_string();
+        if let Some(cure) = cure_of_adapters(&error) {
+            return Self::checkpoint(ADAPTERS, why, cure).with_source(error);
+        }
         let failure = match error {
             PretrainedError::Store(inner) => return inner.into(),
             PretrainedError::Missing { .. } => Self::checkpoint(
@@ -132,16 +138,43 @@ impl From<PretrainedError> for Failure {
                 ),
             ),
             PretrainedError::Adapter { .. } => Self::settings(
-                "the adapters cannot be taken in",
+                ADAPTERS,
                 why,
                 "set lora_rank, lora_alpha, adapter_blocks and adapt_attention of the stage as they have them",
             ),
-            PretrainedError::Tensors { .. } => Self::checkpoint(
-                what,
-                why,
-                "download the folder again, or name the folder of the model that config.json describes",
-            ),
+            PretrainedError::Tensors {
+                ref differences, ..
+            } => Self::checkpoint(what, why, cure_of_tensors(differences)),
         };
         failure.with_source(error)
+    }
+}
+
+fn cure_of_tensors(differences: &Differences) -> &'static str {
+    match differences.types.is_empty() {
+        true => {
+            "download the folder again, or name the folder of the model that config.json describes"
+        }
+        false => "name a folder in which the model is in F32, F16 or BF16, not a quantised one",
+    }
+}
+
+/// What to do where files that PEFT writes are missing, or are pickles.
+fn cure_of_adapters(error: &PretrainedError) -> Option<String> {
+    let is_of_adapters = |file: &str| {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        [adapter::SETTINGS, adapter::TENSORS, adapter::PICKLE].contains(&name)
+    };
+    let (settings, tensors) = (adapter::SETTINGS, adapter::TENSORS);
+    match error {
+        PretrainedError::Missing { file } if is_of_adapters(file) => Some(format!(
+            "name a folder with {settings} and {tensors}, as PEFT and `mks2 export peft` write it"
+        )),
+        PretrainedError::Pickle { file, folder } if is_of_adapters(file) => Some(format!(
+            "convert it: python -c \"import torch; from safetensors.torch import save_file; \
+             save_file(torch.load('{folder}/{}', weights_only=True), '{folder}/{tensors}')\"",
+            adapter::PICKLE
+        )),
+        _ => None,
     }
 }

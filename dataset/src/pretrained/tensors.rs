@@ -14,7 +14,7 @@ use mks2_proto::params::ParamSpec;
 use safetensors::tensor::{Dtype, TensorInfo};
 use serde::Deserialize;
 
-use super::{Folder, PretrainedError, Result};
+use super::{Folder, PretrainedError, Result, adapter};
 
 /// The one file of a small model.
 const SINGLE: &str = "model.safetensors";
@@ -22,6 +22,8 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// What there is where only a pickle was published.
 const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+/// Types of elements that can be read.
+const READABLE: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 /// Bytes before the header.
 const LENGTH: u64 = 8;
 /// Largest header, bytes. A model with a hundred thousand tensors has ten million.
@@ -114,7 +116,7 @@ impl Tensors {
             .map(|(name, place)| (name.as_str(), place))
     }
 
-    /// Whether they are those of `specs`, in number, name and shape. Others that `is_extra` may be
+    /// Whether they are those of `specs`, in number, name and shape, and can be read. Others that `is_extra` may be
     /// there too.
     ///
     /// # Errors
@@ -134,13 +136,18 @@ impl Tensors {
     pub fn differences(&self, specs: &[ParamSpec], is_extra: impl Fn(&str) -> bool) -> Differences {
         let mut differences = Differences::default();
         for spec in specs {
-            match self.places.get(&spec.name) {
-                None => differences.missing.push(spec.name.clone()),
-                Some(place) if place.shape == spec.shape => {}
-                Some(place) => differences.shapes.push(format!(
-                    "{} {:?} instead of {:?}",
-                    spec.name, place.shape, spec.shape
-                )),
+            let name = &spec.name;
+            let Some(place) = self.places.get(name) else {
+                differences.missing.push(name.clone());
+                continue;
+            };
+            let (found, wanted) = (&place.shape, &spec.shape);
+            if found != wanted {
+                let shapes = format!("{name} {found:?} instead of {wanted:?}");
+                differences.shapes.push(shapes);
+            }
+            if !READABLE.contains(&place.dtype) {
+                differences.types.push(format!("{name} {:?}", place.dtype));
             }
         }
         let wanted: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
@@ -196,6 +203,8 @@ pub struct Differences {
     pub unexpected: Vec<String>,
     /// Tensors of another shape, with both shapes.
     pub shapes: Vec<String>,
+    /// Tensors of a type that cannot be read, with the type.
+    pub types: Vec<String>,
 }
 
 impl fmt::Display for Differences {
@@ -204,6 +213,7 @@ impl fmt::Display for Differences {
             ("missing", &self.missing),
             ("unexpected", &self.unexpected),
             ("of another shape", &self.shapes),
+            ("of a type other than F32, F16 and BF16", &self.types),
         ];
         let groups = groups.into_iter().filter(|(_, names)| !names.is_empty());
         for (number, (word, names)) in groups.enumerate() {
@@ -301,7 +311,11 @@ fn size_of(info: &TensorInfo) -> Option<u64> {
 
 /// Why a file that should be there is not.
 async fn absent(folder: &Folder, file: &str) -> Result<PretrainedError> {
-    for pickle in PICKLES {
+    let pickles: &[&str] = match file {
+        adapter::TENSORS => &[adapter::PICKLE],
+        _ => &PICKLES,
+    };
+    for pickle in pickles {
         if folder.size(pickle).await?.is_some() {
             return Ok(PretrainedError::Pickle {
                 file: folder.name_of(pickle),

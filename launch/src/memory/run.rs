@@ -158,22 +158,39 @@ impl Run {
         )
     }
 
-    /// Losses of a step, by their names in `metrics.jsonl`.
+    /// Losses of a step, by their names in `metrics.jsonl`. They stand on the card, and so the memory's id
+    /// depends on them.
     ///
     /// # Errors
-    /// Storage (exit 5).
+    /// A step that is not there (exit 8), storage (5).
     pub(super) async fn losses(&self, step: u64) -> Result<BTreeMap<String, f64>, Failure> {
         let lines = object(&self.place, &self.named, metrics::FILE_NAME).await?;
-        let lines = lines.unwrap_or_default();
-        let mut parsed = lines
-            .rsplit(|byte| *byte == b'\n')
-            .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok());
-        let line = parsed.find(|line| line["step"] == step).unwrap_or_default();
-        let losses = LOSSES.into_iter();
-        Ok(losses
-            .filter_map(|name| Some((name.to_owned(), line[name].as_f64()?)))
-            .collect())
+        losses_of(&lines.unwrap_or_default(), step).ok_or_else(|| {
+            Failure::checkpoint(
+                "the memory cannot be exported",
+                format!(
+                    "{} in {} has no line of step {step}, the last of the stage; without its losses the \
+                     memory would have another id",
+                    metrics::FILE_NAME,
+                    self.location()
+                ),
+                "put the file back from a copy of the run; `mks2 ledger verify` says what else is missing",
+            )
+        })
     }
+}
+
+fn losses_of(lines: &[u8], step: u64) -> Option<BTreeMap<String, f64>> {
+    let mut parsed = lines
+        .rsplit(|byte| *byte == b'\n')
+        .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok());
+    let line = parsed.find(|line| line["step"] == step)?;
+    let losses = LOSSES.into_iter();
+    Some(
+        losses
+            .filter_map(|name| Some((name.to_owned(), line[name].as_f64()?)))
+            .collect(),
+    )
 }
 
 async fn object(place: &Place, named: &str, name: &str) -> Result<Option<Vec<u8>>, Failure> {
@@ -181,4 +198,20 @@ async fn object(place: &Place, named: &str, name: &str) -> Result<Option<Vec<u8>
     let read = store::get_if_there(&*place.store, &path).await;
     let bytes = read.map_err(|error| located(error.into(), named))?;
     Ok(bytes.map(|bytes| bytes.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_those_of_the_step_or_none_at_all() {
+        let lines = b"{\"step\":3,\"loss\":2.5,\"loss_caption\":1.5,\"lr\":0.1}\n{\"step\":4,\"loss\":2.25}\n{\"st";
+        let of = |step| losses_of(lines, step);
+        let third = [("loss".to_owned(), 2.5), ("loss_caption".to_owned(), 1.5)];
+        assert_eq!(of(3), Some(third.into()));
+        assert_eq!(of(4), Some([("loss".to_owned(), 2.25)].into()));
+        assert_eq!(of(5), None);
+        assert_eq!(losses_of(b"", 3), None);
+    }
 }

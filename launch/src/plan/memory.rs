@@ -1,27 +1,36 @@
 //! Memory of one worker in a stage, by kind.
 //!
 //! ```text
-//! persistent   frozen and trained weights, gradients, moments, sums
+//! persistent   frozen and trained weights, gradients, moments, sums; what finished stages have left;
+//!              rank 0's copy for a checkpoint
 //! a step       features of the lanes held, then of one lane after the other: activations, logits
 //! ```
 //!
-//! What persists follows from the parameter table and is exact. Of a step the largest part is counted,
+//! Finished stages keep their weights on the host in fp32, and the copy for a checkpoint is there too: on a
+//! CPU that is the same memory, on a GPU none of its own. Published models stay where they are computed from.
+//! What persists follows from the parameter table, but for the gaps between tensors. Of a step the largest part is counted,
 //! which what the backward pass reads again outweighs by far; that is an estimate
 //! ([`mks2_proto::params::SampleCost`]).
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use mks2_proto::job::{Job, Precision, Recompute, Reduction, Stage, StageKind, Vision};
-use mks2_proto::params::{LOGITS_AT_ONCE, ModuleCount, SampleCost};
+use mks2_proto::params::{
+    LOGITS_AT_ONCE, ParamSpec, SampleCost, follows_precision, frozen_by, numel, trained_by,
+};
 use serde::Serialize;
 
 /// Bytes of one fp32 number.
 const FP32: u64 = 4;
 /// Most bytes of gradients that a worker keeps until their tensors have a scale: in the first step.
 const HELD_BYTES: u64 = 512 << 20;
+/// Copies of the trained weights in a checkpoint: they and both moments.
+const IN_CHECKPOINT: u64 = 3;
 
 /// Bytes by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Memory {
-    /// Weights that are read and not trained.
+    /// Weights of the stages that it builds on, which are not trained.
     pub(super) frozen: u64,
     /// Weights that are trained, fp32.
     pub(super) trained: u64,
@@ -38,29 +47,25 @@ pub(super) struct Memory {
     pub(super) logits: u64,
     /// What the visual encoder has made of the pictures of all lanes held.
     pub(super) features: u64,
+    /// What finished stages have left, beside what the model computes from.
+    pub(super) finished: u64,
+    /// Rank 0's copy of what goes into a checkpoint, made for the largest stage so far.
+    pub(super) checkpoint: u64,
     pub(super) total: u64,
 }
 
 impl Memory {
     /// Of a worker that holds `lanes` of the job's lanes.
-    pub(super) fn estimate(
-        job: &Job,
-        stage: &Stage,
-        (modules, cost): (&[ModuleCount], &SampleCost),
-        lanes: u32,
-    ) -> Self {
-        let count = |is_trained: bool| {
-            let modules = modules.iter().filter(|m| m.trained == is_trained);
-            modules.map(|module| module.parameters).sum::<u64>()
-        };
+    pub(super) fn estimate(job: &Job, stage: &Stage, cost: &SampleCost, lanes: u32) -> Self {
         let samples = u64::from(stage.batch_size / job.lanes.max(1));
-        let (trained, lanes) = (count(true), u64::from(lanes));
+        let (trained, lanes) = (numel(&left_by(job, stage, false)), u64::from(lanes));
+        let held = Held::of(job, stage);
         let sums = match job.reduction {
             Reduction::Exact => trained * 8 + (lanes * trained * FP32).min(HELD_BYTES),
             Reduction::Fast => trained * FP32,
         };
         let mut memory = Self {
-            frozen: count(false) * job.precision.bytes(),
+            frozen: held.frozen,
             trained: trained * FP32,
             gradients: trained * 2 * FP32,
             moments: trained * 2 * FP32,
@@ -68,6 +73,8 @@ impl Memory {
             activations: samples * activations(job, stage, cost) + copies(job, trained),
             logits: logits(stage, samples * cost.logits) * 2 * FP32,
             features: (lanes * samples * features(job, stage) + gathered(job, stage)) * FP32,
+            finished: held.finished,
+            checkpoint: checkpoint(job, stage),
             total: 0,
         };
         memory.total = memory.kinds().iter().map(|(_, bytes)| bytes).sum();
@@ -75,7 +82,7 @@ impl Memory {
     }
 
     /// Each kind with its name, without the total.
-    pub(super) fn kinds(&self) -> [(&'static str, u64); 8] {
+    pub(super) fn kinds(&self) -> [(&'static str, u64); 10] {
         [
             ("frozen", self.frozen),
             ("trained", self.trained),
@@ -85,8 +92,95 @@ impl Memory {
             ("activations", self.activations),
             ("logits", self.logits),
             ("features", self.features),
+            ("finished", self.finished),
+            ("checkpoint", self.checkpoint),
         ]
     }
+}
+
+/// What a stage trains, or brings from elsewhere.
+fn left_by(job: &Job, stage: &Stage, is_brought: bool) -> Vec<ParamSpec> {
+    let vocab = job.tokenizer.vocab_size;
+    match is_brought {
+        true => frozen_by(&job.model, vocab, stage),
+        false => trained_by(&job.model, vocab, stage),
+    }
+}
+
+/// Weights that a stage does not train.
+#[derive(Default)]
+struct Held {
+    frozen: u64,
+    finished: u64,
+}
+
+impl Held {
+    fn of(job: &Job, stage: &Stage) -> Self {
+        let left = |other: &Stage| left_by(job, other, other.kind.is_brought());
+        let own = trained_by(&job.model, job.tokenizer.vocab_size, stage);
+        let own: BTreeSet<String> = own.into_iter().map(|spec| spec.name).collect();
+        let mut frozen = BTreeMap::new();
+        let ancestry = job.ancestry(&stage.name).into_iter();
+        for other in ancestry.filter(|other| other.kind.is_brought() || other.name != stage.name) {
+            let specs = left(other).into_iter();
+            // Later ones win.
+            frozen.extend(
+                specs
+                    .filter(|spec| !own.contains(&spec.name))
+                    .map(|spec| (spec.name.clone(), (&other.name, computed(job, &spec)))),
+            );
+        }
+        let mut held = Self {
+            frozen: frozen.values().map(|(_, bytes)| bytes).sum(),
+            finished: 0,
+        };
+        let earlier = job.stages.iter().take_while(|one| one.name != stage.name);
+        for other in earlier {
+            for spec in left(other) {
+                let read = frozen.get(&spec.name);
+                let is_read = read.is_some_and(|(of, _)| **of == other.name);
+                held.finished += kept(job, other, &spec, is_read);
+            }
+        }
+        held
+    }
+}
+
+/// Bytes of a weight as models compute from it.
+fn computed(job: &Job, spec: &ParamSpec) -> u64 {
+    let each = match follows_precision(&spec.name, spec.shape.len()) {
+        true => job.precision.bytes(),
+        false => FP32,
+    };
+    spec.numel() as u64 * each
+}
+
+/// Bytes of a weight that a finished stage keeps, beside those that the model computes from if it reads it.
+fn kept(job: &Job, stage: &Stage, spec: &ParamSpec, is_read: bool) -> u64 {
+    let (whole, computed) = (spec.numel() as u64 * FP32, computed(job, spec));
+    match (stage.kind == StageKind::Pretrained, is_read) {
+        (true, true) => 0,
+        (true, false) => computed,
+        (false, _) if is_on_gpu(job) => 0,
+        (false, true) if computed == whole => 0,
+        (false, _) => whole,
+    }
+}
+
+fn is_on_gpu(job: &Job) -> bool {
+    job.device.starts_with("cuda")
+}
+
+/// Bytes of the copy for a checkpoint: its memory stays from one stage to the next.
+fn checkpoint(job: &Job, stage: &Stage) -> u64 {
+    if is_on_gpu(job) || !stage.kind.trains() {
+        return 0;
+    }
+    let earlier = job.stages.iter().take_while(|one| one.name != stage.name);
+    let trained = earlier
+        .chain([stage])
+        .map(|one| numel(&left_by(job, one, false)));
+    trained.max().unwrap_or(0) * IN_CHECKPOINT * FP32
 }
 
 /// Bytes of the trained weights' copies in the precision that the model computes in.

@@ -130,6 +130,22 @@ fn a_memory_is_shown_copied_and_listed() {
 }
 
 #[test]
+fn a_damaged_copy_is_mended_by_importing_again() {
+    let place = Place::new();
+    let id = store(&place, "a", 7, plain);
+    let import = ["import", "a", "--into", "b"];
+    memory(&place, &import).done();
+    std::fs::write(part(&place, "b"), "damaged").expect("written");
+    let again = memory(&place, &import);
+    let words = "missing or damaged, and written again: 1 part";
+    assert!(again.done().err.contains(words), "{}", again.err);
+    let shown = json(&memory(&place, &["show", "b", "--deep", "--json"]));
+    assert_eq!(shown["id"], id);
+    let again = memory(&place, &import);
+    assert!(!again.done().err.contains("damaged"), "{}", again.err);
+}
+
+#[test]
 fn a_memory_is_never_replaced_by_another_one_of_its_name() {
     let place = Place::new();
     let id = store(&place, "a", 7, plain);

@@ -36,12 +36,8 @@ pub(super) fn write(
     };
     let described = config::write(&model.described, &about);
     put_json(folder, config::FILE_NAME, &described)?;
-    let ids = json!({
-        "bos_token_id": about.begin,
-        "eos_token_id": about.end,
-        "pad_token_id": about.pad,
-    });
-    put_json(folder, "generation_config.json", &ids)?;
+    let generation = generation(encoder, &about);
+    put_json(folder, "generation_config.json", &generation)?;
     put(folder, "tokenizer.json", &encoder.presenting_json()?)?;
     put_json(folder, "tokenizer_config.json", &tokenizer(trained))?;
     if matches!(model.described, Described::Mks2(_)) {
@@ -58,6 +54,7 @@ pub(super) fn write(
         parameters: sizes.bytes / dtype.bytes(),
         bytes: sizes.bytes,
         files: sizes.files,
+        id: None,
         without: None,
     })
 }
@@ -68,6 +65,18 @@ fn begin(encoder: &TextEncoder) -> Option<i64> {
         [begin] if *begin != encoder.end() => Some(*begin),
         _ => None,
     }
+}
+
+/// `generation_config.json`: an answer ends there where it does here.
+fn generation(encoder: &TextEncoder, about: &About) -> Value {
+    json!({
+        "bos_token_id": about.begin,
+        "eos_token_id": match encoder.ends().as_slice() {
+            [end] => json!(end),
+            ends => json!(ends),
+        },
+        "pad_token_id": about.pad,
+    })
 }
 
 /// `tokenizer_config.json`
@@ -133,4 +142,35 @@ fn processor(side: u32) -> Value {
         "image_mean": pixels::MEAN,
         "image_std": pixels::STD,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use mks2_dataset::pretrained::tokens::{EndToken, Overrides, TokenizerFiles};
+
+    use super::*;
+
+    #[test]
+    fn answers_end_there_with_every_token_that_ends_them_here() {
+        let own = TextEncoder::train(&["a text".to_owned()], 300, 16).expect("trained");
+        let written = |other_ends: &[u32]| {
+            let files = TokenizerFiles {
+                json: own.to_json().expect("JSON").into(),
+                end: EndToken::Numbered(2),
+                other_ends: other_ends.to_vec(),
+                overrides: Overrides::default(),
+            };
+            let encoder = TextEncoder::pretrained(&files, 300, 16).expect("it fits");
+            let about = About {
+                dtype: "float32",
+                begin: begin(&encoder),
+                end: encoder.end(),
+                pad: encoder.padding(),
+            };
+            generation(&encoder, &about)["eos_token_id"].clone()
+        };
+        assert_eq!(written(&[]), json!(2));
+        // As published: the end of a text among those of a turn.
+        assert_eq!(written(&[7, 2, 9, 7]), json!([2, 7, 9]));
+    }
 }

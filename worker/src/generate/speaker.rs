@@ -104,7 +104,8 @@ impl Speaker {
         (device, runtime): (Device, &Handle),
     ) -> Result<Self, Failure> {
         let names = ancestry(job, name)?;
-        let weights = lineage.weights(&names)?.computing_in(job.precision);
+        let weights = lineage.weights(&names)?;
+        let weights = weights.computing_in((job.precision, device));
         let encoder = lineage.encoder(&names)?;
         let stage = job.stages.iter().find(|stage| stage.name == name);
         let kind = stage.map_or(StageKind::Evaluate, |stage| stage.kind);
@@ -170,7 +171,7 @@ impl Speaker {
         let positions = language.shape.max_text_tokens as usize;
         let encoder = TextEncoder::pretrained(&files, language.vocab_size, positions)?;
         let weights = pretrained::weights(&part, (precision, device), runtime)?;
-        let weights = weights.computing_in(precision);
+        let weights = weights.computing_in((precision, device));
         let (halves, form) = match &described {
             Described::Mks2(mks2) => of_mks2(mks2, &model, &weights)?,
             _ => (Halves::Mlp, Form::Published),

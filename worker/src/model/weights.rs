@@ -1,14 +1,20 @@
 //! Weights by their global names.
 
+#[cfg(test)]
+mod tests;
+mod together;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use mks2_proto::job::Precision;
-use mks2_proto::params::ParamSpec;
+use mks2_proto::params::{ParamSpec, follows_precision};
 use tch::{Device, Kind, Tensor};
 
 use super::{ModelError, Result};
+pub(crate) use together::group_of;
+use together::{Member, together};
 
 /// Name -> tensor. Tensors are handles: copies share storage.
 #[derive(Debug)]
@@ -64,22 +70,46 @@ impl Weights {
         }
     }
 
-    /// The same for models that compute in `precision`. Frozen matrices are copied into it where they are
-    /// of another kind. What is trained stays in fp32; so do vectors, which weigh nothing, and the matrices
-    /// that are only ever applied in fp32.
+    /// The same for models that compute in `precision` on `device`. Frozen weights are copied where they are
+    /// elsewhere or matrices of another kind, so that those which read the same input lie together. What is
+    /// trained stays in fp32; so do vectors, which weigh nothing, and the matrices that are only ever applied
+    /// in fp32.
     #[must_use]
-    pub fn computing_in(self, precision: Precision) -> Self {
+    pub fn computing_in(self, (precision, device): (Precision, Device)) -> Self {
         let kind = kind_of(precision);
-        let in_kind = |(name, tensor): (String, Tensor)| {
-            let stays = tensor.requires_grad() || !follows_precision(&name, tensor.dim());
-            let tensor = if stays { tensor } else { tensor.to_kind(kind) };
-            (name, tensor)
+        let wanted = |name: &str, tensor: &Tensor| match follows_precision(name, tensor.dim()) {
+            true => kind,
+            false => tensor.kind(),
         };
         Self {
-            tensors: self.tensors.into_iter().map(in_kind).collect(),
             kind,
-            derived: self.derived,
-            are_files: self.are_files,
+            ..self.moved(wanted, device, false)
+        }
+    }
+
+    /// A copy on the host, in memory of its own, for later stages to compute from: a device has only what its
+    /// model reads.
+    #[must_use]
+    pub(crate) fn kept(self) -> Self {
+        self.moved(|_, tensor| tensor.kind(), Device::Cpu, true)
+    }
+
+    fn moved(self, kind: impl Fn(&str, &Tensor) -> Kind, device: Device, anew: bool) -> Self {
+        let tensors = self.tensors.into_iter();
+        let (mut trained, frozen): (BTreeMap<_, _>, Vec<_>) = {
+            let (trained, frozen): (Vec<_>, Vec<_>) =
+                tensors.partition(|(_, tensor)| tensor.requires_grad());
+            (trained.into_iter().collect(), frozen)
+        };
+        let member = |(name, tensor): (String, Tensor)| Member {
+            kind: kind(&name, &tensor),
+            name,
+            tensor,
+        };
+        trained.extend(together(frozen.into_iter().map(member), device, anew));
+        Self {
+            tensors: trained,
+            ..self
         }
     }
 
@@ -214,12 +244,6 @@ pub fn kind_of(precision: Precision) -> Kind {
         Precision::Fp32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
     }
-}
-
-/// Whether a frozen weight of so many dimensions is kept in what the model computes in.
-pub fn follows_precision(name: &str, dimensions: usize) -> bool {
-    let is_exact = name.starts_with("retrieval.") || name.contains(".router.");
-    dimensions >= 2 && !is_exact
 }
 
 /// Refuses a tensor whose shape is not `expected`, where -1 stands for any size.

@@ -66,9 +66,34 @@ fn the_norm_is_that_of_f64_and_alike_on_both_paths() {
         .sqrt();
     let buffer = Tensor::from_slice(&values);
     assert!((global_norm(&buffer).unwrap() / exact - 1.0).abs() < 1e-14);
-    let on_device = block_squares_on_device(&buffer).unwrap();
+    let on_device = block_squares_on_device(&buffer, BLOCKS_AT_ONCE).unwrap();
     for (a, b) in on_device.iter().zip(block_squares(&values)) {
         assert!((a / b - 1.0).abs() < 1e-14);
+    }
+}
+
+#[test]
+fn a_device_sums_slices_to_the_bits_of_the_whole() {
+    for len in [NORM_BLOCK - 1, 8 * NORM_BLOCK, 43 * NORM_BLOCK + 17] {
+        let buffer = Tensor::from_slice(&wave(len, 0.4));
+        let whole = block_squares_on_device(&buffer, usize::MAX).unwrap();
+        assert_eq!(whole.len(), len.div_ceil(NORM_BLOCK));
+        for at_once in [4, 8, 9] {
+            let sliced = block_squares_on_device(&buffer, at_once).unwrap();
+            let bits = |sums: &[f64]| sums.iter().map(|sum| sum.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&sliced), bits(&whole), "{at_once} of {len}");
+        }
+    }
+}
+
+#[test]
+fn slices_cover_every_block_once_and_stay_small() {
+    for blocks in [0, 1, 3, 4, 7, 8, 11, 4000] {
+        let all: Vec<_> = slices(blocks, 4).collect();
+        let covered: Vec<usize> = all.iter().cloned().flatten().collect();
+        assert_eq!(covered, (0..blocks).collect::<Vec<_>>());
+        assert!(all.iter().all(|slice| slice.len() < 8), "{all:?}");
+        assert!(blocks < 4 || all.iter().all(|slice| slice.len() >= 4));
     }
 }
 

@@ -19,6 +19,7 @@ use mks2_dataset::pretrained::base::Part;
 use mks2_dataset::pretrained::tensors::Place;
 use mks2_proto::failure::Failure;
 use mks2_proto::job::Precision;
+use mks2_proto::params::follows_precision;
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;
@@ -26,13 +27,10 @@ use tracing::warn;
 
 use super::files::Files;
 use crate::flat::bytes_mut;
-use crate::model::{Weights, follows_precision, kind_of};
+use crate::model::{Weights, group_of, kind_of};
 
 /// Tensors that are read at the same time.
 const READERS: usize = 4;
-
-/// What reads the same input, in the order in which it lies in memory.
-const TOGETHER: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
 
 /// The weights of a model in this precision on this device, to be asked. They may be the files themselves,
 /// which nobody should change meanwhile.
@@ -54,8 +52,7 @@ pub(crate) fn weights(
     Ok(weights.in_files())
 }
 
-/// The same for a run, in its own memory, and a digest of the files: blake3 over the name, type and shape of each
-/// tensor and the digest of its bytes, in the order of names.
+/// The same for a run, in its own memory, and a digest of the files ([`digest`]).
 ///
 /// # Errors
 /// As [`weights`].
@@ -66,18 +63,39 @@ pub(crate) fn weights_with_digest(
 ) -> Result<(Weights, blake3::Hash), Failure> {
     let jobs = laid_out(part, &Files::default(), (precision, device))?;
     let weights = named(&jobs);
-    let mut digests = read_all(jobs, |job| {
-        let name = job.name;
-        Ok((name, job.read(part, runtime, blake3::hash)?))
+    let digests = read_all(jobs, |job| {
+        let (name, place) = (job.name, job.place);
+        Ok(Hashed {
+            name,
+            dtype: place.dtype,
+            shape: &place.shape,
+            bytes: job.read(part, runtime, blake3::hash)?,
+        })
     })?;
-    digests.sort_unstable_by_key(|(name, _)| *name);
+    Ok((weights, digest(digests)))
+}
+
+/// A tensor for [`digest`].
+pub(crate) struct Hashed<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: &'a [usize],
+    /// Digest of its bytes.
+    pub(crate) bytes: blake3::Hash,
+}
+
+/// Digest of a model's tensors: blake3 over the name, type and shape of each and the digest of its bytes, in the
+/// order of names.
+pub(crate) fn digest(mut tensors: Vec<Hashed<'_>>) -> blake3::Hash {
+    tensors.sort_unstable_by_key(|tensor| tensor.name);
     let mut hasher = blake3::Hasher::new();
-    for (name, digest) in &digests {
-        let place = part.tensors.place(name)?;
-        let about = format!("{name} {:?} {:?}\n", place.dtype, place.shape);
-        hasher.update(about.as_bytes()).update(digest.as_bytes());
+    for tensor in &tensors {
+        let about = format!("{} {:?} {:?}\n", tensor.name, tensor.dtype, tensor.shape);
+        hasher
+            .update(about.as_bytes())
+            .update(tensor.bytes.as_bytes());
     }
-    Ok((weights, hasher.finalize()))
+    hasher.finalize()
 }
 
 /// The tensors of all jobs, by name.
@@ -263,18 +281,6 @@ fn mapped(files: &Files, members: &[Member], kind: Kind) -> Option<Vec<Tensor>> 
 fn parts_of(all: &Tensor, members: &[Member]) -> Vec<Tensor> {
     let sizes: Vec<i64> = members.iter().map(Member::elements).collect();
     all.split_with_sizes(sizes, 0)
-}
-
-/// What a tensor lies together with, and at which place; alone under its own name.
-fn group_of(name: &str) -> (String, usize) {
-    for together in TOGETHER {
-        for (rank, part) in together.iter().enumerate() {
-            if name.contains(part) {
-                return (name.replace(part, &together.concat()), rank);
-            }
-        }
-    }
-    (name.to_owned(), 0)
 }
 
 fn kind_in_file(name: &str, place: &Place, part: &Part) -> Result<Kind, Failure> {

@@ -52,7 +52,7 @@ impl Run {
             "stage was finished before"
         );
         let about = (&self.job, stage);
-        let result = StageResult::of(&checkpoint, about, &self.lineage, self.device)?;
+        let result = StageResult::of(&checkpoint, about, &self.lineage)?;
         self.lineage.insert(&stage.name, result);
         Ok(())
     }
@@ -154,7 +154,7 @@ impl Run {
             }
         }
         let weights = self.lineage.weights(&self.base(stage)?)?;
-        let mut weights = weights.computing_in(self.job.precision);
+        let mut weights = weights.computing_in((self.job.precision, self.device));
         let leaves = lineage::leaves(&mut weights, &replica.state)?;
         Ok(Prepared {
             encoder,

@@ -59,6 +59,15 @@ fn families_differ_in_what_they_leave_out() {
     let qwen = json!({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": false});
     let qwen = language(&with(llama(), qwen)).shape;
     assert_eq!((qwen.qkv_bias, qwen.sliding_window), (true, None));
+
+    // As in the configurations of transformers.
+    for (family, positions) in [("llama", 2048), ("mistral", 131_072), ("qwen2", 32_768)] {
+        let mut json = with(llama(), json!({"model_type": family}));
+        json.as_object_mut()
+            .unwrap()
+            .remove("max_position_embeddings");
+        assert_eq!(language(&json).shape.max_text_tokens, positions, "{family}");
+    }
 }
 
 #[test]

@@ -102,6 +102,24 @@ async fn all_that_differs_is_listed_by_name() {
 }
 
 #[tokio::test]
+async fn types_that_no_model_reads_are_found_before_any_is_read() {
+    let spec = |name: &str| ParamSpec::new(name, &[8], Init::Zeros);
+    for (dtype, bytes) in [("F64", 64), ("I8", 8), ("F8_E4M3", 8), ("I32", 32)] {
+        let folder = folder(dtype);
+        let header = json!({"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, bytes]}});
+        put(&folder, SINGLE, file(&header, bytes)).await;
+        let tensors = Tensors::open(&folder).await.unwrap();
+        let error = tensors.check(&[spec("a")], |_| false).unwrap_err();
+        let failure = mks2_proto::failure::Failure::from(error);
+        let words = format!("1 of a type other than F32, F16 and BF16: a {dtype}");
+        assert!(failure.why.contains(&words), "{failure}");
+        assert!(failure.cure.contains("F32, F16 or BF16"), "{failure}");
+        // What nothing wants may be of any type.
+        tensors.check(&[], |_| true).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn damaged_files_are_refused_with_what_is_wrong() {
     let mut truncated = file(&two(), 20);
     truncated.pop();

@@ -281,6 +281,7 @@ impl Check<'_> {
             let fits = StageKind::is_memory;
             self.earlier_stage(rules, "experts.memories", name, fits, "memory");
         }
+        self.inherits(rules, settings);
         rules.require(
             !has_twice(&settings.memories),
             format!("{table}.memories"),
@@ -310,13 +311,7 @@ impl Check<'_> {
             &settings.router_blocks,
             layers,
         );
-        let adapter = settings.adapter.as_deref();
-        rules.require(
-            adapter.is_none_or(|url| !url.trim().is_empty()),
-            format!("{table}.adapter"),
-            "it is empty",
-            "write where the folder with adapter_config.json is, or leave it out",
-        );
+        self.adapter(rules, settings);
         self.template(rules, "experts.question", &settings.question);
         self.template(rules, "experts.answer", &settings.answer);
     }

@@ -10,7 +10,7 @@ use crate::model::{Decoder, Experts, Memory, Pass, Read, SecondHalves, Weights, 
 fn training(job: &Job, stage: usize, precision: Precision) -> (Weights, Vec<Tensor>) {
     let specs = trained_by(&job.model, VOCAB, &job.stages[stage]);
     let all = weights(job);
-    let mut weights = all.clone().computing_in(precision);
+    let mut weights = all.clone().computing_in((precision, Device::Cpu));
     for spec in &specs {
         weights.insert_trained(&spec.name, &all.get(&spec.name).expect("there"));
     }

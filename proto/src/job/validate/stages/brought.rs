@@ -1,7 +1,7 @@
 //! Rules of stages that bring weights from elsewhere, and of what others build on them.
 
 use super::{Check, Rules};
-use crate::job::{Attach, Job, Pretrained, StageKind};
+use crate::job::{Attach, Experts, Job, Pretrained, Stage, StageKind};
 use crate::params::RESERVED_EXPERT_NAMES;
 
 /// Letters of a digest.
@@ -49,17 +49,37 @@ impl Check<'_> {
             "write where `mks2 memory export` has put the memory: a path, or s3://..., gs://..., \
              az://...",
         );
-        let is_digest = |id: &String| {
-            id.len() == DIGEST && id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
-        };
         rules.require(
-            settings.id.as_ref().is_none_or(is_digest),
+            settings.id.as_deref().is_none_or(is_digest),
             self.at("attach.id"),
             format!("an id is {DIGEST} hexadecimal digits"),
             "write the id that `mks2 memory show` prints, or leave it out",
         );
         self.expert_name(rules);
         self.reads_no_samples(rules);
+    }
+
+    /// Where the adapters of an experts stage start from.
+    pub(super) fn adapter(&self, rules: &mut Rules, settings: &Experts) {
+        let (adapter, id) = (settings.adapter.as_deref(), settings.adapter_id.as_deref());
+        rules.require(
+            adapter.is_none_or(|url| !url.trim().is_empty()),
+            self.at("experts.adapter"),
+            "it is empty",
+            "write where the folder with adapter_config.json is, or leave it out",
+        );
+        rules.require(
+            id.is_none_or(is_digest),
+            self.at("experts.adapter_id"),
+            format!("an id is {DIGEST} hexadecimal digits"),
+            "write the id that `mks2 export peft` prints, or leave it out",
+        );
+        rules.require(
+            id.is_none() || adapter.is_some(),
+            self.at("experts.adapter_id"),
+            "it is the id of adapters that start from elsewhere, and these start from nothing",
+            "name their folder in adapter, or leave adapter_id out",
+        );
     }
 
     fn reads_no_samples(&self, rules: &mut Rules) {
@@ -97,20 +117,92 @@ impl Check<'_> {
         );
     }
 
+    /// Memories and the bridge of an experts stage are weights of stages that it builds on.
+    pub(super) fn inherits(&self, rules: &mut Rules, settings: &Experts) {
+        let ancestors = self.ancestors();
+        let is_earlier = |name: &str| {
+            let mut memories = self.earlier.iter().filter(|stage| stage.kind.is_memory());
+            memories.any(|stage| stage.name == name)
+        };
+        // A name that no earlier memory has is told by its own rule.
+        for name in settings.memories.iter().filter(|name| is_earlier(name)) {
+            rules.require(
+                ancestors.iter().any(|stage| stage.name == *name),
+                self.at("experts.memories"),
+                format!(
+                    "'{}' does not build on '{name}', so it has no weights of this memory",
+                    self.stage.name
+                ),
+                format!(
+                    "add \"{name}\" to {}, or take it out of memories",
+                    self.at("from")
+                ),
+            );
+        }
+        rules.require(
+            !settings.pictures || ancestors.iter().any(|stage| has_bridge(stage)),
+            self.at("experts.pictures"),
+            format!(
+                "none of the stages that '{}' builds on brings a bridge, which shows pictures to the \
+                 language model",
+                self.stage.name
+            ),
+            self.way_to_a_bridge(),
+        );
+    }
+
+    fn way_to_a_bridge(&self) -> String {
+        let bridges = self.earlier.iter().filter(|stage| has_bridge(stage));
+        let names: Vec<_> = bridges.map(|stage| stage.name.as_str()).collect();
+        if names.is_empty() {
+            return "put a memory stage before this one and name it in from, set bridge = true in \
+                    [stage.attach], or set pictures = false"
+                .to_owned();
+        }
+        format!(
+            "add one of them to {}: {}; or set pictures = false",
+            self.at("from"),
+            names.join(", ")
+        )
+    }
+
     /// Stages that bring a language model, among those that this one builds on. An evaluation may look
     /// at several.
     pub(super) fn bases(&self) -> Vec<&str> {
+        let is_one = |stage: &&&Stage| stage.kind.is_base();
+        if self.stage.kind == StageKind::Evaluate {
+            return Vec::new();
+        }
+        let ancestors = self.ancestors();
+        let bases = ancestors.iter().filter(is_one);
+        bases.map(|stage| stage.name.as_str()).collect()
+    }
+
+    /// Stages that this one builds on, the latest first. A job that is not sound may build in circles, so
+    /// only what stands before a stage counts.
+    fn ancestors(&self) -> Vec<&Stage> {
         let mut wanted: Vec<&str> = self.stage.from.iter().map(String::as_str).collect();
-        let mut bases = Vec::new();
+        let mut ancestors = Vec::new();
         // Stages stand behind those that they start from, so one look back at each is enough.
         for stage in self.earlier.iter().rev() {
             if wanted.contains(&stage.name.as_str()) {
                 wanted.extend(stage.from.iter().map(String::as_str));
-                if stage.kind.is_base() && self.stage.kind != StageKind::Evaluate {
-                    bases.push(stage.name.as_str());
-                }
+                ancestors.push(stage);
             }
         }
-        bases
+        ancestors
+    }
+}
+
+fn is_digest(id: &str) -> bool {
+    id.len() == DIGEST && id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether what the stage leaves can be shown pictures.
+fn has_bridge(stage: &Stage) -> bool {
+    match stage.kind {
+        StageKind::Memory => true,
+        StageKind::Attach => stage.attach.clone().unwrap_or_default().bridge,
+        _ => false,
     }
 }
