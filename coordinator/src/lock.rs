@@ -12,7 +12,7 @@ use mks2_proto::failure::Failure;
 /// Holds `<run>/lock`; the operating system lets it go when the process ends, however it ends.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    file: File,
 }
 
 impl RunLock {
@@ -35,7 +35,15 @@ impl RunLock {
             Err(TryLockError::Error(error)) => return Err(unwritable(folder, error)),
         }
         note_owner(&mut file).map_err(|error| unwritable(folder, error))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        // To close it is not enough: a child that another thread starts at this moment holds all files of this
+        // process until it is a program of its own.
+        let _already_let_go = self.file.unlock();
     }
 }
 
@@ -97,6 +105,16 @@ mod tests {
         drop(first);
         RunLock::take(folder.path()).expect("free again");
         assert!(folder.path().join("lock").exists(), "the file stays");
+    }
+
+    #[test]
+    fn it_is_let_go_while_a_child_that_is_being_started_still_has_its_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let first = RunLock::take(folder.path()).expect("free");
+        let of_the_child = first.file.try_clone().expect("the same file");
+        drop(first);
+        RunLock::take(folder.path()).expect("free again");
+        drop(of_the_child);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use mks2_coordinator::contact::Contact;
 use mks2_proto::v1::{StopRequested, directive, report::Kind};
-use support::{Member, TOKEN, commit, target_at};
+use support::{Member, PATIENCE, TOKEN, commit, target_at};
 
 struct Process {
     child: Child,
@@ -20,8 +20,14 @@ struct Process {
 }
 
 impl Process {
+    /// One that waits for the members of its predecessor as long as a test waits for anything.
     fn start(run: &Path) -> Self {
+        Self::start_after(run, PATIENCE)
+    }
+
+    fn start_after(run: &Path, reunion: Duration) -> Self {
         let mut child = Self::command(run)
+            .args(["--reunion", &reunion.as_secs().to_string()])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -43,7 +49,7 @@ impl Process {
                 "--job",
                 concat!(env!("CARGO_MANIFEST_DIR"), "/tests/job.toml"),
             ])
-            .args(["--workers", "1", "--reunion", "2", "--run"])
+            .args(["--workers", "1", "--run"])
             .arg(run)
             .env("MKS2_TOKEN", TOKEN);
         command
@@ -78,6 +84,7 @@ async fn killed_and_started_again_it_goes_on_under_the_next_term() {
         (member.welcome.term, member.generation().await.number),
         (1, 1)
     );
+    member.keep_beating();
     member.committed_up_to(3).await;
     commit(&mut member, 3, "look", false)
         .await
@@ -94,6 +101,7 @@ async fn killed_and_started_again_it_goes_on_under_the_next_term() {
         (member.welcome.term, member.generation().await.number),
         (2, 1)
     );
+    member.keep_beating();
     member.committed(4).await;
     member.committed(5).await;
     measured(folder.path(), 5).await;
@@ -102,12 +110,13 @@ async fn killed_and_started_again_it_goes_on_under_the_next_term() {
     drop(member);
 
     // Nobody is back: new members start from the checkpoint, in the next generation.
-    let mut third = Process::start(folder.path());
+    let mut third = Process::start_after(folder.path(), Duration::from_secs(1));
     let mut member = Member::join_as(&target_at(&third.endpoint), 0, 8).await;
     assert_eq!(
         (member.welcome.term, member.generation().await.number),
         (3, 2)
     );
+    member.keep_beating();
     assert_eq!(
         member.welcome.resume_from.as_ref().map(|from| from.step),
         Some(3)
@@ -135,7 +144,7 @@ async fn measured(run: &Path, steps: u64) {
         if there == (1..=steps).collect::<Vec<_>>() {
             return;
         }
-        assert!(began.elapsed() < Duration::from_secs(5), "{there:?}");
+        assert!(began.elapsed() < PATIENCE, "{there:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

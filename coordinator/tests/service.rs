@@ -3,7 +3,7 @@
 #[path = "support/members.rs"]
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mks2_coordinator::{Coordinator, Outcome, Resume};
 use mks2_proto::{
@@ -47,17 +47,16 @@ async fn a_broken_connection_is_noticed_and_the_others_go_on() {
     let mut members = Member::join_all(&running, 2).await;
     for member in &mut members {
         member.generation().await;
-        member.keep_beating();
     }
-    let lost = members.pop().expect("two members");
-    let began = Instant::now();
-    drop(lost);
+    drop(members.pop().expect("two members"));
     let next = members[0].generation().await;
-    let noticed = began.elapsed();
-    assert!(noticed < Duration::from_millis(300), "{noticed:?}");
     assert_eq!((next.number, next.members.len()), (2, 1));
     assert_eq!(next.lost, ["worker-1"]);
-    assert!(next.reason.contains("worker-1 was lost"), "{}", next.reason);
+    let reason = &next.reason;
+    assert!(reason.contains("worker-1 was lost"), "{reason}");
+    let streams = ["it closed its stream", "its connection broke"];
+    let broke = streams.iter().any(|words| reason.contains(words));
+    assert!(broke, "{reason}");
     drop(members);
     let failure = running.join().await.expect_err("the last one was lost");
     assert_eq!(failure.exit, ExitCode::RunFailed);
@@ -66,24 +65,25 @@ async fn a_broken_connection_is_noticed_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn silence_is_noticed_and_named_within_a_second() {
+async fn silence_is_noticed_and_named() {
     let folder = tempfile::tempdir().expect("a folder");
-    let running = start(settings(folder.path(), 2)).await;
+    let mut settings = settings(folder.path(), 2);
+    // Fifteen heartbeats of the one that is not silent.
+    settings.limits.silence = Duration::from_secs(3);
+    let running = start(settings).await;
     let mut members = Member::join_all(&running, 2).await;
     for member in &mut members {
         member.generation().await;
     }
-    let began = Instant::now();
     members[0].keep_beating();
     let next = members[0].generation().await;
-    let noticed = began.elapsed();
     assert_eq!(next.lost, ["worker-1"]);
-    let told = members[1].abort().await;
-    assert!(told.reason.contains("nothing was heard of it"), "{told:?}");
-    assert!(
-        noticed > Duration::from_millis(600) && noticed < Duration::from_secs(1),
-        "{noticed:?}"
-    );
+    let told = members[1].abort().await.reason;
+    let (_, silence) = told
+        .split_once("nothing was heard of it for ")
+        .expect("why it was lost");
+    let seconds = silence.split(' ').next().expect("a number").parse::<f64>();
+    assert!(seconds.expect("seconds") >= 3.0, "{told}");
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ mod refusals;
 mod rights;
 #[path = "cli/runs.rs"]
 mod runs;
+#[path = "support/signals.rs"]
+mod signals;
 #[path = "cli/supervision.rs"]
 mod supervision;
 #[path = "cli/support.rs"]

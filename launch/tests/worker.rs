@@ -20,6 +20,8 @@ mod dialogues;
 mod evaluating;
 #[path = "worker/exporting.rs"]
 mod exporting;
+#[path = "worker/gates.rs"]
+mod gates;
 #[path = "worker/generating.rs"]
 mod generating;
 #[path = "worker/goodput.rs"]
@@ -62,6 +64,8 @@ mod refusals;
 mod servers;
 #[path = "worker/serving.rs"]
 mod serving;
+#[path = "support/signals.rs"]
+mod signals;
 #[path = "worker/strangers.rs"]
 mod strangers;
 #[path = "worker/succession.rs"]

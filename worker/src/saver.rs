@@ -6,6 +6,7 @@
 //! stage is waited for, and tried several times.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -65,13 +66,15 @@ pub struct Saver {
 struct Pending {
     step: u64,
     began: Instant,
+    /// It has been given up, and has nothing more to do than to say so.
+    is_given_up: Arc<AtomicBool>,
     thread: JoinHandle<Result<(), Failure>>,
 }
 
 impl Pending {
     /// Whether it goes on when it has had its time.
     fn is_late(&self) -> bool {
-        while !self.thread.is_finished() {
+        while !self.thread.is_finished() && !self.is_given_up.load(Ordering::Acquire) {
             if self.began.elapsed() >= PATIENCE {
                 return true;
             }
@@ -118,13 +121,14 @@ impl Saver {
             return Ok(());
         }
         self.settle()?;
-        let began = Instant::now();
+        let (began, is_given_up) = (Instant::now(), Arc::default());
         let original = Original::of(content)?;
         let upload = Upload {
             store: self.store.clone(),
             session: Arc::clone(&self.session),
             instruments: self.instruments.clone(),
             began,
+            is_given_up: Arc::clone(&is_given_up),
         };
         let (pool, runtime) = (self.pool.clone(), self.runtime.clone());
         // Its requests belong to the trace of the run.
@@ -141,6 +145,7 @@ impl Saver {
         self.pending = Some(Pending {
             step,
             began,
+            is_given_up,
             thread,
         });
         debug!(
@@ -234,6 +239,7 @@ struct Upload {
     instruments: Instruments,
     /// When its copy was begun.
     began: Instant,
+    is_given_up: Arc<AtomicBool>,
 }
 
 impl Upload {
@@ -246,6 +252,8 @@ impl Upload {
                 break;
             };
             if !is_final {
+                // Whoever hears the alarm may save the next one.
+                self.is_given_up.store(true, Ordering::Release);
                 skipped(&self.session, step, &failure);
                 break;
             }
@@ -317,4 +325,29 @@ pub fn table_of(layout: &FlatLayout) -> Result<Arc<Table>, Failure> {
         offset: span.offset,
     });
     Ok(Arc::new(Table::new(slots)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn one_that_was_given_up_holds_up_no_other_while_it_says_so() {
+        let (over, is_over) = mpsc::sync_channel::<()>(1);
+        let pending = Pending {
+            step: 7,
+            began: Instant::now(),
+            is_given_up: Arc::default(),
+            thread: std::thread::spawn(move || {
+                let _dropped = is_over.recv();
+                Ok(())
+            }),
+        };
+        assert!(pending.is_late());
+        pending.is_given_up.store(true, Ordering::Release);
+        assert!(!pending.is_late());
+        drop(over);
+    }
 }

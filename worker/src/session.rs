@@ -285,7 +285,8 @@ impl Session {
     /// collective operation under way, 0 for none. Costs less than a microsecond.
     pub fn set_phase(&self, phase: Phase, collective: u64) {
         self.shared.set_phase(phase, collective);
-        self.mishaps.at(phase, self.shared.step() + 1);
+        let is_asked = || self.shared.regroup_requested();
+        self.mishaps.at(phase, self.shared.step() + 1, is_asked);
     }
 
     /// Says what the trainer waits for until its next phase, where the phase does not tell.

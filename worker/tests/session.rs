@@ -18,6 +18,10 @@ use mks2_proto::{
 use mks2_worker::{collectives::AbortFlag, session::Session};
 
 const TOKEN: &str = "the-token-of-the-tests";
+/// Longest that a test waits for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long workers look for a coordinator that they have lost.
+const ORPHANAGE: Duration = Duration::from_secs(3);
 
 fn job() -> Job {
     serde_json::from_value(serde_json::json!({
@@ -41,7 +45,12 @@ fn job() -> Job {
     .expect("a job")
 }
 
+/// One that loses nobody for being silent: what it notices, it notices otherwise.
 async fn coordinator(run: &Path, workers: u32) -> Running {
+    coordinator_with(run, workers, PATIENCE).await
+}
+
+async fn coordinator_with(run: &Path, workers: u32, silence: Duration) -> Running {
     let settings = Settings {
         bind: SocketAddr::from(([127, 0, 0, 1], 0)),
         run_url: run.to_str().expect("text").to_owned(),
@@ -54,8 +63,9 @@ async fn coordinator(run: &Path, workers: u32) -> Running {
         resume: Resume::Auto,
         reunite: true,
         limits: Limits {
+            silence,
             reunion: Duration::from_secs(5),
-            orphanage: Duration::from_millis(1500),
+            orphanage: ORPHANAGE,
             ..Limits::default()
         },
     };
@@ -91,7 +101,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 /// A coordinator and two sessions that have their generation.
 async fn pair(run: &Path) -> (Running, Session, AbortFlag, Session) {
-    let running = coordinator(run, 2).await;
+    pair_of(coordinator(run, 2).await).await
+}
+
+async fn pair_of(running: Running) -> (Running, Session, AbortFlag, Session) {
     let first = join(&running, 0).await;
     let second = join(&running, 1).await;
     let (first, abort, second) = blocking(move || {
@@ -103,12 +116,12 @@ async fn pair(run: &Path) -> (Running, Session, AbortFlag, Session) {
     (running, first, abort, second)
 }
 
-async fn until_raised(abort: &AbortFlag) -> Duration {
+async fn until_raised(abort: &AbortFlag) {
     let began = Instant::now();
-    while !abort.is_raised() && began.elapsed() < Duration::from_secs(10) {
+    while !abort.is_raised() {
+        assert!(began.elapsed() < PATIENCE, "nobody raised it");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    began.elapsed()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -164,7 +177,9 @@ async fn a_worker_trains_checkpoints_and_finishes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_trainer_never_looks_dead_and_its_phase_is_known() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (running, first, abort, second) = pair(folder.path()).await;
+    let silence = Limits::default().silence;
+    let running = coordinator_with(folder.path(), 2, silence).await;
+    let (running, first, abort, second) = pair_of(running).await;
     first.set_phase(Phase::Reducing, 77);
     tokio::time::sleep(Duration::from_millis(3500)).await;
     assert!(!abort.is_raised());
@@ -180,10 +195,12 @@ async fn a_lost_peer_ends_its_generation_and_is_named_in_the_next() {
     let folder = tempfile::tempdir().expect("a folder");
     let (running, first, abort, second) = pair(folder.path()).await;
     drop(second);
-    let noticed = until_raised(&abort).await;
-    assert!(noticed < Duration::from_millis(300), "{noticed:?}");
+    until_raised(&abort).await;
     let reason = abort.check().expect_err("raised").to_string();
     assert!(reason.contains("worker-1 was lost"), "{reason}");
+    let streams = ["it closed its stream", "its connection broke"];
+    let broke = streams.iter().any(|words| reason.contains(words));
+    assert!(broke, "{reason}");
     let (first, next) = blocking(move || {
         let next = first.wait_generation(1).expect("the next generation");
         (first, next)
@@ -247,12 +264,15 @@ async fn a_failure_of_ones_own_is_the_cause_for_all() {
 async fn a_coordinator_that_never_comes_back_ends_the_run_after_a_while() {
     let folder = tempfile::tempdir().expect("a folder");
     let (running, first, abort, _second) = pair(folder.path()).await;
+    let began = Instant::now();
     drop(running);
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    assert!(!abort.is_raised(), "the work goes on without it");
     first.step_committed(1, 1, None).expect("kept for later");
-    let noticed = until_raised(&abort).await;
-    assert!(noticed < Duration::from_secs(4), "{noticed:?}");
+    until_raised(&abort).await;
+    let worked = began.elapsed();
+    assert!(
+        worked >= ORPHANAGE,
+        "the work goes on without it: {worked:?}"
+    );
     let cause = first.aborted().expect("a cause");
     assert_eq!(cause.exit, ExitCode::RunFailed);
     assert!(cause.what.contains("coordinator was lost"), "{cause}");
@@ -266,7 +286,7 @@ async fn a_stop_reaches_workers_before_and_after_the_start() {
     running.stop("Ctrl-C").await.expect("accepted");
     let began = Instant::now();
     while !(first.stop_requested() && second.stop_requested()) {
-        assert!(began.elapsed() < Duration::from_secs(5), "nobody was told");
+        assert!(began.elapsed() < PATIENCE, "nobody was told");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     blocking(move || first.finished(false).and_then(|()| second.finished(false)))
@@ -294,5 +314,6 @@ async fn a_wrong_token_is_refused_at_once() {
     let refused = Session::connect(&env, address).await.expect_err("refused");
     assert_eq!(refused.exit, ExitCode::Environment);
     assert!(refused.why.contains("token"), "{refused}");
-    assert!(began.elapsed() < Duration::from_secs(2));
+    // Where there is a chance, it is tried for half a minute.
+    assert!(began.elapsed() < Duration::from_secs(20));
 }

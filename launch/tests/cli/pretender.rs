@@ -5,6 +5,8 @@
 //! `PRETEND` says how it behaves: `finish`; `fail` at the third step (rank 1 alone); `linger`, one
 //! step each 20 ms for ever; `deaf`, the same, and it does not stop when it is asked to.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mks2_proto::dial::{self, PROTOCOL, Target};
@@ -12,8 +14,8 @@ use mks2_proto::env::WorkerEnv;
 use mks2_proto::failure::Failure;
 use mks2_proto::ids::{Incarnation, Token};
 use mks2_proto::v1::{
-    Directive, Failed, Finished, Generation, RegisterRequest, Report, StageChanged, StepCommitted,
-    StepMetrics, directive, report,
+    Directive, Failed, Finished, Generation, Heartbeat, RegisterRequest, Report, StageChanged,
+    StepCommitted, StepMetrics, directive, report,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -45,7 +47,7 @@ struct Pretender {
     env: WorkerEnv,
     behaviour: String,
     incarnation: u64,
-    generation: u64,
+    generation: Arc<AtomicU64>,
     rank: u32,
     reports: mpsc::Sender<Report>,
     directives: Streaming<Directive>,
@@ -75,10 +77,10 @@ impl Pretender {
             env,
             behaviour,
             incarnation,
-            generation: 0,
+            generation: Arc::default(),
             rank: 0,
             directives: {
-                let heartbeat = report::Kind::Heartbeat(mks2_proto::v1::Heartbeat::default());
+                let heartbeat = report::Kind::Heartbeat(Heartbeat::default());
                 // The stream opens with its first report.
                 let env = WorkerEnv::read()?;
                 let first = Report {
@@ -96,22 +98,48 @@ impl Pretender {
             },
             reports,
         };
+        pretender.keep_beating();
         Ok(pretender.work().await)
     }
 
-    async fn tell(&self, kind: report::Kind) {
-        let report = Report {
-            member_id: self.env.member_id.clone(),
-            incarnation: self.incarnation,
-            generation: self.generation,
+    fn report(&self) -> impl Fn(report::Kind) -> Report + use<> {
+        let (member_id, incarnation) = (self.env.member_id.clone(), self.incarnation);
+        let generation = Arc::clone(&self.generation);
+        move |kind| Report {
+            member_id: member_id.clone(),
+            incarnation,
+            generation: generation.load(Ordering::SeqCst),
             kind: Some(kind),
-        };
-        let _ = self.reports.send(report).await;
+        }
+    }
+
+    /// Signs of life, whatever it does or waits for, until it leaves.
+    fn keep_beating(&self) {
+        let (reports, report) = (self.reports.downgrade(), self.report());
+        tokio::spawn(async move {
+            while let Some(reports) = reports.upgrade() {
+                let beat = report(report::Kind::Heartbeat(Heartbeat::default()));
+                let _ = reports.send(beat).await;
+                drop(reports);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+    }
+
+    async fn tell(&self, kind: report::Kind) {
+        let _ = self.reports.send(self.report()(kind)).await;
+    }
+
+    /// Closes the stream in order: all that was told has arrived.
+    async fn leave(&mut self) {
+        self.reports = mpsc::channel(1).0;
+        let rest = async { while let Ok(Some(_)) = self.directives.message().await {} };
+        let _late = tokio::time::timeout(Duration::from_secs(30), rest).await;
     }
 
     /// Waits for the generation, then works through two stages of twenty steps.
     async fn work(&mut self) -> i32 {
-        while self.generation == 0 {
+        while self.generation.load(Ordering::SeqCst) == 0 {
             match self.next_directive().await {
                 Some(directive::Kind::Generation(told)) => self.take_part(&known(&told)),
                 Some(directive::Kind::Stop(_)) => {}
@@ -146,7 +174,7 @@ impl Pretender {
     }
 
     fn take_part(&mut self, generation: &Generation) {
-        self.generation = generation.number;
+        self.generation.store(generation.number, Ordering::SeqCst);
         let mut members = generation.members.iter();
         let me = members.find(|m| m.member_id == self.env.member_id);
         self.rank = me.expect("a member").rank;
@@ -188,18 +216,18 @@ impl Pretender {
             .and_then(|directive| directive.kind)
     }
 
-    async fn finish(&self, complete: bool) -> i32 {
+    async fn finish(&mut self, complete: bool) -> i32 {
         self.tell(report::Kind::Finished(Finished { complete }))
             .await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        self.leave().await;
         if complete { 0 } else { 130 }
     }
 
-    async fn fail(&self) -> i32 {
+    async fn fail(&mut self) -> i32 {
         let failure = Failure::data("a picture cannot be read", "row 7 is damaged", "verify it");
         self.tell(report::Kind::Failed(Failed::from(&failure)))
             .await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        self.leave().await;
         4
     }
 }

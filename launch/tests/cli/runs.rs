@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::pretender::script;
 use crate::support::{Ended, Place, ended, eventually, is_alive, signal, start};
@@ -202,7 +202,7 @@ fn a_run_that_was_stopped_twice_counts_as_stopped() {
 }
 
 #[test]
-fn a_silent_worker_is_named_within_a_second_and_killed() {
+fn a_silent_worker_is_named_and_killed() {
     let place = Place::new();
     let mut launcher = start(place.train(&script("linger"), &["--workers", "2"]));
     let workers = place.sleepers(2);
@@ -211,12 +211,9 @@ fn a_silent_worker_is_named_within_a_second_and_killed() {
     let pid = pid.trim().parse().expect("a number");
     let mut err = BufReader::new(launcher.stderr.take().expect("piped")).lines();
     signal(pid, "STOP");
-    let stopped = Instant::now();
-    let named = err.any(|line| line.is_ok_and(|line| line.contains("worker-1 was lost")));
-    let told = stopped.elapsed();
-    assert!(named);
-    // A second of silence, and some patience with a busy machine.
-    assert!(told < Duration::from_secs(2), "told after {told:?}");
+    assert!(err.any(|line| line.is_ok_and(|line| line.contains("worker-1 was lost"))));
+    let why = err.next().expect("a reason").expect("text");
+    assert!(why.contains("nothing was heard of it"), "{why}");
     eventually("it is killed", || (!is_alive(pid)).then_some(()));
     signal(launcher.id(), "INT");
     assert!(err.any(|line| line.is_ok_and(|line| line.contains("the run was stopped"))));

@@ -163,15 +163,16 @@ fn a_watched_run_is_followed_to_its_end() {
     let place = Place::new();
     let launcher = start(place.train(SLEEPER, &[]));
     place.sleepers(1);
-    let watcher = start(place.mks2(&["watch", "run"]));
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    let mut watcher = start(place.mks2(&["watch", "run"]));
+    let mut lines = BufReader::new(watcher.stderr.take().expect("piped")).lines();
+    lines.next().expect("it is connected").expect("read");
     signal(launcher.id(), "INT");
     ended(launcher);
-    let watched = ended(watcher);
+    let told: Vec<_> = lines.map_while(Result::ok).collect();
+    ended(watcher).done();
     assert!(
-        watched.done().err.contains("the run was stopped"),
-        "{}",
-        watched.err
+        told.iter().any(|line| line.contains("the run was stopped")),
+        "{told:?}"
     );
 }
 

@@ -236,13 +236,10 @@ pub(crate) fn is_alive(pid: u32) -> bool {
     })
 }
 
-/// Sends a signal by `kill`.
+/// Sends a signal to a process that is there.
+#[track_caller]
 pub(crate) fn signal(pid: u32, name: &str) {
-    let sent = Command::new("kill")
-        .arg(format!("-{name}"))
-        .arg(pid.to_string())
-        .status();
-    assert!(sent.expect("kill runs").success());
+    assert!(crate::signals::send(pid, name), "process {pid} is gone");
 }
 
 /// Starts with pipes.

@@ -3,7 +3,8 @@
 
 use std::fmt::Display;
 
-use crate::lab::{Ended, Lab, ended};
+use crate::gates::Gates;
+use crate::lab::{Ended, Lab, TOTAL, awaited, ended};
 
 /// A run in which a worker loses a bit behind a step, `PLACE@STEP@MEMBER`.
 fn train_with(lab: &Lab, run: &str, workers: usize, flip: &str, more: &[&str]) -> Ended {
@@ -106,11 +107,14 @@ fn the_odd_one_is_evicted_and_healed_from_a_peer() {
     let settings = ["audit.every_steps=1", "audit.on_corruption=evict"];
     let mut command = lab.train(run, 3, &settings);
     // The others take their time, so that the new process comes in at a border.
-    let naps = (13..17).map(|step| format!("nap@loading@{step}@worker-0"));
-    let flip = ordered("weights@12@worker-1");
-    let mishaps = std::iter::once(flip).chain(naps).collect::<Vec<_>>();
-    command.env("MKS2_TEST_MISHAP", mishaps.join(","));
-    let ended = ended(command);
+    let gates = Gates::new(&lab, run, "worker-0", 13..TOTAL as u64);
+    gates.shut(&mut command, &ordered("weights@12@worker-1"));
+    let launcher = command.spawn().expect("mks2 starts");
+    gates.until("worker-1 is back", || {
+        lab.journal(run, "generation-formed").len() == 3
+    });
+    gates.open_all();
+    let ended = awaited(launcher);
     ended.done();
     let alike = "most others after step 12; all were alike after step 11";
     told(

@@ -4,13 +4,11 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::gates::Gates;
 use crate::lab::{Ended, Lab, TOTAL, awaited, ended, mks2, signal, workers_of};
 
-/// `worker-0` takes half a second longer in the steps of the memory stage: others have time to come.
-fn naps(steps: std::ops::Range<u64>) -> String {
-    let nap = |step| format!("nap@loading@{step}@worker-0");
-    steps.map(nap).collect::<Vec<_>>().join(",")
-}
+/// The run's last step.
+const LAST: u64 = TOTAL as u64;
 
 /// What happens to nobody.
 const NOTHING: &str = "nap@loading@1@nobody";
@@ -40,9 +38,14 @@ fn is_like_the_quiet_run(lab: &Lab, ended: &Ended, run: &str) {
 fn a_worker_that_died_is_started_again_and_comes_in_at_a_step_border() {
     let lab = Lab::enter();
     let mut command = lab.train("replaced", 3, &[]);
-    let mishaps = format!("kill@computing@9@worker-1,{}", naps(10..16));
-    command.env("MKS2_TEST_MISHAP", mishaps);
-    let ended = ended(command);
+    let gates = Gates::new(&lab, "replaced", "worker-0", 10..LAST);
+    gates.shut(&mut command, "kill@computing@9@worker-1");
+    let launcher = spawned(command);
+    gates.until("worker-1 is back", || {
+        generations(&lab, "replaced").len() == 3
+    });
+    gates.open_all();
+    let ended = awaited(launcher);
     is_like_the_quiet_run(&lab, &ended, "replaced");
     assert_eq!(generations(&lab, "replaced"), [(3, 0), (2, 0), (3, 1)]);
     assert!(
@@ -91,7 +94,8 @@ fn the_last_ones_die_together_and_without_restarts_the_run_fails() {
 fn workers_come_and_leave_on_request() {
     let lab = Lab::enter();
     let mut command = lab.train("scaled", 1, &[]);
-    command.env("MKS2_TEST_MISHAP", naps(4..17));
+    let gates = Gates::new(&lab, "scaled", "worker-0", 4..LAST);
+    gates.shut(&mut command, "");
     let mut launcher = spawned(command);
     assert!(lab.reaches("scaled", 3, &mut launcher));
     let run = lab.path("scaled").display().to_string();
@@ -101,20 +105,16 @@ fn workers_come_and_leave_on_request() {
     };
     steer(&["scale", &run, "3"]);
     let formed = |members: usize| {
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        while generations(&lab, "scaled").last().map(|last| last.0) != Some(members) {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "{members} members were awaited"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        gates.until(&format!("there are {members} members"), || {
+            generations(&lab, "scaled").last().map(|last| last.0) == Some(members)
+        });
     };
     formed(3);
     steer(&["drain", &run, "worker-1"]);
     formed(2);
     steer(&["scale", &run, "1"]);
     formed(1);
+    gates.open_all();
     let ended = awaited(launcher);
     is_like_the_quiet_run(&lab, &ended, "scaled");
     assert_eq!(lab.report("scaled")["failures"], 0, "{}", ended.err);
@@ -126,20 +126,22 @@ fn a_worker_that_is_asked_to_end_leaves_at_a_border_and_is_replaced() {
     let mut command = lab.train("preempted", 2, &[]);
     command.args(["--restarts", "0"]);
     // The one that saves is the one that leaves, and nothing that it saved is lost.
-    let naps = naps(9..17).replace("worker-0", "worker-1");
-    command.env("MKS2_TEST_MISHAP", naps);
+    let gates = Gates::new(&lab, "preempted", "worker-1", 10..LAST);
+    gates.shut(&mut command, "");
     let mut launcher = spawned(command);
     assert!(lab.reaches("preempted", 9, &mut launcher));
     let workers = workers_of(launcher.id());
     signal(workers[0], "TERM");
+    let left = || {
+        let formed = lab.journal("preempted", "generation-formed");
+        let left = formed.iter().filter(|entry| entry["left"].is_array());
+        left.count()
+    };
+    gates.until("it leaves", || left() > 0);
+    gates.open_all();
     let ended = awaited(launcher);
     is_like_the_quiet_run(&lab, &ended, "preempted");
-    let left = lab.journal("preempted", "generation-formed");
-    let left: Vec<_> = left
-        .iter()
-        .filter_map(|entry| entry["left"].as_array())
-        .collect();
-    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(left(), 1);
     assert_eq!(lab.report("preempted")["failures"], 0, "{}", ended.err);
 }
 
@@ -151,10 +153,14 @@ fn the_one_that_hands_the_state_over_dies() {
     // The third time it regroups in a step is the handover.
     let deaths = (10..=TOTAL).map(|step| format!("kill@regrouping#3@{step}@worker-0"));
     let deaths = deaths.collect::<Vec<_>>().join(",");
-    let naps = naps(10..17).replace("worker-0", "worker-2");
-    let mishaps = format!("kill@computing@9@worker-1,{deaths},{naps}");
-    command.env("MKS2_TEST_MISHAP", mishaps);
-    let ended = ended(command);
+    let gates = Gates::new(&lab, "orphaned", "worker-2", 10..LAST);
+    gates.shut(&mut command, &format!("kill@computing@9@worker-1,{deaths}"));
+    let launcher = spawned(command);
+    gates.until("worker-1 is back", || {
+        generations(&lab, "orphaned").len() >= 3
+    });
+    gates.open_all();
+    let ended = awaited(launcher);
     is_like_the_quiet_run(&lab, &ended, "orphaned");
     let formed = generations(&lab, "orphaned");
     assert_eq!(formed[..3], [(3, 0), (2, 0), (3, 1)], "{formed:?}");
@@ -165,12 +171,12 @@ fn the_one_that_hands_the_state_over_dies() {
     );
 }
 
-/// A coordinator as a process of its own, and a way to start workers for it.
+/// A coordinator as a process of its own, and the command of a worker for it.
 fn coordinated(
     lab: &Lab,
     run: &str,
     workers: &str,
-) -> (Child, impl Fn(&str, &str) -> Child + use<>) {
+) -> (Child, impl Fn(&str, &str) -> Command + use<>) {
     let mut coordinator = lab.coordinate(run, workers, "127.0.0.1:0");
     coordinator.env("MKS2_TOKEN", "the-token-of-the-tests");
     let mut coordinator = spawned(coordinator);
@@ -184,7 +190,7 @@ fn coordinated(
         let mut command = mks2(&["worker", "--join", &run, "--name", name]);
         command.env("MKS2_TEST_MISHAP", mishaps);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
-        spawned(command)
+        command
     };
     (coordinator, join)
 }
@@ -194,12 +200,23 @@ fn a_newcomer_dies_in_the_handover_and_another_one_comes() {
     let lab = Lab::enter();
     let run = "miscarried";
     let (mut coordinator, join) = coordinated(&lab, run, "1:2");
-    let first = join("first", &naps(4..20).replace("worker-0", "first"));
+    let gates = Gates::new(&lab, run, "first", 4..LAST);
+    let mut first = join("first", NOTHING);
+    gates.shut(&mut first, "");
+    let first = spawned(first);
     assert!(lab.reaches(run, 3, &mut coordinator));
     // It knows of no step yet.
-    let second = awaited(join("second", "kill@regrouping#2@1@second"));
+    let mut second = spawned(join("second", "kill@regrouping#2@1@second"));
+    gates.until("the second one is killed", || {
+        second.try_wait().expect("waited").is_some()
+    });
+    let second = awaited(second);
     assert_eq!(second.code, None, "it was not killed: {}", second.err);
-    let third = join("third", NOTHING);
+    let third = spawned(join("third", NOTHING));
+    gates.until("the third one takes part", || {
+        generations(&lab, run).len() == 4
+    });
+    gates.open_all();
     for worker in [first, third] {
         awaited(worker).done();
     }
@@ -234,10 +251,10 @@ fn the_last_worker_dies_and_another_one_comes_by_hand() {
     let lab = Lab::enter();
     let run = "abandoned";
     let (coordinator, join) = coordinated(&lab, run, "1");
-    let first = awaited(join("first", "kill@updating@12@first"));
+    let first = ended(join("first", "kill@updating@12@first"));
     assert_eq!(first.code, None, "it was not killed: {}", first.err);
     std::thread::sleep(Duration::from_secs(1));
-    awaited(join("second", NOTHING)).done();
+    ended(join("second", NOTHING)).done();
     awaited(coordinator).done();
     lab.has_weights_of_quiet(run);
     lab.has_a_ledger_that_holds(run);
@@ -248,14 +265,17 @@ fn the_last_worker_dies_and_another_one_comes_by_hand() {
 fn workers_join_by_hand() {
     let lab = Lab::enter();
     let (mut coordinator, join) = coordinated(&lab, "joined", "1:2");
-    let first = join("first", &naps(4..14).replace("worker-0", "first"));
+    let gates = Gates::new(&lab, "joined", "first", 4..LAST);
+    let mut first = join("first", NOTHING);
+    gates.shut(&mut first, "");
+    let first = spawned(first);
     assert!(lab.reaches("joined", 3, &mut coordinator));
-    let second = join("second", NOTHING);
-    while generations(&lab, "joined").len() < 2 {
-        assert!(coordinator.try_wait().expect("waited").is_none());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let third = awaited(join("third", NOTHING));
+    let second = spawned(join("second", NOTHING));
+    gates.until("the second one takes part", || {
+        generations(&lab, "joined").len() == 2
+    });
+    let third = ended(join("third", NOTHING));
+    gates.open_all();
     assert_eq!(third.code, Some(3), "{}", third.err);
     assert!(
         third.err.contains("the run has all its workers"),

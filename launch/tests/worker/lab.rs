@@ -1,5 +1,6 @@
 //! A folder with the imported sample corpus and a small job, and runs in it.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -30,6 +31,8 @@ pub(crate) struct Lab {
     server: Option<Server>,
     quiet: OnceLock<Value>,
     evaluated: OnceLock<Ended>,
+    /// Held for as long as this process lives: another one that wants the folder waits.
+    _alone: File,
 }
 
 /// How a run ended.
@@ -95,6 +98,8 @@ impl Lab {
 
     fn furnish() -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("runs");
+        let alone = File::create(folder.with_extension("lock")).expect("a lock");
+        alone.lock().expect("alone");
         if folder.exists() {
             std::fs::remove_dir_all(&folder).expect("the last lab is removed");
         }
@@ -104,6 +109,7 @@ impl Lab {
             server: None,
             quiet: OnceLock::new(),
             evaluated: OnceLock::new(),
+            _alone: alone,
         };
         lab.import("emoji", "emoji-{00000..00003}.tar");
         lab.import("colors-train", "color-questions-train.jsonl");
@@ -273,16 +279,6 @@ impl Lab {
             .collect()
     }
 
-    /// How long the last step took.
-    pub(crate) fn step_seconds(&self, run: &str) -> f64 {
-        let metrics = std::fs::read_to_string(self.path(run).join("metrics.jsonl"));
-        let metrics = metrics.unwrap_or_default();
-        let whole = metrics.rfind('\n').map_or("", |end| &metrics[..end]);
-        let last = whole.lines().last().unwrap_or("{}");
-        let last: Value = serde_json::from_str(last).expect("JSON");
-        last["step_seconds"].as_f64().unwrap_or_default()
-    }
-
     /// A finished run has every step once, and the weights of the quiet one in every stage.
     #[track_caller]
     pub(crate) fn equals_quiet(&self, run: &str) {
@@ -319,7 +315,9 @@ impl Lab {
 
     /// The records of a run's journal, without its snapshots.
     pub(crate) fn records(&self, run: &str) -> Vec<Value> {
-        let names = self.files(run, "journal");
+        let mut names = self.files(run, "journal");
+        // What a store writes has another name until it is whole.
+        names.retain(|name| name.ends_with(".json"));
         let records = names.iter().map(|name| self.json(run, name));
         records
             .filter(|record| record["entry"].is_object())
@@ -418,9 +416,7 @@ pub(crate) fn awaited(mut child: Child) -> Ended {
 
 /// Sends a signal; whoever has ended already does not mind.
 pub(crate) fn signal(pid: u32, name: &str) {
-    let mut kill = Command::new("kill");
-    kill.arg(format!("-{name}")).arg(pid.to_string());
-    kill.stderr(Stdio::null()).status().expect("kill runs");
+    let _gone = crate::signals::send(pid, name);
 }
 
 /// The workers of a launcher, oldest first.

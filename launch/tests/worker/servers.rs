@@ -27,6 +27,23 @@ const ACCOUNT: &str = "mks2tests";
 /// How long a server may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Starts moto, which looks whether an object is there and stores it a moment later, with several threads:
+/// here one at a time does both, as a store does that has conditions.
+const MOTO: &str = "
+import threading
+from moto.s3.responses import S3Response
+from moto.server import main
+
+put_object, alone = S3Response.put_object, threading.Lock()
+
+def put_alone(self):
+    with alone:
+        return put_object(self)
+
+S3Response.put_object = put_alone
+main()
+";
+
 /// Makes the container: a request that is signed with the account's key, as all of them.
 const MAKE_CONTAINER: &str = "
 const [account, key, port, container] = process.argv.slice(1);
@@ -85,10 +102,14 @@ impl Server {
         words
             .arg("-c")
             .arg("\"$@\" >/dev/null 2>&1 & echo $!; read _; kill -9 $!");
-        words.arg("server").arg(program);
+        words.arg("server");
         match kind {
-            Kind::S3 => words.args(["-H", "127.0.0.1", "-p", port]),
+            // By the interpreter of the environment that it is installed in.
+            Kind::S3 => words
+                .arg(std::path::Path::new(&program).with_file_name("python"))
+                .args(["-c", MOTO, "-H", "127.0.0.1", "-p", port]),
             Kind::Azure => words
+                .arg(program)
                 .args(["--blobHost", "127.0.0.1", "--blobPort", port])
                 .args(["--silent", "--inMemoryPersistence", "--skipApiVersionCheck"])
                 .args(["--disableTelemetry"])

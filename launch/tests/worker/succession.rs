@@ -94,8 +94,9 @@ fn a_worker_that_no_coordinator_lets_go_ends_when_its_time_is_over() {
     cluster.kill_coordinator();
     let began = Instant::now();
     assert_eq!(cluster.ask_to_end_and_wait(1), Some(143));
+    // They look for a coordinator for five minutes.
     let took = began.elapsed().as_secs_f64();
-    assert!((0.9..5.0).contains(&took), "{took} s");
+    assert!((0.9..60.0).contains(&took), "{took} s");
     cluster.succeed(0);
     cluster.ends_without(1);
 }

@@ -3,12 +3,14 @@
 //! `MKS2_TEST_MISHAP` holds any number of `ACT@PHASE@STEP@MEMBER`, separated by commas. When that
 //! member enters that phase (as in the wire's `Phase`, without its prefix) in the step of that
 //! number, counted from 1 over all stages, its first process is killed (`kill`), stopped (`stop`), panics
-//! (`panic`), takes half a second longer (`nap`), does nothing more while it goes on beating (`stall`),
-//! or loses a bit behind that step's update: `flip-weights` and the other places of
+//! (`panic`), takes half a second longer (`nap`), waits at the gate of that step (`hold`), does nothing more
+//! while it goes on beating (`stall`), or loses a bit behind that step's update: `flip-weights` and the other places of
 //! [`Flip`](crate::replica::Flip). `computing#3` is the third time that it enters the phase in that step.
-//! Without the variable nothing happens.
+//! Without the variable nothing happens. A gate is open once the folder in `MKS2_TEST_GATES` has a file
+//! that is called as the step is, or `all`, or the coordinator asks for a border to change the workers at.
 #![allow(unsafe_code)]
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -21,6 +23,8 @@ use crate::replica::Flip;
 
 /// The variable.
 pub(super) const VARIABLE: &str = "MKS2_TEST_MISHAP";
+/// The folder of the gates.
+const GATES: &str = "MKS2_TEST_GATES";
 
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +33,7 @@ enum Act {
     Stop,
     Panic,
     Nap,
+    Hold,
     Stall,
     Flip(Flip),
 }
@@ -95,6 +100,7 @@ impl Mishaps {
                 "stop" => Act::Stop,
                 "panic" => Act::Panic,
                 "nap" => Act::Nap,
+                "hold" => Act::Hold,
                 "stall" => Act::Stall,
                 flip => Act::Flip(flip.strip_prefix("flip-")?.parse().ok()?),
             };
@@ -120,7 +126,7 @@ impl Mishaps {
 
     /// Does what is ordered for a phase of a step.
     #[inline]
-    pub(super) fn at(&self, phase: Phase, step: u64) {
+    pub(super) fn at(&self, phase: Phase, step: u64, is_asked: impl Fn() -> bool) {
         let due = |mishap: &&Mishap| mishap.is_due(phase, step);
         for mishap in self.ordered.iter().filter(due) {
             match mishap.act {
@@ -129,6 +135,10 @@ impl Mishaps {
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
                         .replace(flip);
+                }
+                Act::Hold => {
+                    let gates = std::env::var_os(GATES).unwrap_or_default();
+                    hold(gates.as_ref(), step, &is_asked);
                 }
                 act => act.happen(),
             }
@@ -154,7 +164,7 @@ impl Act {
             Self::Kill => libc::SIGKILL,
             Self::Stop => libc::SIGSTOP,
             Self::Panic => panic!("a panic on order of {VARIABLE}"),
-            Self::Flip(_) => return,
+            Self::Flip(_) | Self::Hold => return,
             Self::Nap => return std::thread::sleep(Duration::from_millis(500)),
             Self::Stall => loop {
                 std::thread::park();
@@ -165,9 +175,32 @@ impl Act {
     }
 }
 
+/// Waits until the gate of a step is open, or this worker is asked for a border.
+fn hold(gates: &Path, step: u64, is_asked: &impl Fn() -> bool) {
+    let open = [step.to_string(), "all".to_owned()].map(|name| gates.join(name));
+    while !is_asked() && !open.iter().any(|gate| gate.exists()) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gate_holds_until_it_is_opened() {
+        for gate in ["12", "all"] {
+            let folder = tempfile::tempdir().expect("a folder");
+            std::fs::write(folder.path().join("11"), "").expect("written");
+            let gates = folder.path().to_owned();
+            let held = std::thread::spawn(move || hold(&gates, 12, &|| false));
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!held.is_finished());
+            std::fs::write(folder.path().join(gate), "").expect("written");
+            held.join().expect("let go");
+        }
+        hold(Path::new("/nowhere"), 12, &|| true);
+    }
 
     #[test]
     fn orders_are_read_for_one_member() {
@@ -179,9 +212,9 @@ mod tests {
         let kill = &mishaps.ordered[0];
         assert!(!kill.is_due(Phase::Voting, 11));
         assert!(kill.is_due(Phase::Voting, 12));
-        mishaps.at(Phase::Updating, 4);
+        mishaps.at(Phase::Updating, 4, || false);
         assert_eq!(mishaps.ordered_flip(), None, "the first time is spared");
-        mishaps.at(Phase::Updating, 4);
+        mishaps.at(Phase::Updating, 4, || false);
         assert_eq!(mishaps.ordered_flip(), Some(Flip::ExpAvg));
         assert_eq!(mishaps.ordered_flip(), None);
         for wrong in [

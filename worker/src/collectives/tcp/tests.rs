@@ -1,5 +1,6 @@
 use std::io::Write;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::*;
@@ -11,6 +12,26 @@ const TOKEN: &str = "secret of the run";
 
 fn local() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+/// What happens at once happens within this, also where the machine is busy; the limits are longer.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// Waits until it is so.
+#[track_caller]
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in 60 s: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Waits until as many have come here.
+#[track_caller]
+fn meet(came: &AtomicUsize, count: usize) {
+    came.fetch_add(1, Ordering::SeqCst);
+    until("all are here", || came.load(Ordering::SeqCst) >= count);
 }
 
 fn limits(shared_memory: bool) -> Limits {
@@ -189,7 +210,7 @@ fn buffers_of_different_length_are_told_so() {
 #[test]
 fn a_peer_that_goes_away_is_named_at_once() {
     for shared in [true, false] {
-        let start = Instant::now();
+        let (start, survivors) = (Instant::now(), AtomicUsize::new(0));
         let errors = with_mesh(3, &limits(shared), |mut mesh| {
             mesh.barrier().unwrap();
             if mesh.rank() == 2 {
@@ -197,7 +218,7 @@ fn a_peer_that_goes_away_is_named_at_once() {
             }
             let error = mesh.all_reduce_f32(&mut vec![1.0; 1 << 20]).unwrap_err();
             // Stay until both have seen it, so that nobody blames the other survivor.
-            std::thread::sleep(Duration::from_millis(200));
+            meet(&survivors, 2);
             Some(error)
         });
         for error in errors.into_iter().flatten() {
@@ -209,7 +230,7 @@ fn a_peer_that_goes_away_is_named_at_once() {
                 "{error}"
             );
         }
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < AT_ONCE);
     }
 }
 
@@ -220,12 +241,15 @@ fn a_silent_peer_is_named_after_the_deadline() {
             silence: Duration::from_millis(200),
             ..limits(shared)
         };
+        let is_named = AtomicBool::new(false);
         let results = with_mesh(2, &limits, |mut mesh| {
             if mesh.rank() == 1 {
-                std::thread::sleep(Duration::from_millis(700));
+                until("it is named", || is_named.load(Ordering::SeqCst));
                 return String::new();
             }
-            mesh.barrier().unwrap_err().to_string()
+            let error = mesh.barrier().unwrap_err();
+            is_named.store(true, Ordering::SeqCst);
+            error.to_string()
         });
         assert!(
             results[0].starts_with("nothing came from rank 1 at 127.0.0.1"),
@@ -239,11 +263,12 @@ fn a_silent_peer_is_named_after_the_deadline() {
 }
 
 #[test]
-fn an_abort_is_noticed_within_50_ms() {
+fn an_abort_is_noticed_at_once() {
     for shared in [true, false] {
+        let is_noticed = AtomicBool::new(false);
         with_mesh(2, &limits(shared), |mut mesh| {
             if mesh.rank() == 1 {
-                std::thread::sleep(Duration::from_millis(400));
+                until("it is noticed", || is_noticed.load(Ordering::SeqCst));
                 return;
             }
             let abort = mesh.watch.abort.clone();
@@ -253,7 +278,8 @@ fn an_abort_is_noticed_within_50_ms() {
                 Instant::now()
             });
             let error = mesh.barrier().unwrap_err();
-            assert!(raised.join().unwrap().elapsed() < Duration::from_millis(50));
+            is_noticed.store(true, Ordering::SeqCst);
+            assert!(raised.join().unwrap().elapsed() < AT_ONCE);
             assert_eq!(
                 error.to_string(),
                 "the collective was aborted: generation 4 was formed"
@@ -313,13 +339,14 @@ fn strangers_do_not_disturb_the_forming() {
 }
 
 /// Rank 1 changes its roster; both results.
-fn form_two(change: impl Fn(&mut Roster) + Sync, connect_ms: u64) -> Vec<Result<()>> {
+fn form_two(change: impl Fn(&mut Roster) + Sync) -> Vec<Result<()>> {
     let listeners: Vec<_> = (0..2)
         .map(|_| DataListener::bind(local()).unwrap())
         .collect();
     let (listeners, change) = (&listeners, &change);
     let limits = Limits {
-        connect: Duration::from_millis(connect_ms),
+        // Both have met by then, also where the machine is busy.
+        connect: Duration::from_secs(5),
         ..limits(true)
     };
     let limits = &limits;
@@ -345,20 +372,23 @@ fn form_two(change: impl Fn(&mut Roster) + Sync, connect_ms: u64) -> Vec<Result<
 fn a_wrong_token_run_or_generation_never_gets_in() {
     let told =
         |results: &[Result<()>], rank: usize| results[rank].as_ref().unwrap_err().to_string();
-    let token = form_two(|roster| roster.token = "guess".into(), 400);
+    let [token, run, stale] = std::thread::scope(|scope| {
+        let token = scope.spawn(|| form_two(|roster| roster.token = "guess".into()));
+        let run = scope.spawn(|| form_two(|roster| roster.run_id = "other".into()));
+        let stale = scope.spawn(|| form_two(|roster| roster.generation = 2));
+        [token, run, stale].map(|formed| formed.join().unwrap())
+    });
     assert!(
         told(&token, 0).contains("wrong proof of the run's token"),
         "{}",
         told(&token, 0)
     );
     assert!(told(&token, 1).contains("rank 0 at 127.0.0.1"));
-    let run = form_two(|roster| roster.run_id = "other".into(), 400);
     assert!(
         told(&run, 1).contains("it belongs to another run"),
         "{}",
         told(&run, 1)
     );
-    let stale = form_two(|roster| roster.generation = 2, 400);
     assert!(
         told(&stale, 1).contains("it is in generation 3, this worker in 2"),
         "{}",
@@ -405,8 +435,10 @@ fn a_missing_peer_is_named_and_an_abort_ends_the_waiting() {
     let abort = AbortFlag::new();
     abort.abort("stop");
     let start = Instant::now();
-    assert!(Mesh::form(&listeners[0], &roster(&listeners, 0), &limits(true), &abort).is_err());
-    assert!(start.elapsed() < Duration::from_millis(100));
+    let formed = Mesh::form(&listeners[0], &roster(&listeners, 0), &limits(true), &abort);
+    let error = formed.map(drop).unwrap_err().to_string();
+    assert_eq!(error, "the collective was aborted: stop");
+    assert!(start.elapsed() < AT_ONCE);
 }
 
 #[test]

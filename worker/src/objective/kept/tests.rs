@@ -156,13 +156,10 @@ fn files_of_others_and_links_are_refused() {
     assert!(open().is_err());
     std::fs::remove_file(&path).unwrap();
 
-    let shared = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&path)
-        .unwrap();
-    drop(shared);
+    std::fs::write(&path, "").unwrap();
+    // Whatever the mask of this process is.
+    let shared = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(&path, shared).unwrap();
     let error = open().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
 }
