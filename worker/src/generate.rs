@@ -68,7 +68,7 @@ fn converse(
     input: impl BufRead + Send + 'static,
     output: &mut impl Write,
 ) -> Result<(), Failure> {
-    let device = device::choose(&opening.device, 0)?;
+    let device = device::choose_by_option(&opening.device)?;
     let runtime = io_runtime()?;
     // Whoever asks decides when it is over, by the end of the input. A signal to all processes of a
     // service must not end this one before.

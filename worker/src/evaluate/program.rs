@@ -39,7 +39,7 @@ pub fn run(mut input: impl BufRead, output: &mut impl Write) -> Result<(), Failu
 }
 
 fn measure(opening: &Opening, output: &mut impl Write) -> Result<(), Failure> {
-    let device = device::choose(&opening.device, 0)?;
+    let device = device::choose_by_option(&opening.device)?;
     let runtime = io_runtime()?;
     let mut open: Option<(Source, Speaker)> = None;
     for asked in &opening.tasks {
