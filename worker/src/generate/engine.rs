@@ -236,22 +236,27 @@ impl<'a> Engine<'a> {
     /// Input embeddings of each prompt, `[t, d]`: a picture stands before the text.
     fn rows(&self, ready: &[Ready]) -> Result<Vec<Tensor>, Failure> {
         let speaker = self.speaker;
-        let pictures: Vec<Vec<u8>> = ready.iter().filter_map(|one| one.picture.clone()).collect();
+        // Questions about one picture often follow each other: it is looked at once.
+        let mut pictures: Vec<&[u8]> = Vec::new();
+        let seen = ready.iter().map(|one| {
+            let picture = one.picture.as_deref()?;
+            if pictures.last() != Some(&picture) {
+                pictures.push(picture);
+            }
+            Some(pictures.len() as i64 - 1)
+        });
+        let seen: Vec<Option<i64>> = seen.collect();
         let soft_bpd = match pictures.is_empty() {
             true => None,
             false => Some(speaker.look(&pictures)?),
         };
-        let mut seen = 0;
-        let rows = ready.iter().map(|one| {
+        let rows = ready.iter().zip(seen).map(|(one, seen)| {
             let ids_1t = Tensor::from_slice(&one.ids)
                 .unsqueeze(0)
                 .to_device(speaker.device);
             let text_td = speaker.decoder.embed(&ids_1t)?.squeeze_dim(0);
-            Ok(match (&soft_bpd, &one.picture) {
-                (Some(soft_bpd), Some(_)) => {
-                    seen += 1;
-                    Tensor::cat(&[soft_bpd.get(seen - 1), text_td], 0)
-                }
+            Ok(match (&soft_bpd, seen) {
+                (Some(soft_bpd), Some(at)) => Tensor::cat(&[soft_bpd.get(at), text_td], 0),
                 _ => text_td,
             })
         });

@@ -345,9 +345,8 @@ impl Speaker {
     ///
     /// # Errors
     /// When the model cannot see.
-    pub(super) fn look(&self, pictures: &[Vec<u8>]) -> Result<Tensor, Failure> {
-        let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-        self.eyes()?.look(&pictures, self.device)
+    pub(super) fn look(&self, pictures: &[&[u8]]) -> Result<Tensor, Failure> {
+        self.eyes()?.look(pictures, self.device)
     }
 
     /// A picture's file as the encoder wants it: RGB bytes of a square.
