@@ -28,6 +28,9 @@ pub struct Opening {
     pub threads: u32,
     /// Prompts that are answered side by side.
     pub batch: u32,
+    /// Bytes of keys and values that are kept at most; none: as the model's positions and the batch need.
+    #[serde(default)]
+    pub cache_bytes: Option<u64>,
 }
 
 /// Where a model comes from.

@@ -4,6 +4,12 @@
 //! admit     prompts are read together, each gets its first token
 //! advance   one more token for every answer
 //! ```
+//!
+//! Keys and values have a limit ([`room`]): a prompt waits until there is room for it.
+
+mod room;
+
+use std::collections::VecDeque;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,7 +22,7 @@ use super::score;
 use super::speaker::Speaker;
 use super::writer::Writer;
 use super::{no_numbers, refused};
-use crate::model::{Cache, Wanted};
+use crate::model::{Cache, Parked, ROOM, Wanted};
 use crate::objective::to_floats;
 use crate::text::to_tokens;
 
@@ -26,11 +32,21 @@ pub(crate) struct Engine<'a> {
     cache: Cache,
     /// In the order of the cache's rows.
     answers: Vec<Answer<'a>>,
+    /// Answers that have made room for older ones.
+    parked: VecDeque<(Answer<'a>, Parked)>,
+    /// Prompts for which there was no room yet.
+    waiting: VecDeque<Ready>,
+    /// Positions of all rows together for which there may be room.
+    most_positions: i64,
+    /// Answers that have begun.
+    begun: u64,
 }
 
 /// One of them.
 struct Answer<'a> {
     id: u64,
+    /// How many have begun before.
+    age: u64,
     sampling: Sampling,
     writer: Writer<'a>,
     prompt_tokens: u32,
@@ -54,42 +70,64 @@ struct Ready {
     prompt: Prompt,
     ids: Vec<i64>,
     picture: Option<Vec<u8>>,
+    /// Tokens that are generated at most.
     most: usize,
+    /// Positions, those of the picture included.
+    length: i64,
 }
 
 impl<'a> Engine<'a> {
-    pub(crate) fn new(speaker: &'a Speaker) -> Self {
+    /// An engine that answers `batch` prompts side by side.
+    pub(crate) fn new(speaker: &'a Speaker, batch: usize) -> Self {
+        let most_positions = room::most_positions(speaker, batch);
         Self {
             speaker,
-            cache: Cache::default(),
+            cache: speaker.decoder.cache(most_positions),
             answers: Vec::new(),
+            parked: VecDeque::new(),
+            waiting: VecDeque::new(),
+            most_positions,
+            begun: 0,
         }
     }
 
-    /// Answers under way.
+    /// Answers under way, those that wait for room included.
     pub(crate) fn len(&self) -> usize {
-        self.answers.len()
+        self.answers.len() + self.parked.len() + self.waiting.len()
     }
 
-    /// Begins to answer these, as far as they can be answered.
+    /// Takes these prompts in, and begins to answer what there is room for.
     ///
     /// # Errors
     /// When the model cannot compute any more.
     pub(crate) fn admit(&mut self, prompts: Vec<Prompt>) -> Result<Vec<Event>, Failure> {
-        let (mut events, mut ready) = (Vec::new(), Vec::new());
+        let mut events = Vec::new();
         for prompt in prompts {
             let id = prompt.id;
             match self.prepare(prompt) {
-                Ok(one) => ready.push(one),
-                Err(failure) => events.push(Event::Refused {
-                    id,
-                    why: Words::from(&failure),
-                }),
+                Ok(one) => self.waiting.push_back(one),
+                Err(failure) => events.push(refusal(id, &failure)),
             }
         }
-        if ready.is_empty() {
-            return Ok(events);
+        self.resume(&mut events);
+        let ready = self.next_ready();
+        if !ready.is_empty() {
+            events.extend(self.begin(ready)?);
         }
+        Ok(events)
+    }
+
+    /// Begins to answer these.
+    fn begin(&mut self, ready: Vec<Ready>) -> Result<Vec<Event>, Failure> {
+        let first = self.answers.len();
+        let lengths: Vec<i64> = ready.iter().map(|one| one.length).collect();
+        let longest = lengths.iter().max().copied().unwrap_or_default();
+        let decoder = &self.speaker.decoder;
+        let room = decoder.make_room(&mut self.cache, first + ready.len(), longest);
+        if let Err(error) = room {
+            return self.begin_with_less(ready, error.into());
+        }
+        let mut events = Vec::new();
         let rows = self.rows(&ready)?;
         let lengths: Vec<i64> = rows.iter().map(|row_td| row_td.size()[0]).collect();
         let longest = lengths.iter().max().copied().unwrap_or_default();
@@ -99,7 +137,6 @@ impl<'a> Engine<'a> {
         });
         let h_btd = Tensor::stack(&padded.collect::<Vec<_>>(), 0);
         let states = self.read(&h_btd, &lengths, &ready)?;
-        let first = self.answers.len();
         for (one, (length, scores)) in ready.into_iter().zip(lengths.iter().zip(states.scores)) {
             if one.prompt.echo {
                 let id = one.prompt.id;
@@ -108,6 +145,7 @@ impl<'a> Engine<'a> {
             }
             self.answers.push(Answer {
                 id: one.prompt.id,
+                age: self.begun,
                 sampling: one.prompt.sampling,
                 writer: Writer::new(&self.speaker.encoder, &one.ids, one.prompt.stop),
                 prompt_tokens: u32::try_from(*length).unwrap_or(u32::MAX),
@@ -117,6 +155,7 @@ impl<'a> Engine<'a> {
                 scores,
                 is_over: None,
             });
+            self.begun += 1;
         }
         events.extend(self.take(&states.last_b1d, first)?);
         Ok(events)
@@ -161,6 +200,8 @@ impl<'a> Engine<'a> {
 
     /// Nobody waits for this answer any more.
     pub(super) fn cancel(&mut self, id: u64) {
+        self.waiting.retain(|one| one.prompt.id != id);
+        self.parked.retain(|(answer, _)| answer.id != id);
         if let Some(row) = self.answers.iter().position(|answer| answer.id == id) {
             self.answers.swap_remove(row);
             self.cache.remove(row);
@@ -172,6 +213,10 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// When the model cannot compute any more.
     pub(crate) fn advance(&mut self) -> Result<Vec<Event>, Failure> {
+        let mut events = self.make_room();
+        if self.answers.is_empty() {
+            return Ok(events);
+        }
         let last = |answer: &Answer<'_>| answer.tokens.last().copied().unwrap_or_default();
         let ids: Vec<i64> = self.answers.iter().map(|one| last(one).into()).collect();
         let ids_b1 = Tensor::from_slice(&ids)
@@ -181,7 +226,8 @@ impl<'a> Engine<'a> {
         let halves = self.speaker.halves();
         let decoder = &self.speaker.decoder;
         let states_b1d = decoder.advance(&h_b1d, halves, &mut self.cache)?;
-        self.take(&states_b1d, 0)
+        events.extend(self.take(&states_b1d, 0)?);
+        Ok(events)
     }
 
     /// What a prompt needs, before anything is computed.
@@ -224,12 +270,19 @@ impl<'a> Engine<'a> {
         else {
             return Err(self.speaker.too_long(&format!("{} tokens", ids.len())));
         };
+        let soft = match &picture {
+            Some(_) => self.speaker.eyes()?.tokens(),
+            None => 0,
+        };
+        let length = soft + ids.len() as i64;
+        let room = room.min(self.room_behind(length, least)?);
         let wanted = prompt.max_tokens.map_or(room, |most| most as usize);
         Ok(Ready {
             most: wanted.min(room),
             prompt,
             ids,
             picture,
+            length,
         })
     }
 
@@ -275,10 +328,7 @@ impl<'a> Engine<'a> {
                 Ok(new) => events.extend(new),
                 Err(failure) => {
                     answer.is_over = Some(End::Stop);
-                    events.push(Event::Refused {
-                        id: answer.id,
-                        why: Words::from(&failure),
-                    });
+                    events.push(refusal(answer.id, &failure));
                 }
             }
         }
@@ -290,6 +340,12 @@ impl<'a> Engine<'a> {
         }
         Ok(events)
     }
+}
+
+/// A prompt that is not answered, or not any more.
+fn refusal(id: u64, failure: &Failure) -> Event {
+    let why = Words::from(failure);
+    Event::Refused { id, why }
 }
 
 impl Answer<'_> {

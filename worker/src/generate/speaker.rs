@@ -40,6 +40,8 @@ pub(crate) struct Speaker {
     pub(crate) positions: usize,
     /// Bytes of a text that may have so few tokens.
     most_bytes: usize,
+    /// Bytes of keys and values that answers may have; none: as [`super::Engine`] chooses.
+    pub(crate) cache_bytes: Option<u64>,
     pub(crate) device: Device,
 }
 
@@ -143,6 +145,7 @@ impl Speaker {
             heads: heads.transpose()?,
             form,
             positions,
+            cache_bytes: None,
             device,
         })
     }
@@ -185,6 +188,7 @@ impl Speaker {
             heads: None,
             form,
             positions,
+            cache_bytes: None,
             device,
         })
     }

@@ -23,6 +23,7 @@ fn opening(batch: u32) -> Opening {
         precision: None,
         threads: 1,
         batch,
+        cache_bytes: None,
     }
 }
 
@@ -52,7 +53,14 @@ type Answer = (String, Vec<u32>, End);
 
 /// The answers by prompt, and those that were refused.
 fn answers(batch: u32, prompts: &[Prompt]) -> (BTreeMap<u64, Answer>, BTreeMap<u64, Words>) {
-    let mut lines = vec![json!(opening(batch))];
+    answers_of(&opening(batch), prompts)
+}
+
+fn answers_of(
+    opening: &Opening,
+    prompts: &[Prompt],
+) -> (BTreeMap<u64, Answer>, BTreeMap<u64, Words>) {
+    let mut lines = vec![json!(opening)];
     lines.extend(
         prompts
             .iter()
@@ -128,6 +136,50 @@ fn answers_are_those_of_transformers_however_many_are_given_side_by_side() {
             assert_eq!(*end, why);
         }
     }
+}
+
+/// A conversation in which there may be keys and values of so many positions.
+fn with_room(positions: u64) -> Opening {
+    let config = std::fs::read(model().join("config.json")).expect("there");
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    let number = |name: &str| config[name].as_u64().expect("a number");
+    let head = number("hidden_size") / number("num_attention_heads");
+    let elements = 2 * number("num_hidden_layers") * number("num_key_value_heads") * head;
+    Opening {
+        cache_bytes: Some(positions * elements * 4),
+        ..opening(64)
+    }
+}
+
+#[test]
+fn with_little_room_answers_wait_for_each_other_and_are_the_same() {
+    let texts = expected();
+    let prompts: Vec<Prompt> = (0..)
+        .zip(&texts)
+        .map(|(id, (text, _))| Prompt {
+            // To the last position.
+            max_tokens: (id % 2 == 0).then_some(12),
+            ..prompt(id, text)
+        })
+        .collect();
+    let (right, _) = answers(64, &prompts);
+    for positions in [128, 200] {
+        let (found, refused) = answers_of(&with_room(positions), &prompts);
+        assert!(refused.is_empty(), "{refused:?}");
+        assert_eq!(found, right, "{positions} positions");
+    }
+}
+
+#[test]
+fn what_there_can_never_be_room_for_is_refused() {
+    let long = prompt(1, &"fox ".repeat(12));
+    let prompts = [prompt(0, "the"), long, prompt(2, "a picture")];
+    let (found, refused) = answers_of(&with_room(12), &prompts);
+    assert_eq!(found.keys().copied().collect::<Vec<_>>(), [0, 2]);
+    assert!(refused[&1].why.contains("12 positions"), "{refused:?}");
+    assert!(refused[&1].cure.contains("--cache-bytes"), "{refused:?}");
+    // As where the model has no more positions.
+    assert_eq!(found[&0].2, End::Length);
 }
 
 #[test]
