@@ -46,6 +46,8 @@ pub struct TextEncoder {
     vocab_size: u32,
     /// What stands before every text: one begin token, mostly.
     opening: Vec<i64>,
+    /// What stands before a text that is scored where nothing else does.
+    prefix: i64,
     /// Closes a text: `</s>`, where the retrieval head reads.
     end: i64,
     /// Other tokens that end an answer.
@@ -89,6 +91,7 @@ impl TextEncoder {
             max_tokens,
             pad: 0,
             opening: vec![1],
+            prefix: 1,
             end: 2,
             other_ends: Vec::new(),
         }
@@ -156,6 +159,11 @@ impl TextEncoder {
     /// What opens every text.
     pub fn opening(&self) -> &[i64] {
         &self.opening
+    }
+
+    /// What predicts the first token of a text that nothing opens: the begin token, or else the end token.
+    pub fn prefix(&self) -> i64 {
+        self.prefix
     }
 
     /// What closes a text.

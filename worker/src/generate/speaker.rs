@@ -251,7 +251,8 @@ impl Speaker {
     /// The tokens of a prompt that goes on with `choice`, and how many of them, the last ones, are the
     /// choice's. A stage that answers questions is given both as it was trained: the end token behind the
     /// answer is included, and a question that is too long is cut. For others, `separator` stands between them, and space at the end of the prompt
-    /// belongs to what follows: a tokenizer joins it with the next word.
+    /// belongs to what follows: a tokenizer joins it with the next word. Where no token stands before a choice, the
+    /// begin token does, or else the end token, as in lm-evaluation-harness: something must predict it.
     ///
     /// # Errors
     /// When the stage's templates want more than question and answer, or the tokenizer refuses.
@@ -278,8 +279,16 @@ impl Speaker {
         let text = prompt.text();
         let context = text.trim_end();
         let rest = &text[context.len()..];
-        let whole = self.presented(&[context, rest, separator, choice].concat())?;
-        let own = whole.len().saturating_sub(self.presented(context)?.len());
+        let mut whole = self.presented(&[context, rest, separator, choice].concat())?;
+        let mut before = self.presented(context)?.len();
+        if before == 0 {
+            let prefix = self.encoder.prefix();
+            if whole.first() != Some(&prefix) {
+                whole.insert(0, prefix);
+            }
+            before = 1;
+        }
+        let own = whole.len().saturating_sub(before);
         Ok((whole, own.max(1)))
     }
 
@@ -410,3 +419,6 @@ fn limited(count: usize) -> Result<(), Failure> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;
