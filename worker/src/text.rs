@@ -177,6 +177,13 @@ impl TextEncoder {
         token == self.end || self.other_ends.contains(&token)
     }
 
+    /// The special token that has exactly this text.
+    pub fn special(&self, text: &str) -> Option<u32> {
+        let added = self.tokenizer.get_added_vocabulary();
+        let token = self.tokenizer.token_to_id(text);
+        token.filter(|_| added.is_special_token(text))
+    }
+
     /// Length `T` of every row of tokens.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
@@ -253,14 +260,11 @@ impl TextEncoder {
             .unwrap_or_else(|| format!("<{token}>"))
     }
 
-    /// Characters that a token adds to a text; none for special tokens and parts of a character.
-    pub fn length_of(&self, token: u32) -> usize {
+    /// Whether it is a special token, which no text shows.
+    pub fn is_special(&self, token: u32) -> bool {
         let added = self.tokenizer.get_added_vocabulary();
         let name = self.tokenizer.id_to_token(token);
-        match name.is_some_and(|name| added.is_special_token(&name)) {
-            true => 0,
-            false => self.said_by(token).map_or(0, |text| text.chars().count()),
-        }
+        name.is_some_and(|name| added.is_special_token(&name))
     }
 
     /// What a token says behind others, whole characters alone: the first one of a text may lose the

@@ -258,13 +258,7 @@ fn choice(place: usize, complete: &Complete) -> Value {
 }
 
 fn logprobs(scores: &[Scored]) -> Value {
-    let mut offset = 0;
-    let offsets = scores.iter().map(|scored| {
-        let at = offset;
-        offset += scored.length;
-        at
-    });
-    let offsets: Vec<u32> = offsets.collect();
+    let offsets: Vec<u32> = scores.iter().map(|scored| scored.offset).collect();
     let top = scores.iter().map(|scored| {
         if scored.token.logprob.is_none() {
             return Value::Null;

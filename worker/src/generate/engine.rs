@@ -51,9 +51,13 @@ struct Answer<'a> {
     writer: Writer<'a>,
     prompt_tokens: u32,
     most: usize,
+    /// Special tokens that end it, beside those that always do.
+    ends: Vec<u32>,
     tokens: Vec<u32>,
     score: Option<Score>,
     scores: Vec<Scored>,
+    /// Characters of the prompt that stand before it.
+    echoed: u32,
     is_over: Option<End>,
 }
 
@@ -137,28 +141,56 @@ impl<'a> Engine<'a> {
         });
         let h_btd = Tensor::stack(&padded.collect::<Vec<_>>(), 0);
         let states = self.read(&h_btd, &lengths, &ready)?;
-        for (one, (length, scores)) in ready.into_iter().zip(lengths.iter().zip(states.scores)) {
-            if one.prompt.echo {
-                let id = one.prompt.id;
-                let text = self.echo(&one)?;
-                events.push(Event::Text { id, text });
+        for (one, scores) in ready.into_iter().zip(states.scores) {
+            let id = one.prompt.id;
+            let echo = match one.prompt.echo {
+                true => self.echo(&one)?,
+                false => String::new(),
+            };
+            let answer = self.answer(one, scores, &echo)?;
+            self.answers.push(answer);
+            if !echo.is_empty() {
+                events.push(Event::Text { id, text: echo });
             }
-            self.answers.push(Answer {
-                id: one.prompt.id,
-                age: self.begun,
-                sampling: one.prompt.sampling,
-                writer: Writer::new(&self.speaker.encoder, &one.ids, one.prompt.stop),
-                prompt_tokens: u32::try_from(*length).unwrap_or(u32::MAX),
-                most: one.most,
-                tokens: Vec::new(),
-                score: one.prompt.score,
-                scores,
-                is_over: None,
-            });
-            self.begun += 1;
         }
         events.extend(self.take(&states.last_b1d, first)?);
         Ok(events)
+    }
+
+    /// The answer to a prompt, of which nothing is there but the prompt's `echo`.
+    fn answer(
+        &mut self,
+        one: Ready,
+        mut scores: Vec<Scored>,
+        echo: &str,
+    ) -> Result<Answer<'a>, Failure> {
+        let encoder = &self.speaker.encoder;
+        let echoed = u32::try_from(echo.chars().count()).unwrap_or(u32::MAX);
+        if !scores.is_empty() && one.prompt.echo {
+            let offsets = score::offsets(encoder, &to_tokens(&one.ids))?;
+            for (scored, offset) in scores.iter_mut().rev().zip(offsets.into_iter().rev()) {
+                // What stands at the echo's end or behind it is of the answer.
+                scored.offset = offset.min(echoed.saturating_sub(1));
+            }
+        }
+        let ends = one.prompt.stop.iter();
+        let ends = ends.filter_map(|stop| encoder.special(stop)).collect();
+        let age = self.begun;
+        self.begun += 1;
+        Ok(Answer {
+            id: one.prompt.id,
+            age,
+            sampling: one.prompt.sampling,
+            writer: Writer::new(encoder, &one.ids, one.prompt.stop),
+            prompt_tokens: u32::try_from(one.length).unwrap_or(u32::MAX),
+            most: one.most,
+            ends,
+            tokens: Vec::new(),
+            score: one.prompt.score,
+            scores,
+            echoed,
+            is_over: None,
+        })
     }
 
     /// Reads prompts into the cache.
@@ -387,10 +419,12 @@ impl Answer<'_> {
         let token = token.ok_or_else(|| no_numbers(read))?;
         if let Some(score) = self.score {
             let encoder = self.writer.encoder();
-            let scored = score::of_token(encoder, logits, token, score.top);
+            let mut scored = score::of_token(encoder, logits, token, score.top);
+            scored.offset = self.echoed.saturating_add(self.writer.characters());
             self.scores.push(scored);
         }
-        if self.writer.encoder().is_end(token) {
+        // The text of an answer has no special tokens in which a stop text could be found.
+        if self.writer.encoder().is_end(token) || self.ends.contains(&token) {
             self.is_over = Some(End::Stop);
             return Ok(String::new());
         }

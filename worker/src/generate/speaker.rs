@@ -9,7 +9,7 @@ use mks2_dataset::pretrained::mks2::{Mks2, SecondHalf};
 use mks2_dataset::pretrained::{Folder, tokens};
 use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{Event, Source, What};
+use mks2_proto::generate::{Event, Source, TOO_LONG, What};
 use mks2_proto::job::{self, Job, Precision, StageKind};
 use tch::{Device, Tensor};
 use tokio::runtime::Handle;
@@ -310,7 +310,7 @@ impl Speaker {
     /// A prompt of this size is.
     pub(super) fn too_long(&self, size: &str) -> Failure {
         refused(
-            format!("the prompt is too long: {size}"),
+            format!("{TOO_LONG}: {size}"),
             format!(
                 "the model has positions for {} tokens of text, the answer included",
                 self.positions

@@ -221,6 +221,87 @@ fn stop_texts_and_the_largest_number_of_tokens_end_an_answer() {
 }
 
 #[test]
+fn a_special_token_ends_an_answer_where_it_is_a_stop_text() {
+    let drawn = |seed, stop: &[&str]| Prompt {
+        sampling: Sampling {
+            temperature: 3.0,
+            seed,
+            ..Sampling::default()
+        },
+        stop: stop.iter().map(|&stop| stop.to_owned()).collect(),
+        max_tokens: Some(100),
+        ..prompt(seed, "the red fox")
+    };
+    let prompts: Vec<Prompt> = (0..32).map(|seed| drawn(seed, &[])).collect();
+    let (all, _) = answers(32, &prompts);
+    const BEGIN: u32 = 0;
+    let found = all.iter().find_map(|(seed, (_, tokens, _))| {
+        let at = tokens.iter().position(|token| *token == BEGIN)?;
+        Some((*seed, &tokens[..at]))
+    });
+    let (seed, before) = found.expect("one of them has a begin token");
+    let (found, _) = answers(1, &[drawn(seed, &["<|begin|>", "never said"])]);
+    let (_, tokens, end) = &found[&seed];
+    assert_eq!((tokens.as_slice(), *end), (before, End::Stop));
+}
+
+/// The text of an echo with its answer, and the scores of all tokens.
+fn echoed(what: What) -> (String, u32, Vec<Scored>) {
+    let asked = Prompt {
+        what,
+        echo: true,
+        score: Some(Score {
+            prompt: u32::MAX,
+            top: 0,
+        }),
+        ..prompt(0, "")
+    };
+    let lines = [json!(opening(1)), json!(Ask::Prompt(asked))];
+    let (events, ended) = conversation(&lines);
+    ended.expect("a good conversation");
+    let mut all = String::new();
+    for event in events {
+        match event {
+            Event::Text { text, .. } => all += &text,
+            Event::Done {
+                prompt_tokens,
+                scores,
+                ..
+            } => return (all, prompt_tokens, scores),
+            _ => {}
+        }
+    }
+    panic!("no end");
+}
+
+#[test]
+fn offsets_say_where_tokens_stand_in_the_text() {
+    let given = "a 🐳 naïve fox";
+    let (text, prompt_tokens, scores) = echoed(What::Text(given.into()));
+    let characters: Vec<char> = text.chars().collect();
+    let ids: Vec<u32> = scores.iter().map(|one| one.token.id).collect();
+    for scored in &scores {
+        let said = &scored.token.text;
+        // Special tokens and parts of characters are called by their names.
+        if said.chars().all(|c| c.is_ascii_lowercase() || c == ' ') {
+            let there = &characters[scored.offset as usize..];
+            let found: String = there.iter().take(said.chars().count()).collect();
+            assert_eq!(&found, said);
+        }
+    }
+    let border = given.chars().count() as u32;
+    let of_answer = scores.iter().map(|one| one.offset >= border);
+    let wanted = (0..scores.len()).map(|at| at >= prompt_tokens as usize);
+    assert!(of_answer.eq(wanted), "{scores:?}");
+    // The same as tokens, with a special one at their end.
+    let mut tokens = ids[..prompt_tokens as usize].to_vec();
+    tokens.push(0);
+    let (_, _, scores) = echoed(What::Tokens(tokens));
+    let prompt = scores.iter().filter(|one| one.offset < border).count();
+    assert_eq!(prompt, prompt_tokens as usize + 1);
+}
+
+#[test]
 fn without_a_largest_number_an_answer_ends_where_positions_do() {
     let open = Prompt {
         max_tokens: None,

@@ -4,7 +4,7 @@
 //! have ended, and while an answer grows beyond what there may be, the youngest ones beside it are parked.
 
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::Event;
+use mks2_proto::generate::{Event, TOO_LONG};
 
 use super::{Engine, ROOM, Ready, Speaker, refusal, refused};
 
@@ -29,7 +29,7 @@ impl Engine<'_> {
         room.filter(|room| *room >= least).ok_or_else(|| {
             let most = self.most_positions;
             refused(
-                format!("the prompt is too long: {length} positions"),
+                format!("{TOO_LONG}: {length} positions"),
                 format!("there may be keys and values of {most} positions, the answer included"),
                 "shorten the prompt, or allow more with --cache-bytes",
             )
