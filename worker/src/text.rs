@@ -284,6 +284,15 @@ impl TextEncoder {
         vocabulary.keys().map(String::len).max().unwrap_or(1)
     }
 
+    /// The text of `ids`, special tokens included.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses.
+    pub fn verbatim(&self, ids: &[u32]) -> Result<String, Failure> {
+        let text = self.tokenizer.decode(ids, false);
+        text.map_err(|e| broken("apply", &e))
+    }
+
     /// The text of `ids`, special tokens left out.
     ///
     /// # Errors

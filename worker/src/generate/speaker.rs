@@ -332,14 +332,14 @@ impl Speaker {
         Ok(to_tokens(&ids))
     }
 
-    /// The text of tokens.
+    /// The text of tokens, special ones included.
     ///
     /// # Errors
     /// When the model has no such token.
     pub(super) fn detokenize(&self, tokens: &[u32]) -> Result<String, Failure> {
         limited(tokens.len())?;
         self.known(tokens)?;
-        self.encoder.plain(tokens)
+        self.encoder.verbatim(tokens)
     }
 
     fn known(&self, tokens: &[u32]) -> Result<Vec<i64>, Failure> {
