@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 
 use crate::output::Output;
+use crate::units::size;
 pub(crate) use source::Found;
 pub(crate) use source::find;
 pub(crate) use talk::{Answers, Asking};
@@ -36,6 +37,10 @@ pub(crate) struct ModelArgs {
     /// Prompts that are answered side by side
     #[arg(long, default_value = "8", value_name = "N", help_heading = COMPUTING)]
     batch: NonZeroU32,
+    /// Keys and values that are kept at most [default: what the batch needs with up to 4,096 positions
+    /// each, or one text with all positions of the model]
+    #[arg(long, value_parser = size, value_name = "SIZE", help_heading = COMPUTING)]
+    cache_bytes: Option<u64>,
     /// Where to compute: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu", value_name = "DEVICE", help_heading = COMPUTING)]
     device: String,
@@ -76,6 +81,7 @@ impl ModelArgs {
             precision: self.precision,
             threads: threads(self.threads),
             batch: self.batch.get(),
+            cache_bytes: self.cache_bytes,
         };
         let (asking, answers) = talk::begin("generate", &opening).await?;
         Ok(Started {
@@ -122,6 +128,7 @@ impl ModelArgs {
             precision: self.precision,
             threads: threads(self.threads),
             batch: self.batch.get(),
+            cache_bytes: self.cache_bytes,
             limit,
         };
         let (_, answers) = talk::begin("eval", &opening).await?;

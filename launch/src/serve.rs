@@ -13,6 +13,7 @@
 //! | [`messages`] | dialogues and single questions as prompts |
 //! | [`tokens`] | `/tokenize`, `/detokenize`, `/tokenizer_info` |
 //! | [`reply`] | answers as one object or as a stream |
+//! | [`request`] | the fields of requests |
 //! | [`refusal`] | errors as JSON with a status |
 //! | [`metrics`] | `/metrics` |
 
@@ -23,6 +24,7 @@ mod messages;
 mod metrics;
 mod refusal;
 mod reply;
+mod request;
 mod tokens;
 
 use std::net::SocketAddr;
@@ -36,6 +38,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use clap::Args;
+use mks2_dataset::pretrained::chat::{self as published, Words};
 use mks2_proto::env;
 use mks2_proto::failure::Failure;
 use mks2_proto::generate::Event;
@@ -62,8 +65,8 @@ Examples:
   mks2 serve models/Llama-2-7b-hf --name llama --listen 0.0.0.0:8000
       A published language model, for all who can reach this machine.
   lm_eval --model local-completions --tasks piqa \\
-      --model_args model=llama,base_url=http://127.0.0.1:8000/v1/completions,tokenizer_backend=remote
-      Scored by lm-evaluation-harness.
+      --model_args model=llama,base_url=http://127.0.0.1:8000/v1/completions,tokenizer_backend=remote,max_length=4096
+      Scored by lm-evaluation-harness; max_length is what the model has positions for.
 
 Ctrl-C and SIGTERM let what was asked be answered, for at most MKS2_GRACE seconds (25), and refuse what is
 new. Nobody who can reach the address is asked who they are, and nothing is encrypted.";
@@ -93,6 +96,8 @@ pub(crate) struct Server {
     model: Model,
     /// How it takes messages.
     form: Form,
+    /// What a published model comes with for dialogues.
+    words: Option<Words>,
 }
 
 /// The model that is asked.
@@ -116,6 +121,7 @@ struct Begun {
     said: Answers,
     model: Model,
     form: Form,
+    words: Option<Words>,
 }
 
 type Shared = State<Arc<Server>>;
@@ -132,12 +138,7 @@ pub(crate) async fn run(args: &ServeArgs, output: &Output) -> Result<(), Failure
         _ = signals.next() => return Ok(()),
     };
     let metrics = Arc::new(Metrics::default());
-    let Begun {
-        asking,
-        said,
-        model,
-        form,
-    } = begun;
+    let (asking, said, model) = (begun.asking, begun.said, begun.model);
     let (hub, listening) = Hub::new(asking, args.queue.get(), model.positions);
     let address = listener.local_addr();
     let address = address.map_err(|error| Failure::io("the address is not known", error))?;
@@ -146,7 +147,8 @@ pub(crate) async fn run(args: &ServeArgs, output: &Output) -> Result<(), Failure
         hub: Arc::clone(&hub),
         metrics: Arc::clone(&metrics),
         model,
-        form,
+        form: begun.form,
+        words: begun.words,
     });
     let (drain, draining) = watch::channel(false);
     let served = axum::serve(listener, router(server)).with_graceful_shutdown(until(draining));
@@ -163,9 +165,16 @@ pub(crate) async fn run(args: &ServeArgs, output: &Output) -> Result<(), Failure
         }
     };
     hub.close();
-    drain.send_replace(true);
+    // Meanwhile connections are taken.
+    let rest = async {
+        let told = async {
+            answered(&hub).await;
+            drain.send_replace(true);
+        };
+        tokio::join!(served, told).0
+    };
     // What waits gets its answer, or is told that none comes.
-    let rest = tokio::time::timeout(env::grace(), served);
+    let rest = tokio::time::timeout(env::grace(), rest);
     match failure {
         Some(failure) => {
             let _ = rest.await;
@@ -191,12 +200,17 @@ impl ServeArgs {
         if let Form::Missing(why) = &form {
             output.note(&format!("no dialogues: {why}"));
         }
+        let words = match &folder {
+            Some(folder) => Some(published::words(folder).await?),
+            None => None,
+        };
         let model = self.ready(&mut said).await?;
         Ok(Begun {
             asking,
             said,
             model,
             form,
+            words,
         })
     }
 
@@ -208,20 +222,17 @@ impl ServeArgs {
                 sees,
                 end,
                 begin,
-            }) => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH);
-                Ok(Model {
-                    name: self
-                        .name
-                        .clone()
-                        .unwrap_or_else(|| name_of(&self.model.model)),
-                    created: since.unwrap_or_default().as_secs(),
-                    positions,
-                    sees,
-                    end,
-                    begin,
-                })
-            }
+            }) => Ok(Model {
+                name: self
+                    .name
+                    .clone()
+                    .unwrap_or_else(|| name_of(&self.model.model)),
+                created: now(),
+                positions,
+                sees,
+                end,
+                begin,
+            }),
             _ => {
                 let why = "it said nothing of its model";
                 Err(Failure::internal(
@@ -230,6 +241,20 @@ impl ServeArgs {
                 ))
             }
         }
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+/// Waits until nobody waits for an answer. Probes and those who come meanwhile are told that it ends; then nobody
+/// is let in.
+async fn answered(hub: &Hub) {
+    while hub.waiting() > 0 {
+        tokio::time::sleep(SOON).await;
     }
 }
 
@@ -297,6 +322,8 @@ async fn health(State(server): Shared) -> impl IntoResponse {
     }
 }
 
+/// How soon it is noticed that all is answered.
+const SOON: Duration = Duration::from_millis(20);
 /// How long a client whose prompts are too many should wait.
 const LATER: Duration = Duration::from_secs(1);
 

@@ -28,6 +28,9 @@ pub struct Opening {
     pub threads: u32,
     /// Items that are computed together.
     pub batch: u32,
+    /// Bytes of keys and values that are kept at most; none: as the model's positions and the batch need.
+    #[serde(default)]
+    pub cache_bytes: Option<u64>,
     /// So many items of each task, from its beginning; none: all.
     pub limit: Option<u64>,
 }

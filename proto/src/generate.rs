@@ -28,6 +28,9 @@ pub struct Opening {
     pub threads: u32,
     /// Prompts that are answered side by side.
     pub batch: u32,
+    /// Bytes of keys and values that are kept at most; none: as the model's positions and the batch need.
+    #[serde(default)]
+    pub cache_bytes: Option<u64>,
 }
 
 /// Where a model comes from.
@@ -129,6 +132,9 @@ impl Default for What {
         Self::Text(String::new())
     }
 }
+
+/// What a refusal of a prompt begins with that the model has no positions or no room for.
+pub const TOO_LONG: &str = "the prompt is too long";
 
 /// Which probabilities an answer comes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,8 +306,8 @@ impl Event {
 pub struct Scored {
     /// The token.
     pub token: Likely,
-    /// Characters that it adds to the text: none for special tokens and parts of a character.
-    pub length: u32,
+    /// Characters of the text before it, those of an echo included.
+    pub offset: u32,
     /// The likeliest ones at its place, likeliest first.
     pub top: Vec<Likely>,
 }
@@ -420,7 +426,7 @@ mod tests {
             prompt_tokens: 3,
             tokens: vec![5],
             scores: vec![Scored {
-                length: 1,
+                offset: 1,
                 token: likely.clone(),
                 top: vec![likely],
             }],

@@ -94,9 +94,9 @@ pub fn load() -> Result<(), Failure> {
 }
 
 fn load_from(folder: Option<&Path>) -> Result<(), Failure> {
-    let what = "the job asks for a GPU, and libtorch's CUDA part can not be loaded";
+    let what = "a GPU is asked for, and libtorch's CUDA part can not be loaded";
     let cure = "run with the libraries of a PyTorch 2.11.0 for CUDA (its torch/lib folder first in \
-                LD_LIBRARY_PATH), or train with --set device=cpu";
+                LD_LIBRARY_PATH)";
     let Some(folder) = folder else {
         return Err(Failure::environment(
             what,

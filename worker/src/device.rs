@@ -9,6 +9,37 @@ use tch::Device;
 /// # Errors
 /// When CUDA is asked for where there is none, or for a GPU that the machine has not.
 pub fn choose(device: &str, local_rank: u32) -> Result<Device, Failure> {
+    choose_for(By::Job, device, local_rank)
+}
+
+/// The device that a command's `--device` means.
+///
+/// # Errors
+/// As [`choose`].
+pub fn choose_by_option(device: &str) -> Result<Device, Failure> {
+    choose_for(By::Option, device, 0)
+}
+
+/// Who names a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// The job that is trained.
+    Job,
+    /// Somebody who asks a model.
+    Option,
+}
+
+impl By {
+    /// What helps where there is no such GPU.
+    fn cure(self, first: &str) -> String {
+        match self {
+            Self::Job => format!("{first}, or train with --set device=cpu"),
+            Self::Option => format!("{first}, or compute on the CPU with --device cpu"),
+        }
+    }
+}
+
+fn choose_for(by: By, device: &str, local_rank: u32) -> Result<Device, Failure> {
     let number = match device {
         "cpu" => return Ok(Device::Cpu),
         "cuda" => local_rank as usize,
@@ -19,18 +50,31 @@ pub fn choose(device: &str, local_rank: u32) -> Result<Device, Failure> {
                 Failure::settings(
                     format!("'{other}' is no device"),
                     "a device is cpu, cuda or cuda:N",
-                    "set `device` in the job file to one of these",
+                    match by {
+                        By::Job => "set `device` in the job file to one of these",
+                        By::Option => "name one of these with --device",
+                    },
                 )
             })?,
     };
-    crate::cuda::load()?;
+    crate::cuda::load().map_err(|mut failure| {
+        failure.cure = by.cure(&failure.cure);
+        failure
+    })?;
     let found = tch::Cuda::device_count().max(0) as usize;
     if number >= found {
-        return Err(Failure::environment(
-            format!("the job asks for '{device}', and this worker for GPU {number}"),
-            format!("libtorch sees {found} CUDA devices on this machine"),
-            "start as many workers as there are GPUs, or train with --set device=cpu",
-        ));
+        let why = format!("libtorch sees {found} CUDA devices on this machine");
+        let (what, cure) = match by {
+            By::Job => (
+                format!("the job asks for '{device}', and this worker for GPU {number}"),
+                "start as many workers as there are GPUs",
+            ),
+            By::Option => (
+                format!("there is no GPU {number} for --device {device}"),
+                "name another one",
+            ),
+        };
+        return Err(Failure::environment(what, why, by.cure(cure)));
     }
     Ok(Device::Cuda(number))
 }
@@ -84,5 +128,15 @@ mod tests {
         let failure = choose("cuda:99", 0).unwrap_err();
         assert_eq!(failure.exit.code(), 6);
         assert!(failure.to_string().contains("CUDA"), "{failure}");
+        assert!(failure.cure.contains("--set device=cpu"), "{failure}");
+        // Who only asks has no job.
+        let failure = choose_by_option("cuda:99").unwrap_err().to_string();
+        assert!(failure.contains("--device cpu"), "{failure}");
+        assert!(
+            !failure.contains("job") && !failure.contains("train"),
+            "{failure}"
+        );
+        let failure = choose_by_option("tpu").unwrap_err();
+        assert!(failure.cure.contains("--device"), "{failure}");
     }
 }

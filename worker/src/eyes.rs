@@ -12,6 +12,7 @@ pub(crate) struct Eyes {
     vision: Vision,
     bridge: Bridge,
     side: u32,
+    tokens: i64,
 }
 
 impl Eyes {
@@ -24,12 +25,18 @@ impl Eyes {
             vision: Vision::new(&model.vision, weights)?,
             bridge: Bridge::new(model, weights)?,
             side: model.vision.image_size,
+            tokens: i64::from(model.soft_tokens()),
         })
     }
 
     /// Width and height of the pictures.
     pub(crate) fn side(&self) -> u32 {
         self.side
+    }
+
+    /// Soft tokens of a picture.
+    pub(crate) fn tokens(&self) -> i64 {
+        self.tokens
     }
 
     /// What the encoder makes of pictures in RGB bytes `[side, side, 3]`.

@@ -68,17 +68,18 @@ fn converse(
     input: impl BufRead + Send + 'static,
     output: &mut impl Write,
 ) -> Result<(), Failure> {
-    let device = device::choose(&opening.device, 0)?;
+    let device = device::choose_by_option(&opening.device)?;
     let runtime = io_runtime()?;
     // Whoever asks decides when it is over, by the end of the input. A signal to all processes of a
     // service must not end this one before.
     let _kept_away =
         runtime.block_on(async { [SignalKind::terminate(), SignalKind::hangup()].map(signal) });
-    let speaker = Speaker::open(
+    let mut speaker = Speaker::open(
         &opening.model,
         (opening.precision, device),
         runtime.handle(),
     )?;
+    speaker.cache_bytes = opening.cache_bytes;
     tell(output, &[speaker.ready()])?;
     let (to, asked) = sync_channel(AHEAD);
     // It ends with the input, or with the process.
@@ -93,19 +94,15 @@ fn converse(
     });
     let batch = opening.batch.max(1) as usize;
     let mut desk = Desk {
-        engine: Engine::new(&speaker),
+        engine: Engine::new(&speaker, batch),
         speaker: &speaker,
         waiting: VecDeque::new(),
     };
     while desk.hear(&asked, output)? {
         let free = batch - desk.engine.len();
         let new: Vec<Prompt> = desk.waiting.drain(..free.min(desk.waiting.len())).collect();
-        if !new.is_empty() {
-            tell(output, &desk.engine.admit(new)?)?;
-        }
-        if desk.engine.len() > 0 {
-            tell(output, &desk.engine.advance()?)?;
-        }
+        tell(output, &desk.engine.admit(new)?)?;
+        tell(output, &desk.engine.advance()?)?;
     }
     Ok(())
 }
@@ -188,17 +185,13 @@ pub(crate) fn answers(
 ) -> Result<Vec<Result<Answer, Failure>>, Failure> {
     let mut found: Vec<_> = prompts.iter().map(|_| None).collect();
     let mut waiting: VecDeque<Prompt> = prompts.into();
-    let mut engine = Engine::new(speaker);
+    let batch = batch.max(1);
+    let mut engine = Engine::new(speaker, batch);
     while !waiting.is_empty() || engine.len() > 0 {
-        let free = batch.max(1).saturating_sub(engine.len());
+        let free = batch.saturating_sub(engine.len());
         let new: Vec<Prompt> = waiting.drain(..free.min(waiting.len())).collect();
-        let mut events = Vec::new();
-        if !new.is_empty() {
-            events = engine.admit(new)?;
-        }
-        if engine.len() > 0 {
-            events.extend(engine.advance()?);
-        }
+        let mut events = engine.admit(new)?;
+        events.extend(engine.advance()?);
         for event in events {
             let (id, answer) = match event {
                 Event::Done {

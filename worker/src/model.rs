@@ -83,7 +83,8 @@ mod weights;
 
 pub use block::{Pass, Read, SecondHalves, States};
 pub use bridge::Bridge;
-pub use cache::{Cache, Wanted};
+pub(crate) use cache::ROOM;
+pub use cache::{Cache, Parked, Wanted};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use experts::Experts;

@@ -46,6 +46,8 @@ pub struct TextEncoder {
     vocab_size: u32,
     /// What stands before every text: one begin token, mostly.
     opening: Vec<i64>,
+    /// What stands before a text that is scored where nothing else does.
+    prefix: i64,
     /// Closes a text: `</s>`, where the retrieval head reads.
     end: i64,
     /// Other tokens that end an answer.
@@ -89,6 +91,7 @@ impl TextEncoder {
             max_tokens,
             pad: 0,
             opening: vec![1],
+            prefix: 1,
             end: 2,
             other_ends: Vec::new(),
         }
@@ -158,6 +161,11 @@ impl TextEncoder {
         &self.opening
     }
 
+    /// What predicts the first token of a text that nothing opens: the begin token, or else the end token.
+    pub fn prefix(&self) -> i64 {
+        self.prefix
+    }
+
     /// What closes a text.
     pub fn end(&self) -> i64 {
         self.end
@@ -179,6 +187,13 @@ impl TextEncoder {
     pub fn is_end(&self, token: u32) -> bool {
         let token = i64::from(token);
         token == self.end || self.other_ends.contains(&token)
+    }
+
+    /// The special token that has exactly this text.
+    pub fn special(&self, text: &str) -> Option<u32> {
+        let added = self.tokenizer.get_added_vocabulary();
+        let token = self.tokenizer.token_to_id(text);
+        token.filter(|_| added.is_special_token(text))
     }
 
     /// Length `T` of every row of tokens.
@@ -257,14 +272,11 @@ impl TextEncoder {
             .unwrap_or_else(|| format!("<{token}>"))
     }
 
-    /// Characters that a token adds to a text; none for special tokens and parts of a character.
-    pub fn length_of(&self, token: u32) -> usize {
+    /// Whether it is a special token, which no text shows.
+    pub fn is_special(&self, token: u32) -> bool {
         let added = self.tokenizer.get_added_vocabulary();
         let name = self.tokenizer.id_to_token(token);
-        match name.is_some_and(|name| added.is_special_token(&name)) {
-            true => 0,
-            false => self.said_by(token).map_or(0, |text| text.chars().count()),
-        }
+        name.is_some_and(|name| added.is_special_token(&name))
     }
 
     /// What a token says behind others, whole characters alone: the first one of a text may lose the
@@ -282,6 +294,15 @@ impl TextEncoder {
     pub fn longest_entry(&self) -> usize {
         let vocabulary = self.tokenizer.get_vocab(true);
         vocabulary.keys().map(String::len).max().unwrap_or(1)
+    }
+
+    /// The text of `ids`, special tokens included.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses.
+    pub fn verbatim(&self, ids: &[u32]) -> Result<String, Failure> {
+        let text = self.tokenizer.decode(ids, false);
+        text.map_err(|e| broken("apply", &e))
     }
 
     /// The text of `ids`, special tokens left out.

@@ -231,7 +231,7 @@ fn goes_on_alike(name: &str, prompts: &[Value]) -> usize {
         let ids_b = decoder.logits(states_b1d).squeeze_dim(1).argmax(-1, false);
         Vec::<i64>::try_from(ids_b).unwrap()
     };
-    let mut cache = Cache::default();
+    let mut cache = decoder.cache(i64::MAX);
     // Which prompt each row of the cache answers, and its answer so far.
     let mut rows: Vec<(usize, Vec<i64>)> = Vec::new();
     let mut answers = vec![Vec::new(); prompts.len()];

@@ -25,6 +25,15 @@ pub struct ChatTemplate {
     pub tokens: BTreeMap<String, String>,
 }
 
+/// What a model comes with for dialogues, as its authors have written it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Words {
+    /// The text of its chat template, whether it can be used or not.
+    pub template: Option<String>,
+    /// The texts of the special tokens, by their names.
+    pub tokens: BTreeMap<String, String>,
+}
+
 #[derive(Default, Deserialize)]
 struct Settings {
     chat_template: Option<Templates>,
@@ -54,6 +63,19 @@ enum Templates {
 struct Named {
     name: String,
     template: String,
+}
+
+/// Reads what a folder says of dialogues. A template that is damaged is none.
+///
+/// # Errors
+/// When `tokenizer_config.json` is damaged.
+pub async fn words(folder: &Folder) -> Result<Words> {
+    let settings: Option<Settings> = optional(folder, SETTINGS).await?;
+    let found = read(folder).await.ok().flatten();
+    Ok(Words {
+        template: found.map(|found| found.text),
+        tokens: settings.unwrap_or_default().names.texts(),
+    })
 }
 
 /// Reads the chat template of a folder, if it has one.

@@ -18,6 +18,8 @@ const GENERATION: &str = "generation_config.json";
 pub struct TokenizerFiles {
     /// `tokenizer.json`.
     pub json: Bytes,
+    /// The token that is called the one which begins a text, whether texts are presented with it or not.
+    pub begin: Option<String>,
     /// The token that ends a text.
     pub end: EndToken,
     /// All tokens that end an answer beside it: of a dialogue, what ends a turn.
@@ -137,6 +139,7 @@ pub async fn read(folder: &Folder) -> Result<TokenizerFiles> {
     let generation: Option<Generation> = optional(folder, GENERATION).await?;
     let ids = generation.and_then(|generation| generation.eos_token_id);
     let overrides = overrides(&settings, model.model_type.as_deref());
+    let begin = settings.bos_token.map(Token::text);
     let end = match settings.eos_token {
         Some(token) => Some(EndToken::Named(token.text())),
         None => {
@@ -152,6 +155,7 @@ pub async fn read(folder: &Folder) -> Result<TokenizerFiles> {
     })?;
     Ok(TokenizerFiles {
         json,
+        begin,
         end,
         other_ends: ids.map(Ids::all).unwrap_or_default(),
         overrides,

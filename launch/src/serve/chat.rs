@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use axum::response::{IntoResponse, Response};
 use mks2_proto::generate::Prompt;
 use serde::Deserialize;
@@ -13,25 +12,16 @@ use serde_json::{Value, json};
 use super::completions::Drawing;
 use super::messages::Message;
 use super::refusal::Refusal;
-use super::reply::{self, Part, Stop, StreamOptions, Usage};
+use super::reply::{self, Part, Stop, Streaming, Usage};
+use super::request::Fields;
 use super::{Model, Server, Shared};
 
 /// What is asked.
-#[derive(Deserialize)]
-pub(super) struct Request {
-    model: Option<String>,
+struct Request {
     messages: Vec<Message>,
     max_tokens: Option<u32>,
-    max_completion_tokens: Option<u32>,
-    #[serde(flatten)]
     drawing: Drawing,
-    stop: Option<Stop>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    logprobs: Option<bool>,
-    tools: Option<Vec<Value>>,
-    functions: Option<Vec<Value>>,
-    response_format: Option<ResponseFormat>,
+    stop: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -41,32 +31,45 @@ struct ResponseFormat {
 }
 
 impl Request {
-    async fn prompt(self, server: &Server) -> Result<Prompt, Refusal> {
-        if self.logprobs.unwrap_or(false) {
+    fn of(fields: &mut Fields) -> Result<Self, Refusal> {
+        if fields.is("logprobs")? {
             let message = "logprobs are given by /v1/completions alone";
             return Err(Refusal::field("logprobs", message));
         }
-        for (name, list) in [("tools", self.tools), ("functions", self.functions)] {
+        for name in ["tools", "functions"] {
+            let list: Option<Vec<Value>> = fields.take(name, "a list")?;
             if list.is_some_and(|list| !list.is_empty()) {
                 return Err(Refusal::field(name, format!("{name} are not supported")));
             }
         }
-        if self
-            .response_format
-            .is_some_and(|format| format.kind != "text")
-        {
+        let right = "an object with a type";
+        let format: Option<ResponseFormat> = fields.take("response_format", right)?;
+        if format.is_some_and(|format| format.kind != "text") {
             let message = "response_format other than text is not supported";
             return Err(Refusal::field("response_format", message));
         }
+        let right = "a list of objects with a role and content, which is a text, or a list of \
+                     {\"type\": \"text\", \"text\": ...} and {\"type\": \"image_url\", \
+                     \"image_url\": {\"url\": ...}}";
+        let most = fields.count("max_tokens")?;
+        Ok(Self {
+            messages: fields.need("messages", right)?,
+            max_tokens: fields.count("max_completion_tokens")?.or(most),
+            drawing: Drawing::of(fields)?,
+            stop: Stop::of(fields)?,
+        })
+    }
+
+    async fn prompt(self, server: &Server) -> Result<Prompt, Refusal> {
         let sampling = self.drawing.sampling(0)?;
         let (what, picture) = server.form.prompt(self.messages).await?;
         can_be_asked(&server.model, picture.as_ref())?;
         Ok(Prompt {
             what,
             picture,
-            max_tokens: self.max_completion_tokens.or(self.max_tokens),
+            max_tokens: self.max_tokens,
             sampling,
-            stop: Stop::texts(self.stop)?,
+            stop: self.stop,
             ..Prompt::default()
         })
     }
@@ -84,16 +87,14 @@ fn can_be_asked(model: &Model, picture: Option<&String>) -> Result<(), Refusal> 
 
 pub(super) async fn complete(
     State(server): Shared,
-    request: Result<Json<Request>, JsonRejection>,
+    mut fields: Fields,
 ) -> Result<Response, Refusal> {
-    let Json(request) = request?;
-    server.is_called(request.model.as_deref())?;
-    let is_stream = request.stream.unwrap_or(false);
-    let options = request.stream_options.unwrap_or_default();
-    let prompt = request.prompt(&server).await?;
-    let mut answers = server.hub.ask_all(vec![prompt]).await?;
-    let label = answers[0].label();
-    let (name, created) = (server.model.name.clone(), server.model.created);
+    server.is_called(&mut fields)?;
+    let streaming = Streaming::of(&mut fields)?;
+    let prompt = Request::of(&mut fields)?.prompt(&server).await?;
+    let mut answers = server.hub.ask_all(vec![prompt], "messages").await?;
+    let (label, created) = (reply::label(), super::now());
+    let name = server.model.name.clone();
     let object = move |kind: &str, choices: Value| {
         json!({
             "id": format!("chatcmpl-{label}"),
@@ -103,7 +104,7 @@ pub(super) async fn complete(
             "choices": choices,
         })
     };
-    if is_stream {
+    if let Some(streaming) = streaming {
         let of_usage = object.clone();
         let is_begun = AtomicBool::new(false);
         let shape = move |_, part| {
@@ -122,7 +123,7 @@ pub(super) async fn complete(
             object["usage"] = usage.json();
             object
         };
-        return Ok(reply::stream(answers, options, shape, usage));
+        return reply::stream(answers, streaming, shape, usage).await;
     }
     let Some(answer) = answers.pop() else {
         return Err(Refusal::closed());

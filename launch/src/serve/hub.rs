@@ -88,16 +88,31 @@ impl Hub {
         self.waiting.lock().is_closed = true;
     }
 
-    /// Asks these prompts, all or none of them.
+    /// Whether one more would be taken now.
+    ///
+    /// # Errors
+    /// When too many wait already, or the end is near.
+    pub(super) fn has_room(&self) -> Result<(), Refusal> {
+        let list = self.waiting.lock();
+        match (list.is_closed, list.by_id.len() < self.most) {
+            (true, _) => Err(Refusal::closed()),
+            (false, true) => Ok(()),
+            (false, false) => Err(Refusal::busy(1, self.most)),
+        }
+    }
+
+    /// Asks these prompts, all or none of them, which came in this field of a request.
     ///
     /// # Errors
     /// When too many wait already, or the end is near.
     pub(super) async fn ask_all(
         self: &Arc<Self>,
         prompts: Vec<Prompt>,
+        field: &'static str,
     ) -> Result<Vec<Answer>, Refusal> {
         let tokens = prompts.iter().filter_map(|prompt| prompt.max_tokens).max();
-        let answers = self.places(prompts.len(), tokens.unwrap_or(self.positions))?;
+        let tokens = tokens.unwrap_or(self.positions);
+        let answers = self.places(prompts.len(), tokens, field)?;
         for (answer, prompt) in answers.iter().zip(prompts) {
             let id = answer.id;
             self.asking
@@ -115,7 +130,7 @@ impl Hub {
         self: &Arc<Self>,
         what: impl FnOnce(u64) -> Ask,
     ) -> Result<Event, Refusal> {
-        let mut places = self.places(1, 0)?;
+        let mut places = self.places(1, 0, "prompt")?;
         let Some(mut answer) = places.pop() else {
             return Err(Refusal::closed());
         };
@@ -124,7 +139,12 @@ impl Hub {
     }
 
     /// Room for so many who wait for answers of at most so many tokens.
-    fn places(self: &Arc<Self>, count: usize, tokens: u32) -> Result<Vec<Answer>, Refusal> {
+    fn places(
+        self: &Arc<Self>,
+        count: usize,
+        tokens: u32,
+        field: &'static str,
+    ) -> Result<Vec<Answer>, Refusal> {
         let mut list = self.waiting.lock();
         if list.is_closed {
             return Err(Refusal::closed());
@@ -140,6 +160,7 @@ impl Hub {
             list.by_id.insert(id, to);
             Answer {
                 id,
+                field,
                 events,
                 hub: Arc::clone(self),
             }
@@ -151,23 +172,20 @@ impl Hub {
 /// An answer that comes.
 pub(super) struct Answer {
     id: u64,
+    /// Where in the request it was asked for.
+    field: &'static str,
     events: Receiver<Event>,
     hub: Arc<Hub>,
 }
 
 impl Answer {
-    /// What tells it from others.
-    pub(super) fn label(&self) -> String {
-        self.id.to_string()
-    }
-
     /// The next part of it. The last one is none of [`Event::Text`].
     ///
     /// # Errors
     /// When the model refuses, or the program is gone.
     pub(super) async fn next(&mut self) -> Result<Event, Refusal> {
         match self.events.recv().await {
-            Some(Event::Refused { why, .. }) => Err(Failure::from(why).into()),
+            Some(Event::Refused { why, .. }) => Err(Refusal::of_prompt(self.field, why)),
             Some(event) => Ok(event),
             None => Err(Refusal::closed()),
         }

@@ -5,60 +5,95 @@ use axum::extract::rejection::JsonRejection;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mks2_proto::failure::{ExitCode, Failure};
+use mks2_proto::generate::{TOO_LONG, Words};
 use serde_json::{Value, json};
 
 use super::LATER;
+
+/// What is wrong with a request, in the API's word.
+const INVALID: &str = "invalid_request_error";
+/// What is wrong is not the request's fault.
+const SERVER: &str = "server_error";
 
 /// A request that is not answered.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
     kind: &'static str,
+    /// The API's word for the reason, where it has one.
+    code: Option<&'static str>,
     message: String,
     /// The field of the request that is to blame.
     param: Option<&'static str>,
 }
 
 impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        let is_theirs = status.is_client_error();
+        Self {
+            status,
+            kind: if is_theirs { INVALID } else { SERVER },
+            code: None,
+            message: message.into(),
+            param: None,
+        }
+    }
+
     /// A field of the request is wrong.
     pub(super) fn field(param: &'static str, message: impl Into<String>) -> Self {
         Self {
-            status: StatusCode::BAD_REQUEST,
-            kind: "invalid_request_error",
-            message: message.into(),
             param: Some(param),
+            ..Self::new(StatusCode::BAD_REQUEST, message)
+        }
+    }
+
+    /// A field of the request is of another type.
+    pub(super) fn kind(param: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            ..Self::field(param, message)
         }
     }
 
     /// The model has another name.
     pub(super) fn no_such_model(asked: &str, name: &str) -> Self {
+        let message = format!("there is no model '{asked}' here: this one is called '{name}'");
         Self {
-            status: StatusCode::NOT_FOUND,
-            kind: "model_not_found",
-            message: format!("there is no model '{asked}' here: this one is called '{name}'"),
+            code: Some("model_not_found"),
             param: Some("model"),
+            ..Self::new(StatusCode::NOT_FOUND, message)
         }
     }
 
     /// Too many wait already.
     pub(super) fn busy(count: usize, most: usize) -> Self {
+        let message = format!(
+            "there is no room for {count} more prompts now: at most {most} may wait; try again"
+        );
         Self {
-            status: StatusCode::TOO_MANY_REQUESTS,
-            kind: "rate_limit_exceeded",
-            message: format!(
-                "there is no room for {count} more prompts now: at most {most} may wait; try again"
-            ),
-            param: None,
+            kind: "rate_limit_error",
+            code: Some("rate_limit_exceeded"),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, message)
         }
     }
 
     /// The server ends, or the program that computes is gone.
     pub(super) fn closed() -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            kind: "server_error",
-            message: "this server ends and takes nothing new".into(),
-            param: None,
+        let message = "this server ends and takes nothing new";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// What the model says of a prompt that came in this field.
+    pub(super) fn of_prompt(field: &'static str, why: Words) -> Self {
+        let is_too_long = why.what.starts_with(TOO_LONG);
+        let refusal = Self::from(Failure::from(why));
+        match is_too_long {
+            true => Self {
+                code: Some("context_length_exceeded"),
+                param: Some(field),
+                ..refusal
+            },
+            false => refusal,
         }
     }
 
@@ -69,7 +104,7 @@ impl Refusal {
                 "message": self.message,
                 "type": self.kind,
                 "param": self.param,
-                "code": self.status.as_u16(),
+                "code": self.code,
             },
         })
     }
@@ -77,32 +112,20 @@ impl Refusal {
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
-        let (status, kind) = match failure.exit {
-            ExitCode::Usage | ExitCode::Settings | ExitCode::Data => {
-                (StatusCode::BAD_REQUEST, "invalid_request_error")
-            }
-            _ => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
+        let status = match failure.exit {
+            ExitCode::Usage | ExitCode::Settings | ExitCode::Data => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let Failure {
             what, why, cure, ..
         } = failure;
-        Self {
-            status,
-            kind,
-            message: format!("{what}: {why}; {cure}"),
-            param: None,
-        }
+        Self::new(status, format!("{what}: {why}; {cure}"))
     }
 }
 
 impl From<JsonRejection> for Refusal {
     fn from(rejection: JsonRejection) -> Self {
-        Self {
-            status: rejection.status(),
-            kind: "invalid_request_error",
-            message: rejection.body_text(),
-            param: None,
-        }
+        Self::new(rejection.status(), rejection.body_text())
     }
 }
 
@@ -121,23 +144,55 @@ impl IntoResponse for Refusal {
 
 /// No such path.
 pub(super) async fn no_such_page() -> Refusal {
-    Refusal {
-        status: StatusCode::NOT_FOUND,
-        kind: "invalid_request_error",
-        message: "there is no such path here: /v1/completions, /v1/chat/completions, /v1/models, \
-                  /tokenize, /detokenize, /tokenizer_info, /health and /metrics are"
-            .into(),
-        param: None,
-    }
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "there is no such path here: /v1/completions, /v1/chat/completions, /v1/models, \
+         /tokenize, /detokenize, /tokenizer_info, /health and /metrics are",
+    )
 }
 
 /// Another method than the path takes.
 pub(super) async fn no_such_method() -> Refusal {
-    Refusal {
-        status: StatusCode::METHOD_NOT_ALLOWED,
-        kind: "invalid_request_error",
-        message: "this path takes another method: what asks something is posted, all else is got"
-            .into(),
-        param: None,
+    Refusal::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this path takes another method: what asks something is posted, all else is got",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_have_the_words_of_the_api() {
+        let too_long = Failure::usage(format!("{TOO_LONG}: 9 tokens"), "why", "cure");
+        let of_model = |failure| Refusal::of_prompt("messages", Words::from(&failure));
+        let other = Failure::usage("there is no token 7", "why", "cure");
+        for (refusal, kind, code, param) in [
+            (
+                Refusal::no_such_model("a", "b"),
+                INVALID,
+                json!("model_not_found"),
+                json!("model"),
+            ),
+            (
+                Refusal::busy(1, 2),
+                "rate_limit_error",
+                json!("rate_limit_exceeded"),
+                Value::Null,
+            ),
+            (
+                of_model(too_long),
+                INVALID,
+                json!("context_length_exceeded"),
+                json!("messages"),
+            ),
+            (of_model(other), INVALID, Value::Null, Value::Null),
+            (Refusal::closed(), SERVER, Value::Null, Value::Null),
+        ] {
+            let error = refusal.body()["error"].clone();
+            assert_eq!(error["type"], kind);
+            assert_eq!((&error["code"], &error["param"]), (&code, &param));
+        }
     }
 }

@@ -14,9 +14,12 @@ use serde_json::{Value, json};
 use super::Server;
 use super::hub::Answer;
 use super::refusal::Refusal;
+use super::request::Fields;
 
 /// Texts that may end an answer.
 const MOST_STOPS: usize = 16;
+/// Bytes of each of them: they are looked for behind every token.
+const MOST_STOP_BYTES: usize = 1 << 10;
 
 /// One or several texts that end an answer.
 #[derive(Clone, Debug, Deserialize)]
@@ -27,27 +30,63 @@ pub(super) enum Stop {
 }
 
 impl Stop {
-    pub(super) fn texts(stop: Option<Self>) -> Result<Vec<String>, Refusal> {
+    /// The texts of a request.
+    pub(super) fn of(fields: &mut Fields) -> Result<Vec<String>, Refusal> {
+        let stop = fields.take("stop", "a text or a list of texts")?;
         let mut texts = match stop {
             None => Vec::new(),
             Some(Self::One(text)) => vec![text],
             Some(Self::Several(texts)) => texts,
         };
         texts.retain(|text| !text.is_empty());
-        match texts.len() <= MOST_STOPS {
-            true => Ok(texts),
-            false => {
-                let message = format!("there may be at most {MOST_STOPS} stop texts");
-                Err(Refusal::field("stop", message))
-            }
+        if texts.len() > MOST_STOPS {
+            let message = format!("there may be at most {MOST_STOPS} stop texts");
+            return Err(Refusal::field("stop", message));
         }
+        if let Some(long) = texts.iter().find(|text| text.len() > MOST_STOP_BYTES) {
+            let bytes = long.len();
+            let message =
+                format!("a stop text may have {MOST_STOP_BYTES} bytes, and one has {bytes}");
+            return Err(Refusal::field("stop", message));
+        }
+        Ok(texts)
     }
 }
 
-/// Options of a stream.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub(super) struct StreamOptions {
-    pub(super) include_usage: Option<bool>,
+/// How an answer is streamed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Streaming {
+    /// Its last event says how many tokens there were.
+    with_usage: bool,
+}
+
+#[derive(Default, Deserialize)]
+struct Options {
+    include_usage: Option<bool>,
+}
+
+impl Streaming {
+    /// Whether a request wants a stream, and how.
+    pub(super) fn of(fields: &mut Fields) -> Result<Option<Self>, Refusal> {
+        let right = "an object in which include_usage is true or false";
+        let options: Option<Options> = fields.take("stream_options", right)?;
+        let is_stream = fields.is("stream")?;
+        let with_usage = options.unwrap_or_default().include_usage;
+        let with_usage = with_usage.unwrap_or(false);
+        Ok(is_stream.then_some(Self { with_usage }))
+    }
+}
+
+/// What tells an answer from all others, of this server and of others.
+pub(super) fn label() -> String {
+    let [one, other] = [(); 2].map(|()| any_number());
+    format!("{one:016x}{other:016x}")
+}
+
+/// A number that nobody can foresee.
+pub(super) fn any_number() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
 }
 
 /// A complete answer.
@@ -130,26 +169,40 @@ pub(super) enum Part {
 
 /// Streams answers side by side: `shape` makes the object of a part from the answer's place and the part,
 /// and `usage` the last one, if it is wanted.
-pub(super) fn stream(
+///
+/// # Errors
+/// When the first that is said is that a prompt cannot be answered: what has begun has a good status.
+pub(super) async fn stream(
     answers: Vec<Answer>,
-    options: StreamOptions,
+    Streaming { with_usage }: Streaming,
     shape: impl Fn(usize, Part) -> Value + Send + Sync + 'static,
     usage: impl Fn(Usage) -> Value + Send + 'static,
-) -> Response {
+) -> Result<Response, Refusal> {
     let shape = Arc::new(shape);
     let streams = answers.into_iter().enumerate().map(|(place, answer)| {
         let shape = Arc::clone(&shape);
-        let objects = parts(answer).map(move |part| match part {
-            Ok((part, usage)) => (shape(place, part), usage),
-            Err(refusal) => (refusal.body(), Usage::default()),
+        let objects = parts(answer).map(move |part| {
+            let (part, usage) = part?;
+            let mut object = shape(place, part);
+            if with_usage {
+                object["usage"] = Value::Null;
+            }
+            Ok::<_, Refusal>((object, usage))
         });
         objects.boxed()
     });
     let mut behind = vec![Behind::Done];
-    if options.include_usage.unwrap_or(false) {
+    if with_usage {
         behind.push(Behind::Usage);
     }
-    let state = (stream::select_all(streams), Usage::default(), behind, usage);
+    let mut parts = stream::select_all(streams);
+    let first = parts.next().await.transpose()?;
+    let parts = stream::iter(first.map(Ok)).chain(parts);
+    let parts = parts.map(|part| match part {
+        Ok(part) => part,
+        Err(refusal) => (Refusal::body(&refusal), Usage::default()),
+    });
+    let state = (parts.boxed(), Usage::default(), behind, usage);
     let data = stream::unfold(state, async |(mut parts, mut total, mut behind, usage)| {
         let data = match parts.next().await {
             Some((object, more)) => {
@@ -164,7 +217,7 @@ pub(super) fn stream(
         Some((data, (parts, total, behind, usage)))
     });
     let events = data.map(|data| Ok::<_, Infallible>(Sse::default().data(data)));
-    Stream::new(events).into_response()
+    Ok(Stream::new(events).into_response())
 }
 
 /// What stands behind all parts, the last first.
@@ -192,11 +245,11 @@ fn parts(answer: Answer) -> BoxStream<'static, Result<(Part, Usage), Refusal>> {
 }
 
 impl Server {
-    /// Whether `model` is what a request may call this one.
-    pub(super) fn is_called(&self, model: Option<&str>) -> Result<(), Refusal> {
-        match model {
+    /// Whether a request calls the model as it may, or not at all.
+    pub(super) fn is_called(&self, fields: &mut Fields) -> Result<(), Refusal> {
+        match fields.take::<String>("model", "a text")? {
             Some(asked) if asked != self.model.name => {
-                Err(Refusal::no_such_model(asked, &self.model.name))
+                Err(Refusal::no_such_model(&asked, &self.model.name))
             }
             _ => Ok(()),
         }

@@ -2,40 +2,21 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use mks2_proto::generate::{Ask, Event};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Shared;
 use super::refusal::Refusal;
-
-#[derive(Deserialize)]
-pub(super) struct Tokenize {
-    prompt: String,
-    #[serde(default = "yes")]
-    add_special_tokens: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-#[derive(Deserialize)]
-pub(super) struct Detokenize {
-    tokens: Vec<u32>,
-}
+use super::request::Fields;
 
 pub(super) async fn tokenize(
     State(server): Shared,
-    request: Result<Json<Tokenize>, JsonRejection>,
+    mut fields: Fields,
 ) -> Result<Json<Value>, Refusal> {
-    let Json(request) = request?;
-    let ask = |id| Ask::Tokenize {
-        id,
-        text: request.prompt,
-        special: request.add_special_tokens,
-    };
+    let text = fields.need("prompt", "a text")?;
+    let special = fields.take("add_special_tokens", "true or false")?;
+    let special = special.unwrap_or(true);
+    let ask = |id| Ask::Tokenize { id, text, special };
     let Event::Tokens { tokens, .. } = server.hub.ask_once(ask).await? else {
         return Err(Refusal::closed());
     };
@@ -48,13 +29,10 @@ pub(super) async fn tokenize(
 
 pub(super) async fn detokenize(
     State(server): Shared,
-    request: Result<Json<Detokenize>, JsonRejection>,
+    mut fields: Fields,
 ) -> Result<Json<Value>, Refusal> {
-    let Json(request) = request?;
-    let ask = |id| Ask::Detokenize {
-        id,
-        tokens: request.tokens,
-    };
+    let tokens = fields.need("tokens", "a list of tokens")?;
+    let ask = |id| Ask::Detokenize { id, tokens };
     let Event::Plain { text, .. } = server.hub.ask_once(ask).await? else {
         return Err(Refusal::closed());
     };
@@ -62,10 +40,23 @@ pub(super) async fn detokenize(
 }
 
 pub(super) async fn info(State(server): Shared) -> Json<Value> {
-    Json(json!({
+    let mut info = json!({
         "eos_token": server.model.end,
         "bos_token": server.model.begin,
         "pad_token": server.model.end,
+        "chat_template": null,
         "model_max_length": server.model.positions,
-    }))
+    });
+    // Of a published model, its authors say it.
+    if let Some(words) = &server.words {
+        for name in ["bos_token", "eos_token", "pad_token"] {
+            info[name] = json!(words.tokens.get(name));
+        }
+        info["chat_template"] = json!(words.template);
+        if info["eos_token"].is_null() {
+            // By its number, in the model's configuration.
+            info["eos_token"] = json!(server.model.end);
+        }
+    }
+    Json(info)
 }

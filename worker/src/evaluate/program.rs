@@ -39,7 +39,7 @@ pub fn run(mut input: impl BufRead, output: &mut impl Write) -> Result<(), Failu
 }
 
 fn measure(opening: &Opening, output: &mut impl Write) -> Result<(), Failure> {
-    let device = device::choose(&opening.device, 0)?;
+    let device = device::choose_by_option(&opening.device)?;
     let runtime = io_runtime()?;
     let mut open: Option<(Source, Speaker)> = None;
     for asked in &opening.tasks {
@@ -49,7 +49,12 @@ fn measure(opening: &Opening, output: &mut impl Write) -> Result<(), Failure> {
         // Another one goes before the next one comes: there is room for one.
         let speaker = match open.take().filter(|(of, _)| *of == source) {
             Some((_, speaker)) => speaker,
-            None => Speaker::open(&source, (opening.precision, device), runtime.handle())?,
+            None => {
+                let place = (opening.precision, device);
+                let mut speaker = Speaker::open(&source, place, runtime.handle())?;
+                speaker.cache_bytes = opening.cache_bytes;
+                speaker
+            }
         };
         let (mut result, samples) = one(opening, (&task, &speaker), &runtime, output)?;
         if let Source::Run { stage, .. } = &source {

@@ -15,6 +15,7 @@ mod vqa;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use mks2_dataset::task::{Items, Settings, Task};
 use mks2_proto::evaluate::{Measured, Metric};
 use mks2_proto::failure::Failure;
@@ -29,6 +30,9 @@ use crate::collectives::Collective;
 use crate::generate::Speaker;
 use crate::objective::Share;
 use crate::team::Setback;
+
+/// Pictures that are read at a time.
+const READ_AT_ONCE: usize = 16;
 
 /// A task, and who answers it.
 pub(super) struct Measurement<'a> {
@@ -87,10 +91,18 @@ impl Measurement<'_> {
         Ok((result, found.samples))
     }
 
-    /// The file of a picture.
-    fn picture(&self, number: usize, file: &str) -> Result<Bytes, Failure> {
-        let read = self.task.picture(number, file);
-        Ok(self.runtime.block_on(read)?)
+    /// The files of the pictures of these items, in their order. Several are read at a time, and one that several
+    /// items in a row have, once.
+    fn pictures<'f>(
+        &self,
+        items: impl Iterator<Item = (usize, &'f str)>,
+    ) -> Result<Vec<Bytes>, Failure> {
+        let (wanted, places) = once(items);
+        let read = wanted.into_iter();
+        let read = read.map(|(number, file)| self.task.picture(number, file));
+        let read = stream::iter(read).buffered(READ_AT_ONCE);
+        let files: Vec<Bytes> = self.runtime.block_on(read.try_collect())?;
+        Ok(places.into_iter().map(|at| files[at].clone()).collect())
     }
 
     /// What went wrong, with the item (from 0) where it did.
@@ -107,6 +119,19 @@ impl Measurement<'_> {
             failure
         })
     }
+}
+
+/// The files that are to be read, each for the first of the items in a row that have it, and which of them each item
+/// has.
+fn once<'f>(items: impl Iterator<Item = (usize, &'f str)>) -> (Vec<(usize, &'f str)>, Vec<usize>) {
+    let (mut wanted, mut places) = (Vec::<(usize, &str)>::new(), Vec::new());
+    for (number, file) in items {
+        if wanted.last().is_none_or(|(_, last)| *last != file) {
+            wanted.push((number, file));
+        }
+        places.push(wanted.len() - 1);
+    }
+    (wanted, places)
 }
 
 /// Metrics that are means of what each item has, in the order of items.
@@ -206,6 +231,14 @@ mod tests {
         let shares = [encode(&texts[..2]), encode(&texts[2..])];
         assert_eq!(decode(&shares), texts);
         assert!(decode(&[encode(&[])]).is_empty());
+    }
+
+    #[test]
+    fn a_picture_is_read_once_for_the_questions_in_a_row_about_it() {
+        let files = ["a", "a", "b", "b", "a"];
+        let (wanted, places) = once((7..).zip(files));
+        assert_eq!(wanted, [(7, "a"), (9, "b"), (11, "a")]);
+        assert_eq!(places, [0, 0, 1, 1, 2]);
     }
 
     #[test]

@@ -4,6 +4,12 @@
 //! admit     prompts are read together, each gets its first token
 //! advance   one more token for every answer
 //! ```
+//!
+//! Keys and values have a limit ([`room`]): a prompt waits until there is room for it.
+
+mod room;
+
+use std::collections::VecDeque;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,7 +22,7 @@ use super::score;
 use super::speaker::Speaker;
 use super::writer::Writer;
 use super::{no_numbers, refused};
-use crate::model::{Cache, Wanted};
+use crate::model::{Cache, Parked, ROOM, Wanted};
 use crate::objective::to_floats;
 use crate::text::to_tokens;
 
@@ -26,18 +32,32 @@ pub(crate) struct Engine<'a> {
     cache: Cache,
     /// In the order of the cache's rows.
     answers: Vec<Answer<'a>>,
+    /// Answers that have made room for older ones.
+    parked: VecDeque<(Answer<'a>, Parked)>,
+    /// Prompts for which there was no room yet.
+    waiting: VecDeque<Ready>,
+    /// Positions of all rows together for which there may be room.
+    most_positions: i64,
+    /// Answers that have begun.
+    begun: u64,
 }
 
 /// One of them.
 struct Answer<'a> {
     id: u64,
+    /// How many have begun before.
+    age: u64,
     sampling: Sampling,
     writer: Writer<'a>,
     prompt_tokens: u32,
     most: usize,
+    /// Special tokens that end it, beside those that always do.
+    ends: Vec<u32>,
     tokens: Vec<u32>,
     score: Option<Score>,
     scores: Vec<Scored>,
+    /// Characters of the prompt that stand before it.
+    echoed: u32,
     is_over: Option<End>,
 }
 
@@ -54,42 +74,64 @@ struct Ready {
     prompt: Prompt,
     ids: Vec<i64>,
     picture: Option<Vec<u8>>,
+    /// Tokens that are generated at most.
     most: usize,
+    /// Positions, those of the picture included.
+    length: i64,
 }
 
 impl<'a> Engine<'a> {
-    pub(crate) fn new(speaker: &'a Speaker) -> Self {
+    /// An engine that answers `batch` prompts side by side.
+    pub(crate) fn new(speaker: &'a Speaker, batch: usize) -> Self {
+        let most_positions = room::most_positions(speaker, batch);
         Self {
             speaker,
-            cache: Cache::default(),
+            cache: speaker.decoder.cache(most_positions),
             answers: Vec::new(),
+            parked: VecDeque::new(),
+            waiting: VecDeque::new(),
+            most_positions,
+            begun: 0,
         }
     }
 
-    /// Answers under way.
+    /// Answers under way, those that wait for room included.
     pub(crate) fn len(&self) -> usize {
-        self.answers.len()
+        self.answers.len() + self.parked.len() + self.waiting.len()
     }
 
-    /// Begins to answer these, as far as they can be answered.
+    /// Takes these prompts in, and begins to answer what there is room for.
     ///
     /// # Errors
     /// When the model cannot compute any more.
     pub(crate) fn admit(&mut self, prompts: Vec<Prompt>) -> Result<Vec<Event>, Failure> {
-        let (mut events, mut ready) = (Vec::new(), Vec::new());
+        let mut events = Vec::new();
         for prompt in prompts {
             let id = prompt.id;
             match self.prepare(prompt) {
-                Ok(one) => ready.push(one),
-                Err(failure) => events.push(Event::Refused {
-                    id,
-                    why: Words::from(&failure),
-                }),
+                Ok(one) => self.waiting.push_back(one),
+                Err(failure) => events.push(refusal(id, &failure)),
             }
         }
-        if ready.is_empty() {
-            return Ok(events);
+        self.resume(&mut events);
+        let ready = self.next_ready();
+        if !ready.is_empty() {
+            events.extend(self.begin(ready)?);
         }
+        Ok(events)
+    }
+
+    /// Begins to answer these.
+    fn begin(&mut self, ready: Vec<Ready>) -> Result<Vec<Event>, Failure> {
+        let first = self.answers.len();
+        let lengths: Vec<i64> = ready.iter().map(|one| one.length).collect();
+        let longest = lengths.iter().max().copied().unwrap_or_default();
+        let decoder = &self.speaker.decoder;
+        let room = decoder.make_room(&mut self.cache, first + ready.len(), longest);
+        if let Err(error) = room {
+            return self.begin_with_less(ready, error.into());
+        }
+        let mut events = Vec::new();
         let rows = self.rows(&ready)?;
         let lengths: Vec<i64> = rows.iter().map(|row_td| row_td.size()[0]).collect();
         let longest = lengths.iter().max().copied().unwrap_or_default();
@@ -99,27 +141,56 @@ impl<'a> Engine<'a> {
         });
         let h_btd = Tensor::stack(&padded.collect::<Vec<_>>(), 0);
         let states = self.read(&h_btd, &lengths, &ready)?;
-        let first = self.answers.len();
-        for (one, (length, scores)) in ready.into_iter().zip(lengths.iter().zip(states.scores)) {
-            if one.prompt.echo {
-                let id = one.prompt.id;
-                let text = self.echo(&one)?;
-                events.push(Event::Text { id, text });
+        for (one, scores) in ready.into_iter().zip(states.scores) {
+            let id = one.prompt.id;
+            let echo = match one.prompt.echo {
+                true => self.echo(&one)?,
+                false => String::new(),
+            };
+            let answer = self.answer(one, scores, &echo)?;
+            self.answers.push(answer);
+            if !echo.is_empty() {
+                events.push(Event::Text { id, text: echo });
             }
-            self.answers.push(Answer {
-                id: one.prompt.id,
-                sampling: one.prompt.sampling,
-                writer: Writer::new(&self.speaker.encoder, &one.ids, one.prompt.stop),
-                prompt_tokens: u32::try_from(*length).unwrap_or(u32::MAX),
-                most: one.most,
-                tokens: Vec::new(),
-                score: one.prompt.score,
-                scores,
-                is_over: None,
-            });
         }
         events.extend(self.take(&states.last_b1d, first)?);
         Ok(events)
+    }
+
+    /// The answer to a prompt, of which nothing is there but the prompt's `echo`.
+    fn answer(
+        &mut self,
+        one: Ready,
+        mut scores: Vec<Scored>,
+        echo: &str,
+    ) -> Result<Answer<'a>, Failure> {
+        let encoder = &self.speaker.encoder;
+        let echoed = u32::try_from(echo.chars().count()).unwrap_or(u32::MAX);
+        if !scores.is_empty() && one.prompt.echo {
+            let offsets = score::offsets(encoder, &to_tokens(&one.ids))?;
+            for (scored, offset) in scores.iter_mut().rev().zip(offsets.into_iter().rev()) {
+                // What stands at the echo's end or behind it is of the answer.
+                scored.offset = offset.min(echoed.saturating_sub(1));
+            }
+        }
+        let ends = one.prompt.stop.iter();
+        let ends = ends.filter_map(|stop| encoder.special(stop)).collect();
+        let age = self.begun;
+        self.begun += 1;
+        Ok(Answer {
+            id: one.prompt.id,
+            age,
+            sampling: one.prompt.sampling,
+            writer: Writer::new(encoder, &one.ids, one.prompt.stop),
+            prompt_tokens: u32::try_from(one.length).unwrap_or(u32::MAX),
+            most: one.most,
+            ends,
+            tokens: Vec::new(),
+            score: one.prompt.score,
+            scores,
+            echoed,
+            is_over: None,
+        })
     }
 
     /// Reads prompts into the cache.
@@ -161,6 +232,8 @@ impl<'a> Engine<'a> {
 
     /// Nobody waits for this answer any more.
     pub(super) fn cancel(&mut self, id: u64) {
+        self.waiting.retain(|one| one.prompt.id != id);
+        self.parked.retain(|(answer, _)| answer.id != id);
         if let Some(row) = self.answers.iter().position(|answer| answer.id == id) {
             self.answers.swap_remove(row);
             self.cache.remove(row);
@@ -172,6 +245,10 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// When the model cannot compute any more.
     pub(crate) fn advance(&mut self) -> Result<Vec<Event>, Failure> {
+        let mut events = self.make_room();
+        if self.answers.is_empty() {
+            return Ok(events);
+        }
         let last = |answer: &Answer<'_>| answer.tokens.last().copied().unwrap_or_default();
         let ids: Vec<i64> = self.answers.iter().map(|one| last(one).into()).collect();
         let ids_b1 = Tensor::from_slice(&ids)
@@ -181,7 +258,8 @@ impl<'a> Engine<'a> {
         let halves = self.speaker.halves();
         let decoder = &self.speaker.decoder;
         let states_b1d = decoder.advance(&h_b1d, halves, &mut self.cache)?;
-        self.take(&states_b1d, 0)
+        events.extend(self.take(&states_b1d, 0)?);
+        Ok(events)
     }
 
     /// What a prompt needs, before anything is computed.
@@ -224,34 +302,46 @@ impl<'a> Engine<'a> {
         else {
             return Err(self.speaker.too_long(&format!("{} tokens", ids.len())));
         };
+        let soft = match &picture {
+            Some(_) => self.speaker.eyes()?.tokens(),
+            None => 0,
+        };
+        let length = soft + ids.len() as i64;
+        let room = room.min(self.room_behind(length, least)?);
         let wanted = prompt.max_tokens.map_or(room, |most| most as usize);
         Ok(Ready {
             most: wanted.min(room),
             prompt,
             ids,
             picture,
+            length,
         })
     }
 
     /// Input embeddings of each prompt, `[t, d]`: a picture stands before the text.
     fn rows(&self, ready: &[Ready]) -> Result<Vec<Tensor>, Failure> {
         let speaker = self.speaker;
-        let pictures: Vec<Vec<u8>> = ready.iter().filter_map(|one| one.picture.clone()).collect();
+        // Questions about one picture often follow each other: it is looked at once.
+        let mut pictures: Vec<&[u8]> = Vec::new();
+        let seen = ready.iter().map(|one| {
+            let picture = one.picture.as_deref()?;
+            if pictures.last() != Some(&picture) {
+                pictures.push(picture);
+            }
+            Some(pictures.len() as i64 - 1)
+        });
+        let seen: Vec<Option<i64>> = seen.collect();
         let soft_bpd = match pictures.is_empty() {
             true => None,
             false => Some(speaker.look(&pictures)?),
         };
-        let mut seen = 0;
-        let rows = ready.iter().map(|one| {
+        let rows = ready.iter().zip(seen).map(|(one, seen)| {
             let ids_1t = Tensor::from_slice(&one.ids)
                 .unsqueeze(0)
                 .to_device(speaker.device);
             let text_td = speaker.decoder.embed(&ids_1t)?.squeeze_dim(0);
-            Ok(match (&soft_bpd, &one.picture) {
-                (Some(soft_bpd), Some(_)) => {
-                    seen += 1;
-                    Tensor::cat(&[soft_bpd.get(seen - 1), text_td], 0)
-                }
+            Ok(match (&soft_bpd, seen) {
+                (Some(soft_bpd), Some(at)) => Tensor::cat(&[soft_bpd.get(at), text_td], 0),
                 _ => text_td,
             })
         });
@@ -270,10 +360,7 @@ impl<'a> Engine<'a> {
                 Ok(new) => events.extend(new),
                 Err(failure) => {
                     answer.is_over = Some(End::Stop);
-                    events.push(Event::Refused {
-                        id: answer.id,
-                        why: Words::from(&failure),
-                    });
+                    events.push(refusal(answer.id, &failure));
                 }
             }
         }
@@ -285,6 +372,12 @@ impl<'a> Engine<'a> {
         }
         Ok(events)
     }
+}
+
+/// A prompt that is not answered, or not any more.
+fn refusal(id: u64, failure: &Failure) -> Event {
+    let why = Words::from(failure);
+    Event::Refused { id, why }
 }
 
 impl Answer<'_> {
@@ -326,10 +419,12 @@ impl Answer<'_> {
         let token = token.ok_or_else(|| no_numbers(read))?;
         if let Some(score) = self.score {
             let encoder = self.writer.encoder();
-            let scored = score::of_token(encoder, logits, token, score.top);
+            let mut scored = score::of_token(encoder, logits, token, score.top);
+            scored.offset = self.echoed.saturating_add(self.writer.characters());
             self.scores.push(scored);
         }
-        if self.writer.encoder().is_end(token) {
+        // The text of an answer has no special tokens in which a stop text could be found.
+        if self.writer.encoder().is_end(token) || self.ends.contains(&token) {
             self.is_over = Some(End::Stop);
             return Ok(String::new());
         }

@@ -3,6 +3,9 @@
 use mks2_proto::generate::Sampling;
 use mks2_proto::splitmix;
 
+/// Likeliest tokens among which enough are looked for at first.
+const HEAD: usize = 256;
+
 /// The next token after `position` tokens of an answer. None when the logits are no numbers.
 ///
 /// As in transformers, temperature comes first, then `top_k`, then `top_p`; of equal logits the
@@ -51,18 +54,44 @@ fn weights(logits: &[f32], best: f32, sampling: &Sampling) -> Vec<(u32, f64)> {
     if !is_cut {
         return weights;
     }
-    weights.sort_by(|(one, a), (other, b)| b.total_cmp(a).then(one.cmp(other)));
     if sampling.top_k > 0 {
-        weights.truncate(sampling.top_k as usize);
+        let most = weights.len().min(sampling.top_k as usize);
+        likeliest_first(&mut weights, most);
+        weights.truncate(most);
     }
     let wanted = sampling.top_p * weights.iter().map(|(_, weight)| weight).sum::<f64>();
-    let mut sum = 0.0;
-    let enough = weights.iter().position(|(_, weight)| {
-        sum += weight;
-        sum >= wanted
-    });
-    weights.truncate(enough.map_or(weights.len(), |at| at + 1));
+    let most = nucleus(&mut weights, wanted);
+    weights.truncate(most);
     weights
+}
+
+/// How many of the likeliest have as much weight as is wanted together; they are brought to the front, likeliest
+/// first. Few do, mostly: the others are not put in order.
+fn nucleus(weights: &mut [(u32, f64)], wanted: f64) -> usize {
+    let (mut sorted, mut head, mut sum) = (0, HEAD, 0.0);
+    while sorted < weights.len() {
+        head = head.min(weights.len());
+        likeliest_first(&mut weights[sorted..], head - sorted);
+        let enough = weights[sorted..head].iter().position(|(_, weight)| {
+            sum += weight;
+            sum >= wanted
+        });
+        if let Some(at) = enough {
+            return sorted + at + 1;
+        }
+        (sorted, head) = (head, head.saturating_mul(8));
+    }
+    weights.len()
+}
+
+/// Brings the `count` likeliest to the front, likeliest first; of equal ones the first token.
+fn likeliest_first(weights: &mut [(u32, f64)], count: usize) {
+    let order =
+        |(one, a): &(u32, f64), (other, b): &(u32, f64)| b.total_cmp(a).then(one.cmp(other));
+    if count < weights.len() {
+        let _ = weights.select_nth_unstable_by(count, order);
+    }
+    weights[..count].sort_unstable_by(order);
 }
 
 /// A number in [0, 1) that depends on seed and position alone.
@@ -150,6 +179,53 @@ mod tests {
             ..usual
         };
         near(drawn(&both), [0.0, 1.0, 0.0, 0.0]);
+    }
+
+    /// All tokens put in order, and cut.
+    fn by_sorting(logits: &[f32], best: f32, sampling: &Sampling) -> Vec<(u32, f64)> {
+        let all = Sampling {
+            top_k: 0,
+            top_p: 1.0,
+            ..*sampling
+        };
+        let mut weights = weights(logits, best, &all);
+        weights.sort_by(|(one, a), (other, b)| b.total_cmp(a).then(one.cmp(other)));
+        if sampling.top_k > 0 {
+            weights.truncate(sampling.top_k as usize);
+        }
+        let wanted = sampling.top_p * weights.iter().map(|(_, weight)| weight).sum::<f64>();
+        let mut sum = 0.0;
+        let enough = weights.iter().position(|(_, weight)| {
+            sum += weight;
+            sum >= wanted
+        });
+        weights.truncate(enough.map_or(weights.len(), |at| at + 1));
+        weights
+    }
+
+    #[test]
+    fn what_may_be_drawn_is_as_if_all_tokens_were_put_in_order() {
+        // Rounded, so that many are equal.
+        let logits: Vec<f32> = (0..5000)
+            .map(|at| ((uniform(4, at) * 12.0).round() / 2.0) as f32)
+            .collect();
+        let best = logits.iter().copied().fold(f32::MIN, f32::max);
+        for top_k in [0, 1, 2, 255, 256, 257, 4999, 5000, 6000] {
+            for top_p in [0.001, 0.3, 0.75, 0.99, 0.999_999, 1.0] {
+                for temperature in [0.3, 1.0, 30.0] {
+                    let sampling = Sampling {
+                        temperature,
+                        top_k,
+                        top_p,
+                        seed: 0,
+                    };
+                    let found = weights(&logits, best, &sampling);
+                    let is_cut = top_k > 0 || top_p < 1.0;
+                    let right = by_sorting(&logits, best, &sampling);
+                    assert!(!is_cut || found == right, "{sampling:?}");
+                }
+            }
+        }
     }
 
     #[test]

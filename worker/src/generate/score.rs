@@ -12,6 +12,8 @@ use crate::text::TextEncoder;
 
 /// Positions whose logits exist at a time.
 const PIECE: i64 = 128;
+/// Tokens that may be parts of one character; so many without a whole one are none.
+const PARTS: usize = 8;
 
 /// The scores of a prompt's tokens, or of the last of them: `states_td` are those of its positions, of which
 /// the last `ids.len()` are the text's. Nothing predicts the first token of all.
@@ -49,6 +51,30 @@ pub(super) fn of_prompt(
     Ok(scores)
 }
 
+/// How many characters of the text of `ids` stand before each of them. The parts of a character stand where it
+/// does, and special tokens have none.
+pub(super) fn offsets(encoder: &TextEncoder, ids: &[u32]) -> Result<Vec<u32>, Failure> {
+    let mut offsets = Vec::with_capacity(ids.len());
+    let (mut said, mut from, mut known, mut characters) = (Vec::new(), 0, 0, 0_u32);
+    for id in ids {
+        offsets.push(characters);
+        if encoder.is_special(*id) {
+            continue;
+        }
+        said.push(*id);
+        let before = encoder.plain(&said[from..known])?;
+        let after = encoder.plain(&said[from..])?;
+        let new = after.strip_prefix(&before).unwrap_or(&after);
+        let is_whole = !new.is_empty() && !new.ends_with(char::REPLACEMENT_CHARACTER);
+        if is_whole || said.len() - known >= PARTS {
+            let more = u32::try_from(new.chars().count()).unwrap_or(u32::MAX);
+            characters = characters.saturating_add(more);
+            (from, known) = (known, said.len());
+        }
+    }
+    Ok(offsets)
+}
+
 /// The score of `token` where the model says `logits`.
 pub(super) fn of_token(encoder: &TextEncoder, logits: &[f32], token: u32, top: u32) -> Scored {
     let all = log_sum(logits);
@@ -62,7 +88,7 @@ pub(super) fn of_token(encoder: &TextEncoder, logits: &[f32], token: u32, top: u
 fn scored(encoder: &TextEncoder, id: u32, logprob: Option<f64>, top: Vec<Likely>) -> Scored {
     Scored {
         token: likely(encoder, id, logprob),
-        length: u32::try_from(encoder.length_of(id)).unwrap_or(u32::MAX),
+        offset: 0,
         top,
     }
 }

@@ -9,7 +9,7 @@ use mks2_dataset::pretrained::mks2::{Mks2, SecondHalf};
 use mks2_dataset::pretrained::{Folder, tokens};
 use mks2_dataset::row::{Row, render};
 use mks2_proto::failure::Failure;
-use mks2_proto::generate::{Event, Source, What};
+use mks2_proto::generate::{Event, Source, TOO_LONG, What};
 use mks2_proto::job::{self, Job, Precision, StageKind};
 use tch::{Device, Tensor};
 use tokio::runtime::Handle;
@@ -40,6 +40,8 @@ pub(crate) struct Speaker {
     pub(crate) positions: usize,
     /// Bytes of a text that may have so few tokens.
     most_bytes: usize,
+    /// Bytes of keys and values that answers may have; none: as [`super::Engine`] chooses.
+    pub(crate) cache_bytes: Option<u64>,
     pub(crate) device: Device,
 }
 
@@ -144,6 +146,7 @@ impl Speaker {
             heads: heads.transpose()?,
             form,
             positions,
+            cache_bytes: None,
             device,
         })
     }
@@ -186,6 +189,7 @@ impl Speaker {
             heads: None,
             form,
             positions,
+            cache_bytes: None,
             device,
         })
     }
@@ -248,7 +252,8 @@ impl Speaker {
     /// The tokens of a prompt that goes on with `choice`, and how many of them, the last ones, are the
     /// choice's. A stage that answers questions is given both as it was trained: the end token behind the
     /// answer is included, and a question that is too long is cut. For others, `separator` stands between them, and space at the end of the prompt
-    /// belongs to what follows: a tokenizer joins it with the next word.
+    /// belongs to what follows: a tokenizer joins it with the next word. Where no token stands before a choice, the
+    /// begin token does, or else the end token, as in lm-evaluation-harness: something must predict it.
     ///
     /// # Errors
     /// When the stage's templates want more than question and answer, or the tokenizer refuses.
@@ -275,8 +280,16 @@ impl Speaker {
         let text = prompt.text();
         let context = text.trim_end();
         let rest = &text[context.len()..];
-        let whole = self.presented(&[context, rest, separator, choice].concat())?;
-        let own = whole.len().saturating_sub(self.presented(context)?.len());
+        let mut whole = self.presented(&[context, rest, separator, choice].concat())?;
+        let mut before = self.presented(context)?.len();
+        if before == 0 {
+            let prefix = self.encoder.prefix();
+            if whole.first() != Some(&prefix) {
+                whole.insert(0, prefix);
+            }
+            before = 1;
+        }
+        let own = whole.len().saturating_sub(before);
         Ok((whole, own.max(1)))
     }
 
@@ -298,7 +311,7 @@ impl Speaker {
     /// A prompt of this size is.
     pub(super) fn too_long(&self, size: &str) -> Failure {
         refused(
-            format!("the prompt is too long: {size}"),
+            format!("{TOO_LONG}: {size}"),
             format!(
                 "the model has positions for {} tokens of text, the answer included",
                 self.positions
@@ -320,14 +333,14 @@ impl Speaker {
         Ok(to_tokens(&ids))
     }
 
-    /// The text of tokens.
+    /// The text of tokens, special ones included.
     ///
     /// # Errors
     /// When the model has no such token.
     pub(super) fn detokenize(&self, tokens: &[u32]) -> Result<String, Failure> {
         limited(tokens.len())?;
         self.known(tokens)?;
-        self.encoder.plain(tokens)
+        self.encoder.verbatim(tokens)
     }
 
     fn known(&self, tokens: &[u32]) -> Result<Vec<i64>, Failure> {
@@ -346,9 +359,8 @@ impl Speaker {
     ///
     /// # Errors
     /// When the model cannot see.
-    pub(super) fn look(&self, pictures: &[Vec<u8>]) -> Result<Tensor, Failure> {
-        let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-        self.eyes()?.look(&pictures, self.device)
+    pub(super) fn look(&self, pictures: &[&[u8]]) -> Result<Tensor, Failure> {
+        self.eyes()?.look(pictures, self.device)
     }
 
     /// A picture's file as the encoder wants it: RGB bytes of a square.
@@ -408,3 +420,6 @@ fn limited(count: usize) -> Result<(), Failure> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,7 @@ fn opening(batch: u32) -> Opening {
         precision: None,
         threads: 1,
         batch,
+        cache_bytes: None,
     }
 }
 
@@ -52,7 +53,14 @@ type Answer = (String, Vec<u32>, End);
 
 /// The answers by prompt, and those that were refused.
 fn answers(batch: u32, prompts: &[Prompt]) -> (BTreeMap<u64, Answer>, BTreeMap<u64, Words>) {
-    let mut lines = vec![json!(opening(batch))];
+    answers_of(&opening(batch), prompts)
+}
+
+fn answers_of(
+    opening: &Opening,
+    prompts: &[Prompt],
+) -> (BTreeMap<u64, Answer>, BTreeMap<u64, Words>) {
+    let mut lines = vec![json!(opening)];
     lines.extend(
         prompts
             .iter()
@@ -130,6 +138,50 @@ fn answers_are_those_of_transformers_however_many_are_given_side_by_side() {
     }
 }
 
+/// A conversation in which there may be keys and values of so many positions.
+fn with_room(positions: u64) -> Opening {
+    let config = std::fs::read(model().join("config.json")).expect("there");
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    let number = |name: &str| config[name].as_u64().expect("a number");
+    let head = number("hidden_size") / number("num_attention_heads");
+    let elements = 2 * number("num_hidden_layers") * number("num_key_value_heads") * head;
+    Opening {
+        cache_bytes: Some(positions * elements * 4),
+        ..opening(64)
+    }
+}
+
+#[test]
+fn with_little_room_answers_wait_for_each_other_and_are_the_same() {
+    let texts = expected();
+    let prompts: Vec<Prompt> = (0..)
+        .zip(&texts)
+        .map(|(id, (text, _))| Prompt {
+            // To the last position.
+            max_tokens: (id % 2 == 0).then_some(12),
+            ..prompt(id, text)
+        })
+        .collect();
+    let (right, _) = answers(64, &prompts);
+    for positions in [128, 200] {
+        let (found, refused) = answers_of(&with_room(positions), &prompts);
+        assert!(refused.is_empty(), "{refused:?}");
+        assert_eq!(found, right, "{positions} positions");
+    }
+}
+
+#[test]
+fn what_there_can_never_be_room_for_is_refused() {
+    let long = prompt(1, &"fox ".repeat(12));
+    let prompts = [prompt(0, "the"), long, prompt(2, "a picture")];
+    let (found, refused) = answers_of(&with_room(12), &prompts);
+    assert_eq!(found.keys().copied().collect::<Vec<_>>(), [0, 2]);
+    assert!(refused[&1].why.contains("12 positions"), "{refused:?}");
+    assert!(refused[&1].cure.contains("--cache-bytes"), "{refused:?}");
+    // As where the model has no more positions.
+    assert_eq!(found[&0].2, End::Length);
+}
+
 #[test]
 fn a_seed_decides_what_is_drawn_whatever_is_drawn_beside_it() {
     let drawn = |id, seed| Prompt {
@@ -166,6 +218,87 @@ fn stop_texts_and_the_largest_number_of_tokens_end_an_answer() {
     assert_eq!(found[&0].2, End::Stop);
     assert_eq!(found[&1].1, tokens[..3]);
     assert_eq!(found[&1].2, End::Length);
+}
+
+#[test]
+fn a_special_token_ends_an_answer_where_it_is_a_stop_text() {
+    let drawn = |seed, stop: &[&str]| Prompt {
+        sampling: Sampling {
+            temperature: 3.0,
+            seed,
+            ..Sampling::default()
+        },
+        stop: stop.iter().map(|&stop| stop.to_owned()).collect(),
+        max_tokens: Some(100),
+        ..prompt(seed, "the red fox")
+    };
+    let prompts: Vec<Prompt> = (0..32).map(|seed| drawn(seed, &[])).collect();
+    let (all, _) = answers(32, &prompts);
+    const BEGIN: u32 = 0;
+    let found = all.iter().find_map(|(seed, (_, tokens, _))| {
+        let at = tokens.iter().position(|token| *token == BEGIN)?;
+        Some((*seed, &tokens[..at]))
+    });
+    let (seed, before) = found.expect("one of them has a begin token");
+    let (found, _) = answers(1, &[drawn(seed, &["<|begin|>", "never said"])]);
+    let (_, tokens, end) = &found[&seed];
+    assert_eq!((tokens.as_slice(), *end), (before, End::Stop));
+}
+
+/// The text of an echo with its answer, and the scores of all tokens.
+fn echoed(what: What) -> (String, u32, Vec<Scored>) {
+    let asked = Prompt {
+        what,
+        echo: true,
+        score: Some(Score {
+            prompt: u32::MAX,
+            top: 0,
+        }),
+        ..prompt(0, "")
+    };
+    let lines = [json!(opening(1)), json!(Ask::Prompt(asked))];
+    let (events, ended) = conversation(&lines);
+    ended.expect("a good conversation");
+    let mut all = String::new();
+    for event in events {
+        match event {
+            Event::Text { text, .. } => all += &text,
+            Event::Done {
+                prompt_tokens,
+                scores,
+                ..
+            } => return (all, prompt_tokens, scores),
+            _ => {}
+        }
+    }
+    panic!("no end");
+}
+
+#[test]
+fn offsets_say_where_tokens_stand_in_the_text() {
+    let given = "a 🐳 naïve fox";
+    let (text, prompt_tokens, scores) = echoed(What::Text(given.into()));
+    let characters: Vec<char> = text.chars().collect();
+    let ids: Vec<u32> = scores.iter().map(|one| one.token.id).collect();
+    for scored in &scores {
+        let said = &scored.token.text;
+        // Special tokens and parts of characters are called by their names.
+        if said.chars().all(|c| c.is_ascii_lowercase() || c == ' ') {
+            let there = &characters[scored.offset as usize..];
+            let found: String = there.iter().take(said.chars().count()).collect();
+            assert_eq!(&found, said);
+        }
+    }
+    let border = given.chars().count() as u32;
+    let of_answer = scores.iter().map(|one| one.offset >= border);
+    let wanted = (0..scores.len()).map(|at| at >= prompt_tokens as usize);
+    assert!(of_answer.eq(wanted), "{scores:?}");
+    // The same as tokens, with a special one at their end.
+    let mut tokens = ids[..prompt_tokens as usize].to_vec();
+    tokens.push(0);
+    let (_, _, scores) = echoed(What::Tokens(tokens));
+    let prompt = scores.iter().filter(|one| one.offset < border).count();
+    assert_eq!(prompt, prompt_tokens as usize + 1);
 }
 
 #[test]

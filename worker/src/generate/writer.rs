@@ -22,6 +22,8 @@ pub(super) struct Writer<'a> {
     known: usize,
     /// Text that may be the beginning of a stop text.
     held: String,
+    /// Characters that have come, those that are held back and those of a stop text included.
+    characters: u32,
     is_over: bool,
 }
 
@@ -37,6 +39,7 @@ impl<'a> Writer<'a> {
             known: ids.len(),
             ids,
             held: String::new(),
+            characters: 0,
             is_over: false,
         }
     }
@@ -54,6 +57,8 @@ impl<'a> Writer<'a> {
         }
         self.from = self.known;
         self.known = self.ids.len();
+        let characters = u32::try_from(new.chars().count()).unwrap_or(u32::MAX);
+        self.characters = self.characters.saturating_add(characters);
         self.held.push_str(&new);
         Ok(self.release())
     }
@@ -61,6 +66,11 @@ impl<'a> Writer<'a> {
     /// What makes text of tokens.
     pub(super) fn encoder(&self) -> &'a TextEncoder {
         self.encoder
+    }
+
+    /// Characters of the tokens, as far as they are whole.
+    pub(super) fn characters(&self) -> u32 {
+        self.characters
     }
 
     /// Whether a stop text has come.

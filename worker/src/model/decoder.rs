@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::attention::AttentionShape;
 use super::block::{Pass, SecondHalves, Stack, StackShape, States, look_up};
-use super::cache::{Cache, Wanted};
+use super::cache::{Cache, Parked, Wanted};
 use super::ops::linear;
 use super::rotary::Turns;
 use super::weights::expect_shape;
@@ -77,6 +77,32 @@ impl Decoder {
     /// If a shape does not fit, or a block is asked for that does not exist.
     pub fn forward<'m>(&'m self, h_btd: &Tensor, pass: &Pass<'_, 'm>) -> Result<States> {
         self.stack.forward(h_btd, pass)
+    }
+
+    /// An empty cache for at most so many rows times positions.
+    pub fn cache(&self, most: i64) -> Cache {
+        self.stack.cache(most, (self.kind, self.embedding.device()))
+    }
+
+    /// Bytes of keys and values that a position has.
+    pub fn position_bytes(&self) -> u64 {
+        self.stack.kept_elements().unsigned_abs() * self.kind.elt_size_in_bytes() as u64
+    }
+
+    /// Makes room in `cache` for so many rows with so many positions, before anything is computed.
+    ///
+    /// # Errors
+    /// When there may not be so much, or there is no memory for it. The rows stay as they are.
+    pub fn make_room(&self, cache: &mut Cache, rows: usize, positions: i64) -> Result<()> {
+        self.stack.make_room(cache, rows, positions)
+    }
+
+    /// Brings a row back that was parked; it is the last one.
+    ///
+    /// # Errors
+    /// As [`Decoder::make_room`].
+    pub fn resume(&self, parked: &Parked, cache: &mut Cache) -> Result<()> {
+        self.stack.resume(parked, cache)
     }
 
     /// Reads new rows of input embeddings `h_btd`, padded on the right behind `lengths`, into

@@ -38,6 +38,16 @@ pub enum ModelError {
         /// Memories named.
         expected: usize,
     },
+    /// There is no memory for the keys and values of answers.
+    #[error("{rows} rows with {positions} positions each: {why}")]
+    NoRoom {
+        /// Answers side by side.
+        rows: i64,
+        /// Positions of each.
+        positions: i64,
+        /// What is in the way.
+        why: String,
+    },
 }
 
 /// Result of a model's function.
@@ -51,6 +61,11 @@ impl From<ModelError> for Failure {
                 "the model cannot be built",
                 why,
                 "check `extra_blocks`, `adapter_blocks`, `router_blocks` and `memories` in the job file",
+            ),
+            ModelError::NoRoom { .. } => Self::environment(
+                "there is no memory for the keys and values of the answer",
+                why,
+                "ask for less side by side (--batch, --cache-bytes), or shorten the prompt",
             ),
             ModelError::Missing { .. } | ModelError::Shape { .. } => Self::checkpoint(
                 "the model cannot be built from these weights",

@@ -57,8 +57,11 @@ impl TextEncoder {
                 opening.len()
             )));
         }
+        let begin = files.begin.as_ref();
+        let begin = begin.and_then(|text| tokenizer.token_to_id(text));
         Ok(Self {
             opening,
+            prefix: begin.map_or(end, i64::from),
             tokenizer,
             max_tokens,
             vocab_size,

@@ -70,9 +70,9 @@ pub(super) fn measure(
         batch: measurement.batch,
     };
     let shares = blocks.shares(items.len(), &mut |block| {
-        let numbered = || block.clone().zip(&items[block.clone()]);
-        let files = numbered().map(|(number, item)| measurement.picture(number, &item.file));
-        let files = files.collect::<Result<Vec<_>, _>>()?;
+        let numbered = block.clone().zip(&items[block.clone()]);
+        let files = numbered.map(|(number, item)| (number, item.file.as_str()));
+        let files = measurement.pictures(files)?;
         let captions = caption.write(measurement.speaker, &files)?.into_iter();
         let tokens = captions
             .zip(block.clone())

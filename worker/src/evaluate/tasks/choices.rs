@@ -89,7 +89,8 @@ fn score(
     for (answer, number) in answers.into_iter().zip(owners) {
         let answer = answer.map_err(|failure| measurement.named(number, failure))?;
         let mut scores = answer.scores.iter();
-        let sum: f64 = scores.clone().filter_map(|one| one.token.logprob).sum();
+        let sum: Option<f64> = scores.clone().map(|one| one.token.logprob).sum();
+        let sum = sum.ok_or_else(|| measurement.named(number, unpredicted()))?;
         let is_likeliest =
             scores.all(|one| one.top.first().is_some_and(|top| top.id == one.token.id));
         counts.extend([sum, f64::from(is_likeliest)]);
@@ -98,6 +99,15 @@ fn score(
         counts,
         features: Vec::new(),
     })
+}
+
+/// A choice that cannot be compared with others.
+fn unpredicted() -> Failure {
+    Failure::data(
+        "a choice has no likelihood",
+        "nothing stands before its first token",
+        "give the task a prompt, or choices that are not empty",
+    )
 }
 
 /// A text of which the last tokens are scored.

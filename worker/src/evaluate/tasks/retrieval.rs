@@ -98,8 +98,9 @@ fn features(
 ) -> Result<Share, Failure> {
     let speaker = measurement.speaker;
     let (mut pictures, mut texts) = (Vec::new(), Vec::new());
-    for (number, item) in (first..).zip(items) {
-        let file = measurement.picture(number, &item.file)?;
+    let files = (first..).zip(items.iter().map(|item| item.file.as_str()));
+    let files = measurement.pictures(files)?;
+    for (number, (item, file)) in (first..).zip(items.iter().zip(files)) {
         let square = speaker.picture(&file);
         pictures.push(square.map_err(|failure| measurement.named(number, failure))?);
         for caption in &item.captions {

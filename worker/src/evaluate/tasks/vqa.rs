@@ -22,9 +22,10 @@ pub(super) fn measure(
 ) -> Result<Found, Setback> {
     measurement.must_see()?;
     let shares = blocks.shares(items.len(), &mut |block| {
-        let numbered = (0..).zip(block.clone().zip(&items[block.clone()]));
-        let prompts = numbered.map(|(id, (number, item))| {
-            let file = measurement.picture(number, &item.file)?;
+        let own = &items[block.clone()];
+        let files = block.clone().zip(own.iter().map(|item| item.file.as_str()));
+        let files = measurement.pictures(files)?;
+        let prompts = (0..).zip(own.iter().zip(files)).map(|(id, (item, file))| {
             Ok(Prompt {
                 id,
                 what: question(settings, item)?,
@@ -45,7 +46,8 @@ pub(super) fn measure(
     for (number, (item, tokens)) in items.iter().zip(decode(&shares)).enumerate() {
         let answer = measurement.speaker.encoder.decode(&tokens)?;
         let score = accuracy(&answer, &item.answers);
-        samples.push(sample(number, item, &answer, score));
+        let asked = question(settings, item)?;
+        samples.push(sample(number, item, (asked.text(), &answer), score));
         scores.push(score);
     }
     Ok(Found {
@@ -67,16 +69,40 @@ fn question(settings: &Vqa, item: &Asked) -> Result<What, Failure> {
     })
 }
 
-fn sample(number: usize, item: &Asked, answer: &str, score: f64) -> Value {
+/// An item with what was asked and answered.
+fn sample(number: usize, item: &Asked, (asked, answer): (&str, &str), score: f64) -> Value {
     json!({
         "doc_id": number,
         "doc": {"id": item.key, "question": item.question, "file": item.file},
         "target": item.answers,
-        "arguments": [[item.question]],
+        "arguments": [[asked]],
         "resps": [[answer]],
         "filtered_resps": [normalised(answer)],
         "filter": "none",
         "metrics": ["vqa_accuracy"],
         "vqa_accuracy": score,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_has_the_question_as_it_was_put() {
+        let settings: Vqa = serde_json::from_value(json!({
+            "data": "q.json", "annotations": "a.json", "images": ".", "prompt": "Q: {question} A:",
+        }))
+        .expect("settings");
+        let item = Asked {
+            key: "1".into(),
+            question: "what?".into(),
+            file: "1.png".into(),
+            answers: vec!["a fox".into()],
+        };
+        let asked = question(&settings, &item).expect("a prompt");
+        let sample = sample(0, &item, (asked.text(), "fox"), 0.0);
+        assert_eq!(sample["arguments"], json!([["Q: what? A:"]]));
+        assert_eq!(sample["doc"]["question"], "what?");
+    }
 }

@@ -30,7 +30,7 @@ fn goes_on_as_at_once(decoder: &Decoder, second: SecondHalves<'_>) {
     // Beyond the room that there is at first.
     let whole = text(ROOM as usize + 9);
     let right = at_once(decoder, second, &whole);
-    let mut cache = Cache::default();
+    let mut cache = decoder.cache(i64::MAX);
     let read = |cache: &mut Cache, lengths: &[i64]| {
         let longest = *lengths.iter().max().expect("a row");
         let ids_t = Tensor::from_slice(&whole[..longest as usize]);
@@ -101,7 +101,7 @@ fn rows_of_the_wrong_shape_are_refused() {
     let job = job("");
     let weights = weights(&job);
     let decoder = Decoder::new(&job.model.decoder, VOCAB, &weights).expect("a decoder");
-    let mut cache = Cache::default();
+    let mut cache = decoder.cache(i64::MAX);
     let h_btd = Tensor::zeros([2, 4, 24], (Kind::Float, Device::Cpu));
     for lengths in [vec![4], vec![4, 5], vec![0, 4]] {
         let read = decoder.read(
@@ -126,4 +126,75 @@ fn rows_of_the_wrong_shape_are_refused() {
             .advance(&h_b1d, SecondHalves::Mlp, &mut cache)
             .is_err()
     );
+}
+
+/// A decoder, and a cache of it for so many positions, with rows of these lengths.
+fn with_rows(most: i64, lengths: &[i64]) -> (Decoder, Cache) {
+    let job = job("");
+    let decoder = Decoder::new(&job.model.decoder, VOCAB, &weights(&job)).expect("a decoder");
+    let mut cache = decoder.cache(most);
+    for length in lengths {
+        let _ = add(&decoder, &mut cache, *length).expect("read");
+    }
+    (decoder, cache)
+}
+
+fn add(decoder: &Decoder, cache: &mut Cache, length: i64) -> Result<Tensor> {
+    let ids_1t = Tensor::from_slice(&text(length as usize)).unsqueeze(0);
+    let h_1td = decoder.embed(&ids_1t).expect("embedded");
+    tch::no_grad(|| decoder.read(&h_1td, &[length], (SecondHalves::Mlp, Wanted::Last), cache))
+}
+
+#[test]
+fn a_long_row_takes_no_more_than_there_may_be_and_gives_it_back() {
+    let (decoder, mut cache) = with_rows(2000, &[5, 6, 7, 8, 9, 10]);
+    assert!(cache.may_have(7, 285) && !cache.may_have(7, 286));
+    // Beside the short ones there is no room for it; nothing happens to them.
+    let error = add(&decoder, &mut cache, 600).expect_err("too long");
+    assert!(
+        error.to_string().contains("2000 positions in all"),
+        "{error}"
+    );
+    assert_eq!((cache.rows(), cache.room), (6, (6, ROOM)));
+    for _ in 0..5 {
+        cache.remove(0);
+    }
+    let _ = add(&decoder, &mut cache, 600).expect("there is room now");
+    // A power of two more would be beyond what there may be.
+    assert_eq!(cache.room, (2, 1000));
+    assert_eq!(cache.blocks[0][0].size()[..2], [2, 1000]);
+    cache.remove(1);
+    assert_eq!(cache.blocks[2][1].size()[1], ROOM);
+    assert_eq!(cache.longest(), 6);
+    // An empty one stays as it is until something else comes: often, that is as long.
+    let _ = add(&decoder, &mut cache, 300).expect("read");
+    cache.remove(0);
+    cache.remove(0);
+    assert_eq!(cache.room, (2, 512));
+    let _ = add(&decoder, &mut cache, 5).expect("read");
+    assert_eq!(cache.room, (2, ROOM));
+}
+
+#[test]
+fn a_row_that_was_away_goes_on_as_if_it_had_not_been() {
+    let (decoder, mut cache) = with_rows(400, &[5, 70, 9]);
+    let next = |cache: &mut Cache| {
+        let ids: Vec<i64> = (0..cache.rows()).map(|row| cache.length(row)).collect();
+        let h_b1d = decoder.embed(
+            &Tensor::from_slice(&ids)
+                .remainder(i64::from(VOCAB))
+                .unsqueeze(1),
+        );
+        let advanced = decoder.advance(&h_b1d.expect("embedded"), SecondHalves::Mlp, cache);
+        tch::no_grad(|| advanced.expect("computed"))
+    };
+    let (_, mut beside) = with_rows(400, &[5, 70, 9]);
+    let parked = cache.park(1).expect("parked");
+    assert_eq!((parked.length(), cache.rows(), cache.longest()), (70, 2, 9));
+    decoder.resume(&parked, &mut cache).expect("it is back");
+    let (found, right) = (next(&mut cache), next(&mut beside));
+    // The last row has taken its place.
+    for (row, was) in [(0, 0), (1, 2), (2, 1)] {
+        close(&found.get(row), &right.get(was), "a row");
+    }
 }
