@@ -155,6 +155,7 @@ mod tests {
         let own = TextEncoder::train(&["a text".to_owned()], 300, 16).expect("trained");
         let written = |other_ends: &[u32]| {
             let files = TokenizerFiles {
+                begin: None,
                 json: own.to_json().expect("JSON").into(),
                 end: EndToken::Numbered(2),
                 other_ends: other_ends.to_vec(),
