@@ -58,6 +58,8 @@ const GRACE: Duration = Duration::from_secs(3);
 const JOIN_LIMIT: Duration = Duration::from_secs(300);
 /// How long the coordinator is given to tell a worker's own words before its log is read.
 const LAST_WORDS: Duration = Duration::from_millis(700);
+/// How long it may take to write down the end of a run, after a worker that ended well has told it.
+const LAST_ENTRY: Duration = Duration::from_secs(10);
 /// How long the process of a worker that was lost is given to end, so that its end can be told too.
 const LAST_BREATH: Duration = Duration::from_millis(300);
 /// How long the journal is given to end properly when the launcher ends the run.

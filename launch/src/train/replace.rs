@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::fleet::{Exit, Fleet};
 use super::supervise::{Fate, Supervisor};
-use super::{FAREWELL, Follow, LAST_WORDS, is_over, resume_words};
+use super::{FAREWELL, Follow, LAST_ENTRY, LAST_WORDS, is_over, resume_words};
 
 impl Follow<'_> {
     /// Another process for one that ended, if the run wants it.
@@ -49,7 +49,11 @@ impl Follow<'_> {
         }
         // The coordinator waits for workers, and nobody will start any: unless it has an end of
         // its own to tell.
-        let over = tokio::time::timeout(LAST_WORDS, watch.wait_for(is_over));
+        let patience = match exit.status.success() {
+            true => LAST_ENTRY,
+            false => LAST_WORDS,
+        };
+        let over = tokio::time::timeout(patience, watch.wait_for(is_over));
         if over.await.is_ok() {
             return Ok(());
         }

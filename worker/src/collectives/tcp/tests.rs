@@ -15,7 +15,7 @@ fn local() -> SocketAddr {
 }
 
 /// What happens at once happens within this, also where the machine is busy; the limits are longer.
-const AT_ONCE: Duration = Duration::from_secs(10);
+const AT_ONCE: Duration = Duration::from_secs(60);
 
 /// Waits until it is so.
 #[track_caller]
@@ -36,8 +36,8 @@ fn meet(came: &AtomicUsize, count: usize) {
 
 fn limits(shared_memory: bool) -> Limits {
     Limits {
-        connect: Duration::from_secs(20),
-        silence: Duration::from_secs(20),
+        connect: Duration::from_secs(60),
+        silence: Duration::from_secs(120),
         shared_memory,
         ..Limits::default()
     }
