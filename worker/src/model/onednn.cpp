@@ -71,8 +71,11 @@ struct Linear : torch::autograd::Function<Linear> {
     }
     if (saved[0].defined()) {
       const Tensor dy_om = padded(dy_mo).t(), x_im = padded(as_rows(saved[0])).t();
-      // oneDNN reads the right factor as it lies; the left one is copied, so let it be the smaller.
-      dw = dy_om.size(0) <= x_im.size(0) ? product(dy_om, x_im) : product(x_im, dy_om).t();
+      // The left factor is copied, so let it be the smaller. In bf16 libtorch's own product is oneDNN's too, and copies
+      // none.
+      dw = dy_om.scalar_type() != at::kFloat  ? dy_om.mm(x_im.t())
+          : dy_om.size(0) <= x_im.size(0) ? product(dy_om, x_im)
+                                          : product(x_im, dy_om).t();
     }
     if (context->saved_data["is_biased"].toBool() && context->needs_input_grad(2)) {
       db = dy_mo.sum(0);

@@ -1,12 +1,14 @@
-//! Products in fp32 by oneDNN instead of MKL, to which libtorch gives them.
+//! Products by oneDNN.
 //!
 //! ```text
 //! y = x W^T + b          dx = dy W          dW = dy^T x          db = sum(dy)
 //! ```
 //!
-//! MKL keeps AVX-512 to Intel's processors, and packs the whole matrix anew for each product. oneDNN, which is
-//! also a part of libtorch, takes what a processor has. Its operator for tensors as they lie has no gradient; that
-//! is in `onednn.cpp`, since only C++ can add an operation to libtorch's graph.
+//! libtorch gives those in fp32 to MKL, which keeps AVX-512 to Intel's processors and packs the whole matrix anew for
+//! each product. oneDNN, which is also a part of libtorch, takes what a processor has. In bf16 it multiplies in any
+//! case, but keeps what it has compiled for every number of rows. Its operator for tensors as they lie has no
+//! gradient; that is in `onednn.cpp`, since only C++ can add an operation to libtorch's graph, and there rows are
+//! padded to few numbers.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_void};
@@ -33,20 +35,29 @@ unsafe extern "C" {
     ) -> *mut c_void;
 }
 
-/// `x W^T + b` over the last dimension; none where it is left to libtorch: small products, another kind than fp32,
-/// GPUs, and processors on which MKL is as fast but for a large frozen matrix.
+/// Whether oneDNN multiplies in bf16 on this processor, as libtorch has it do.
+static HAS_BF16: LazyLock<bool> = LazyLock::new(|| {
+    let one = Tensor::ones([1, 1], (Kind::BFloat16, Device::Cpu));
+    cfg!(target_arch = "x86_64") && product(&one, &one, None).is_ok()
+});
+
+/// `x W^T + b` over the last dimension; none where it is left to libtorch: on GPUs, in other kinds, and in fp32
+/// small products, and those on processors on which MKL is as fast but for a large frozen matrix.
 pub(super) fn linear(x: &Tensor, weight_oi: &Tensor, bias: Option<&Tensor>) -> Option<Tensor> {
-    let is_plain = |tensor: &Tensor| tensor.device() == Device::Cpu && tensor.kind() == Kind::Float;
-    let outputs = weight_oi.size().first().copied().unwrap_or(0) as usize;
-    let is_frozen = !x.requires_grad() && !weight_oi.requires_grad();
-    let pays = match *IS_FASTER {
-        true => x.numel() * outputs >= SMALL,
-        false => is_frozen && weight_oi.numel() > CACHED && x.numel() > 0,
-    };
-    if !pays || !is_plain(x) || !is_plain(weight_oi) || !tch::utils::has_mkldnn() {
+    let kind = x.kind();
+    let is_alike = |tensor: &Tensor| tensor.device() == Device::Cpu && tensor.kind() == kind;
+    if !is_alike(x) || !is_alike(weight_oi) || x.numel() == 0 || !tch::utils::has_mkldnn() {
         return None;
     }
-    product(x, weight_oi, bias).ok()
+    let outputs = weight_oi.size().first().copied().unwrap_or(0) as usize;
+    let is_frozen = !x.requires_grad() && !weight_oi.requires_grad();
+    let pays = match kind {
+        Kind::Float if *IS_FASTER => x.numel() * outputs >= SMALL,
+        Kind::Float => is_frozen && weight_oi.numel() > CACHED,
+        Kind::BFloat16 => *HAS_BF16,
+        _ => false,
+    };
+    pays.then(|| product(x, weight_oi, bias).ok()).flatten()
 }
 
 /// The same, whatever pays.
@@ -98,6 +109,14 @@ mod tests {
     use super::*;
     use crate::generator::normal;
 
+    /// The largest error that a kind may have, relative to the largest number.
+    fn tolerance(kind: Kind) -> f64 {
+        match kind {
+            Kind::BFloat16 => 1e-2,
+            _ => 1e-5,
+        }
+    }
+
     /// What each way gives: the product, and the gradients of its square's sum at what requires one.
     fn both(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> [(Tensor, Vec<Tensor>); 2] {
         let leaves: Vec<&Tensor> = [Some(x), Some(weight), bias]
@@ -120,9 +139,29 @@ mod tests {
     }
 
     fn assert_close(ours: &Tensor, right: &Tensor) {
-        assert_eq!(ours.size(), right.size());
+        assert_eq!((ours.size(), ours.kind()), (right.size(), right.kind()));
         let error = (ours - right).abs().max() / right.abs().max();
-        assert!(error.double_value(&[]) < 1e-5, "{error:?}");
+        let error = error.double_value(&[]);
+        assert!(error < tolerance(right.kind()), "{error:e}");
+    }
+
+    fn assert_all_close(kind: Kind, [rows, outputs, inputs]: [i64; 3]) {
+        for trained in 0..8 {
+            let leaf = |seed: i64, shape: &[i64]| {
+                let leaf = normal(seed, shape, Device::Cpu).to_kind(kind);
+                leaf.set_requires_grad(trained >> seed & 1 == 1)
+            };
+            let x = leaf(0, &[2, rows, inputs]);
+            let (weight, bias) = (leaf(1, &[outputs, inputs]), leaf(2, &[outputs]));
+            for bias in [None, Some(&bias)] {
+                let [(ours, our_gradients), (right, gradients)] = both(&x, &weight, bias);
+                assert_close(&ours, &right);
+                assert_eq!(our_gradients.len(), gradients.len());
+                for (ours, right) in our_gradients.iter().zip(&gradients) {
+                    assert_close(ours, right);
+                }
+            }
+        }
     }
 
     #[test]
@@ -130,22 +169,10 @@ mod tests {
         if !tch::utils::has_mkldnn() {
             return;
         }
-        for (rows, outputs, inputs) in [(1, 1, 1), (3, 5, 7), (40, 8, 96), (41, 96, 8)] {
-            for trained in 0..8 {
-                let leaf = |seed: i64, shape: &[i64]| {
-                    normal(seed, shape, Device::Cpu).set_requires_grad(trained >> seed & 1 == 1)
-                };
-                let x = leaf(0, &[2, rows, inputs]);
-                let weight = leaf(1, &[outputs, inputs]);
-                let bias = leaf(2, &[outputs]);
-                for bias in [None, Some(&bias)] {
-                    let [(ours, our_gradients), (right, gradients)] = both(&x, &weight, bias);
-                    assert_close(&ours, &right);
-                    assert_eq!(our_gradients.len(), gradients.len());
-                    for (ours, right) in our_gradients.iter().zip(&gradients) {
-                        assert_close(ours, right);
-                    }
-                }
+        let kinds = [Kind::Float, Kind::BFloat16];
+        for kind in kinds.iter().take(if *HAS_BF16 { 2 } else { 1 }) {
+            for sizes in [[1, 1, 1], [3, 5, 7], [40, 8, 96], [41, 96, 8]] {
+                assert_all_close(*kind, sizes);
             }
         }
     }
