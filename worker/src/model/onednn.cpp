@@ -36,18 +36,21 @@ Tensor padded(const Tensor& x_mi) {
   return missing == 0 ? x_mi : at::constant_pad_nd(x_mi, {0, 0, 0, missing});
 }
 
-// x W^T (+ bias) over the last dimension of x, which has `sizes`; its rows are `x_mi`.
+// x W^T (+ bias) over the last dimension of x, which has `sizes`; its rows are those of `x_mi`, which is padded.
 Tensor linear(
     const Tensor& x_mi, const Tensor& weight_oi, at::IntArrayRef sizes, const std::optional<Tensor>& bias = std::nullopt) {
   // What is returned is no view of anything that the graph knows.
   const at::AutoDispatchBelowADInplaceOrView below;
   auto wanted = sizes.vec();
   wanted.back() = weight_oi.size(0);
-  return product(padded(x_mi), weight_oi, bias).narrow(0, 0, x_mi.size(0)).view(wanted);
+  const int64_t rows = c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
+  return product(x_mi, weight_oi, bias).narrow(0, 0, rows).view(wanted);
 }
 
-Tensor as_rows(const Tensor& x) {
-  return x.reshape({-1, x.size(-1)});
+// The rows of x, padded; oneDNN takes no rows that lie on each other, as those of an expanded tensor do.
+Tensor padded_rows(const Tensor& x) {
+  const Tensor x_mi = x.reshape({-1, x.size(-1)});
+  return padded(x_mi.is_non_overlapping_and_dense() ? x_mi : x_mi.contiguous());
 }
 
 struct Linear : torch::autograd::Function<Linear> {
@@ -58,19 +61,19 @@ struct Linear : torch::autograd::Function<Linear> {
         {weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()});
     context->saved_data["sizes"] = x.sizes();
     context->saved_data["is_biased"] = bias.has_value();
-    return linear(as_rows(x), weight, x.sizes(), bias);
+    return linear(padded_rows(x), weight, x.sizes(), bias);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const auto saved = context->get_saved_variables();
     const auto sizes = context->saved_data["sizes"].toIntVector();
-    const Tensor dy_mo = as_rows(gradients[0]);
+    const Tensor dy_mo = padded_rows(gradients[0]);
     Tensor dx, dw, db;
     if (saved[1].defined()) {
       dx = linear(dy_mo, saved[1].t(), sizes);
     }
     if (saved[0].defined()) {
-      const Tensor dy_om = padded(dy_mo).t(), x_im = padded(as_rows(saved[0])).t();
+      const Tensor dy_om = dy_mo.t(), x_im = padded_rows(saved[0]).t();
       // The left factor is copied, so let it be the smaller. In bf16 libtorch's own product is oneDNN's too, and copies
       // none.
       dw = dy_om.scalar_type() != at::kFloat  ? dy_om.mm(x_im.t())

@@ -131,7 +131,11 @@ mod tests {
                 true => vec![],
                 false => {
                     let loss = y.square().sum(Kind::Float);
-                    Tensor::run_backward(&[loss], &leaves, false, false)
+                    let mut found = Tensor::run_backward(&[loss], &leaves, true, false);
+                    // The gradient of a sum is one number, seen from everywhere.
+                    let sum = y.sum(Kind::Float);
+                    found.extend(Tensor::run_backward(&[sum], &leaves, false, false));
+                    found
                 }
             };
             (y.detach(), gradients)

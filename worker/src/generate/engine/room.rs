@@ -42,7 +42,11 @@ impl Engine<'_> {
         if !self.parked.is_empty() {
             return ready;
         }
-        let mut longest = self.cache.longest();
+        let mut longest = match self.answers.is_empty() {
+            true => 0,
+            // They go on, too.
+            false => self.cache.longest() + 1,
+        };
         while let Some(one) = self.waiting.front() {
             // With some room to go on, lest it be parked at once.
             longest = longest.max(one.length + (one.most as i64).min(ROOM));
@@ -55,19 +59,27 @@ impl Engine<'_> {
         ready
     }
 
-    /// There is less memory than there may be: these begin one by one, as long as it is enough.
+    /// There is less memory than there may be: the first of these begins alone. If it cannot, it waits for the
+    /// answers that are under way, and is refused where there are none.
     pub(super) fn begin_with_less(
         &mut self,
         mut ready: Vec<Ready>,
         failure: Failure,
     ) -> Result<Vec<Event>, Failure> {
-        if ready.len() == 1 {
-            let refused = ready.pop().map(|one| refusal(one.prompt.id, &failure));
-            return Ok(refused.into_iter().collect());
+        let others = ready.split_off(1);
+        let was_alone = others.is_empty();
+        for other in others.into_iter().rev() {
+            self.waiting.push_front(other);
+        }
+        if !was_alone {
+            return self.begin(ready);
         }
         let mut events = Vec::new();
         for one in ready {
-            events.extend(self.begin(vec![one])?);
+            match self.answers.is_empty() {
+                true => events.push(refusal(one.prompt.id, &failure)),
+                false => self.waiting.push_front(one),
+            }
         }
         Ok(events)
     }
@@ -82,6 +94,10 @@ impl Engine<'_> {
             }
             match self.speaker.decoder.resume(&parked, &mut self.cache) {
                 Ok(()) => self.answers.push(answer),
+                Err(_) if !self.answers.is_empty() => {
+                    self.parked.push_front((answer, parked));
+                    break;
+                }
                 Err(error) => events.push(refusal(answer.id, &error.into())),
             }
         }
@@ -99,11 +115,10 @@ impl Engine<'_> {
             let decoder = &self.speaker.decoder;
             match decoder.make_room(&mut self.cache, rows, positions) {
                 Ok(()) => break,
+                Err(_) if rows > 1 => self.park_youngest(&mut events),
                 Err(error) => {
-                    let longest = (0..rows).max_by_key(|row| self.cache.length(*row));
-                    let row = longest.unwrap_or_default();
-                    let answer = self.answers.swap_remove(row);
-                    self.cache.remove(row);
+                    let answer = self.answers.swap_remove(0);
+                    self.cache.remove(0);
                     events.push(refusal(answer.id, &error.into()));
                 }
             }
