@@ -12,6 +12,15 @@ pub struct BadId {
     text: String,
 }
 
+/// Letters of a digest.
+pub const DIGEST: usize = 64;
+
+/// Whether this is a blake3 digest as it is written everywhere: [`DIGEST`] hexadecimal digits, lower case.
+#[must_use]
+pub fn is_digest(text: &str) -> bool {
+    text.len() == DIGEST && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// Identifiers become parts of object paths, so their alphabet is small and they are short.
 fn checked(kind: &'static str, text: &str) -> Result<String, BadId> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -225,6 +234,14 @@ mod tests {
             ids.map(String::from),
             ["b", "worker-0", "worker-2", "worker-10"]
         );
+    }
+
+    #[test]
+    fn digests_have_their_length_and_small_letters() {
+        assert!(is_digest(&"0af9".repeat(16)));
+        for other in ["0af9".repeat(15), "0AF9".repeat(16), "0ag9".repeat(16)] {
+            assert!(!is_digest(&other), "{other}");
+        }
     }
 
     #[test]

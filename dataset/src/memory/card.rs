@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use mks2_proto::ids::is_digest;
 use mks2_proto::job::{MemoryForm, Model, StageKind};
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +22,6 @@ pub const FILE_NAME: &str = "memory.json";
 pub const VERSION: u64 = 1;
 /// Bytes of an fp32 number.
 const FP32: u64 = 4;
-/// Letters of a digest.
-const DIGEST: usize = 64;
 /// Largest header of a part, bytes.
 const MOST_HEADER: u64 = 8 << 20;
 /// Longest text of a card, bytes.
@@ -351,11 +350,7 @@ pub(super) fn path_of(digest: &str) -> String {
 impl Part {
     fn check(&self) -> Result<(), String> {
         let (path, digest) = (&self.path, &self.digest);
-        let is_digest = digest.len() == DIGEST
-            && digest
-                .bytes()
-                .all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
-        if !is_digest || *path != path_of(digest) {
+        if !is_digest(digest) || *path != path_of(digest) {
             return Err(format!(
                 "a part is called {path:?}, and not the name of its content: parts/<blake3>.safetensors"
             ));

@@ -5,6 +5,7 @@ use mks2_coordinator::ledger::{Course, Leg};
 use mks2_dataset::reader::Corpus;
 use mks2_dataset::row::Row;
 use mks2_proto::failure::Failure;
+use mks2_proto::ids::is_digest;
 use mks2_proto::job::{Job, StageKind};
 use serde::Serialize;
 
@@ -98,11 +99,10 @@ async fn find(
             found.push((name.clone(), corpus.read_row(index).await?));
         }
     }
-    let is_digest = meant.len() == 64 && meant.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !found.is_empty() || !is_digest {
+    let digest = meant.to_ascii_lowercase();
+    if !found.is_empty() || !is_digest(&digest) {
         return Ok(found);
     }
-    let digest = meant.to_ascii_lowercase();
     for (name, corpus) in corpora.iter() {
         output.note(&format!(
             "looking through {} of corpus '{name}'",

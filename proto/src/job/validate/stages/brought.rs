@@ -1,11 +1,9 @@
 //! Rules of stages that bring weights from elsewhere, and of what others build on them.
 
 use super::{Check, Rules};
+use crate::ids::{DIGEST, is_digest};
 use crate::job::{Attach, Experts, Job, Pretrained, Stage, StageKind};
 use crate::params::RESERVED_EXPERT_NAMES;
-
-/// Letters of a digest.
-const DIGEST: usize = 64;
 
 /// `[model.memories]` speaks of memories that there are.
 pub(super) fn shapes(job: &Job, rules: &mut Rules) {
@@ -192,10 +190,6 @@ impl Check<'_> {
         }
         ancestors
     }
-}
-
-fn is_digest(id: &str) -> bool {
-    id.len() == DIGEST && id.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Whether what the stage leaves can be shown pictures.
