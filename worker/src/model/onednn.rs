@@ -170,22 +170,17 @@ mod tests {
 
     #[test]
     fn it_has_the_product_and_the_gradients_of_libtorch() {
-        if !tch::utils::has_mkldnn() {
-            return;
-        }
-        let kinds = [Kind::Float, Kind::BFloat16];
-        for kind in kinds.iter().take(if *HAS_BF16 { 2 } else { 1 }) {
-            for sizes in [[1, 1, 1], [3, 5, 7], [40, 8, 96], [41, 96, 8]] {
-                assert_all_close(*kind, sizes);
+        for sizes in [[1, 1, 1], [3, 5, 7], [40, 8, 96], [41, 96, 8]] {
+            assert_all_close(Kind::Float, sizes);
+            match *HAS_BF16 {
+                true => assert_all_close(Kind::BFloat16, sizes),
+                false => eprintln!("SKIPPED: oneDNN does not multiply in bf16 on this processor"),
             }
         }
     }
 
     #[test]
     fn strided_tensors_are_taken_as_they_lie() {
-        if !tch::utils::has_mkldnn() {
-            return;
-        }
         let x = normal(1, &[9, 2, 20], Device::Cpu)
             .transpose(0, 1)
             .set_requires_grad(true);
